@@ -1,0 +1,1 @@
+"""The actors. One folder each: core.py decides (pure), its shells load, decide, save and return messages."""

@@ -1,0 +1,34 @@
+"""[agent] of lakehouse.toml."""
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from schemas.config import EF_CONSTRUCTION_BOUNDS, EF_SEARCH_BOUNDS, M_BOUNDS
+
+Pair = tuple[int, int]
+
+
+class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    enabled: bool = True
+    epsilon: Annotated[float, Meta(ge=0, le=1)] = 0.25
+    """Share of proposals drawn at random from the bounds; the rest step from the champion."""
+    target_recall: Annotated[float, Meta(gt=0, lt=1)] = 0.95
+    """Recall@10 that a new index holds unless it says otherwise."""
+    min_gain: Annotated[float, Meta(ge=0, lt=1)] = 0.05
+    """A challenger must be faster than the champion by this share, with confidence."""
+    max_trials_per_hour: Annotated[int, Meta(ge=0)] = 20
+    max_trials_per_campaign: Annotated[int, Meta(ge=1)] = 6
+    patience: Annotated[int, Meta(ge=1)] = 3
+    """A campaign ends after so many trials in a row without gain."""
+    cooldown_s: float = 300.0
+    """Time between two campaigns of one index."""
+    min_new_rows: int = 1000
+    """Appends smaller than this (since the last tuning) don't set off a campaign."""
+    wake_s: float = 60.0
+    """How often the agent looks for waiting work without being told."""
+    harness_queries: Annotated[int, Meta(ge=10, le=10_000)] = 500
+    m_bounds: Pair = M_BOUNDS
+    ef_construction_bounds: Pair = EF_CONSTRUCTION_BOUNDS
+    ef_search_bounds: Pair = EF_SEARCH_BOUNDS

@@ -1,0 +1,39 @@
+"""What a handler may raise. The runtime alone turns these into ack, nak or dead letter."""
+
+from schemas.events.base import Refusal
+
+
+class Poison(Exception):
+    """The message can never be handled. The daemon puts it into the dead-letter stream with
+    this reason and goes on with the next; an asker gets 400."""
+
+
+class Transient(Exception):
+    """Something outside is not ready. The daemon delivers the message again after `delay_s`;
+    an asker gets 503 with Retry-After."""
+
+    def __init__(self, reason: str, delay_s: float = 1.0) -> None:
+        super().__init__(reason)
+        self.delay_s = delay_s
+
+
+class Conflict(Exception):
+    """A compare-and-set lost its race. Load again and decide again. Unhandled, the daemon
+    delivers the message again at once; an asker gets 409."""
+
+
+class Refused(Exception):
+    """The owner of an asked request said no. Raised by `bus.ask` at the asker."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.reason)
+        self.refusal = refusal
+
+
+class CorruptState(Exception):
+    """Stored state fails its checksum or is of a newer format. The daemon refuses to use or
+    overwrite it; the message names the object and says what to run."""
+
+
+class Unavailable(Exception):
+    """Nobody answers an ask in time, or the bus is down. An asker gets 503."""

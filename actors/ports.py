@@ -1,0 +1,283 @@
+"""What the shells need from outside, as Protocols. The daemon implements them; tests have
+in-memory ones under the same contract suites. No actor sees anything else of the world."""
+
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from actors.base import Origin
+from schemas.documents.base import Document
+from schemas.documents.trial import TrialPoint
+from schemas.events.base import Message, Request
+from schemas.events.dataset import CommitInfo
+from schemas.events.index import EmbedderSpec
+from schemas.names import BucketName, Bytes, IndexName, MessageId, Rows, Sha256, Timestamp
+
+T = TypeVar("T")
+R = TypeVar("R")
+D = TypeVar("D", bound=Document)
+
+ROW = "_row"
+"""Every table's hidden int64 column: a row's number, given once at commit, never used again.
+It is the label of the row in every graph and eval set."""
+
+
+class Clock(Protocol):
+    """Time. Virtual in simulations."""
+
+    def now(self) -> Timestamp: ...
+    def monotonic(self) -> float:
+        """Seconds since some fixed moment."""
+        ...
+
+    async def sleep(self, seconds: float) -> None: ...
+
+
+class Envelope(msgspec.Struct, frozen=True):
+    """A message as a listener sees it."""
+
+    message: Message
+    origin: Origin
+    subject: str
+
+
+class Bus(Protocol):
+    """Messages between actors. Handlers return messages instead of calling `publish`; `ask`
+    and `signal` are what they need within a handler."""
+
+    async def publish(self, message: Message, *, cause: Origin | None = None, id: MessageId | None = None) -> MessageId:
+        """Store an event or command; returns its id once it is durable. The same id twice is
+        one message. Raises Unavailable when no ack came, ValueError when it is too large."""
+        ...
+
+    async def ask(self, request: Request[R], *, cause: Origin | None = None, timeout_s: float = 60.0) -> R:
+        """The owner's reply. A direct call when the owner lives in this process, NATS
+        request/reply otherwise. Raises Refused, Unavailable."""
+        ...
+
+    async def signal(self, message: Message) -> None:
+        """Say something that may be lost (progress). Never raises, never waits for an ack."""
+        ...
+
+    def listen(self, *subjects: str) -> AsyncIterator[Envelope]:
+        """Messages from now on whose subject matches (`lakehouse.evt.>`); an async generator
+        to be closed with `aclosing`. What comes faster than it is read is dropped, oldest first."""
+        ...
+
+
+class Artifact(msgspec.Struct, frozen=True):
+    key: str
+    sha256: Sha256
+    bytes: Bytes
+
+
+class Buckets(Protocol):
+    """Objects in named buckets. Keys are relative, `/`-separated, without `..`. Raises KeyError
+    for an unknown bucket, FileNotFoundError for a missing object, Transient when the store
+    can't be reached."""
+
+    def names(self) -> list[BucketName]: ...
+    async def put(self, bucket: BucketName, key: str, data: bytes, *, overwrite: bool = False) -> Artifact:
+        """Write durably and all at once. Raises FileExistsError unless `overwrite`."""
+        ...
+
+    async def upload(self, bucket: BucketName, key: str, path: Path) -> Artifact:
+        """As `put`, with the content of a local file."""
+        ...
+
+    async def get(self, bucket: BucketName, key: str) -> bytes: ...
+    async def fetch(self, bucket: BucketName, key: str, sha256: Sha256 | None = None) -> Path:
+        """A local, read-only file with the object's content. Raises CorruptState when its
+        checksum isn't `sha256`."""
+        ...
+
+    async def list(self, bucket: BucketName, prefix: str) -> list[str]: ...
+    async def delete(self, bucket: BucketName, key: str) -> None:
+        """A missing object is no error."""
+        ...
+
+    async def delete_prefix(self, bucket: BucketName, prefix: str) -> None: ...
+
+
+class Registry(Protocol):
+    """Documents whose heads move by compare-and-set. Kind and name are the key: kind is the
+    document class's tag."""
+
+    async def load(self, kind: type[D], name: str) -> tuple[D, int] | None:
+        """The document and its revision, or None. Raises CorruptState."""
+        ...
+
+    async def save(self, name: str, document: D, *, expected: int | None, bucket: BucketName = "primary") -> int:
+        """Write the revision durably, then move the head from `expected` (None: there is none
+        yet). Returns the new revision. Raises Conflict."""
+        ...
+
+    async def delete(self, kind: type[D], name: str, *, expected: int | None = None) -> None:
+        """Remove the head. A missing one is no error."""
+        ...
+
+    async def all(self, kind: type[D]) -> list[tuple[str, D, int]]:
+        """Every document of a kind: name, value, revision, by name."""
+        ...
+
+
+class TableRef(msgspec.Struct, frozen=True):
+    bucket: BucketName
+    path: str  # within the bucket
+
+
+class TableState(msgspec.Struct, frozen=True):
+    version: int
+    rows: Rows
+    next_row: int  # the _row that the next appended row gets
+    bytes: Bytes
+    schema: Any  # pyarrow.Schema, without _row
+
+
+class Tables(Protocol):
+    """Tables of Parquet files with atomic commits, versions and time travel."""
+
+    async def state(self, table: TableRef, version: int | None = None) -> TableState | None:
+        """The newest state, or that at `version`; None when there is no such table."""
+        ...
+
+    async def commit(
+        self,
+        table: TableRef,
+        batches: Iterable[pa.RecordBatch],
+        note: CommitInfo,
+        *,
+        remove: Collection[int] | NDArray[np.int64] = (),
+        replace: bool = False,
+        schema: pa.Schema | None = None,
+    ) -> TableState:
+        """One atomic commit: take rows `remove` (by _row) out, or all of them with `replace`,
+        and add `batches`, which get consecutive _row. `batches` is consumed in a thread and in
+        bounded memory; if it raises, nothing is visible. A second commit with the same
+        `note.message` does nothing and returns the state after the first. `note.version`,
+        `note.time` and `note.rows` are filled in here. The table is made when it is missing
+        (`schema` is needed when there may be no batch). Raises ValueError when a batch's
+        schema doesn't fit the table's, Transient on a full disk."""
+        ...
+
+    async def read(
+        self,
+        table: TableRef,
+        columns: Sequence[str] | None = None,
+        *,
+        version: int | None = None,
+        min_row: int | None = None,
+        rows: NDArray[np.int64] | None = None,
+    ) -> pa.Table:
+        """Rows ordered by _row, which is a column of the result. `rows` picks by _row,
+        `min_row` takes those from it on. Raises FileNotFoundError for a missing table."""
+        ...
+
+    async def match(self, table: TableRef, predicate: str, *, version: int | None = None) -> NDArray[np.int64]:
+        """_row of the rows that a SQL predicate over the table's columns holds for, ascending.
+        Raises ValueError with the engine's words when it can't be read or isn't a predicate.
+        The predicate can reach nothing but the table."""
+        ...
+
+    async def history(self, table: TableRef, limit: int = 50) -> list[CommitInfo]:
+        """Commits, newest first."""
+        ...
+
+    async def drop(self, table: TableRef) -> None: ...
+
+
+class Journal(Protocol):
+    """The trial journal: every measured point, for ever."""
+
+    async def append(self, points: Sequence[TrialPoint]) -> None:
+        """Durable on return. Points of a trial that is there already are not written again."""
+        ...
+
+    async def points(self, index: IndexName) -> list[TrialPoint]:
+        """In the order written."""
+        ...
+
+    async def trial(self, index: IndexName, trial: str) -> list[TrialPoint]:
+        """One trial's points; empty when unknown."""
+        ...
+
+
+class QueryLog(Protocol):
+    """Vectors of sampled live queries, so that an eval set can be made of real ones."""
+
+    async def append(self, index: IndexName, vectors: NDArray[np.float32], times: Sequence[Timestamp]) -> None:
+        """vectors: (n, d) float32."""
+        ...
+
+    async def sample(self, index: IndexName, n: int, seed: int) -> NDArray[np.float32]:
+        """Up to n distinct logged vectors, (m, d) float32, m <= n."""
+        ...
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """An index's vectors at a dataset version, as files that any process can map.
+
+    rows.npy     (n,)    int64, ascending: the _row of each vector
+    vectors.npy  (n, d)  float32, C order; unit length when the metric is cosine
+    """
+
+    version: int
+    rows: int
+    dim: int
+    rows_path: Path
+    vectors_path: Path
+
+
+class Snapshots(Protocol):
+    async def snapshot(self, index: IndexName, version: int | None = None) -> Snapshot:
+        """The newest version that the index's vectors cover, or `version`; built from the
+        tables once, then kept in the cache. Raises FileNotFoundError for an unknown index or
+        when the vectors don't cover `version` yet."""
+        ...
+
+    async def covered(self, index: IndexName) -> int:
+        """The newest dataset version that the index's vectors cover; -1 when none."""
+        ...
+
+    async def forget(self, index: IndexName) -> None:
+        """Remove the cached files of a dropped index."""
+        ...
+
+
+class Compute(Protocol):
+    """The niced worker process. A job is an importable generator function with picklable
+    arguments: what it yields streams back, so progress needs no second channel."""
+
+    def stream(self, job: Callable[..., Iterator[T]], *args: Any) -> AsyncIterator[T]:
+        """Runs the job to its end, one at a time per lane; an async generator to be closed
+        with `aclosing`: closing it kills the job. Raises what the job raised; Transient when the worker died."""
+        ...
+
+
+class Embedder(Protocol):
+    """Text to vectors."""
+
+    dim: int
+    identity: str
+    """Changes whenever the same text could give another vector."""
+
+    async def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """(n, dim) float32, unit length, finite. Raises Transient when the server is away,
+        ValueError when its answer is unusable."""
+        ...
+
+
+class Embedders(Protocol):
+    async def fit(self, spec: EmbedderSpec, texts: AsyncIterator[Sequence[str]]) -> tuple[Embedder, bytes | None]:
+        """An embedder for a new index. The lexical one learns its IDF weights from `texts`
+        and returns its frozen model to be stored; servers return None."""
+        ...
+
+    async def load(self, spec: EmbedderSpec, model: Path | None) -> Embedder:
+        """The embedder of an existing index."""
+        ...

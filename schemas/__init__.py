@@ -1,0 +1,1 @@
+"""The words everyone shares: names, events, documents, HTTP bodies. Imports msgspec only."""

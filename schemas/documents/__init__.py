@@ -1,0 +1,1 @@
+"""What lies in buckets: versioned, checksummed, unknown fields refused."""

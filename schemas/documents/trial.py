@@ -1,0 +1,75 @@
+"""The trial journal: one row per measured point. The table's schema is this struct, field by
+field, so that SQL reads what the agent reads."""
+
+from typing import Literal
+
+import msgspec
+
+from schemas.names import (
+    Bytes,
+    CampaignId,
+    HarnessName,
+    IndexName,
+    MessageId,
+    Micros,
+    Rows,
+    Seconds,
+    Share,
+    Timestamp,
+    TrialId,
+)
+
+Proposer = Literal["grid", "champion", "explore", "exploit", "manual"]
+
+
+class TrialPoint(msgspec.Struct, frozen=True, kw_only=True):
+    """One (graph, ef_search) measured on one eval set. Latencies are one query at a time,
+    one thread. `chosen` marks the point that the trial stands for."""
+
+    trial: TrialId
+    campaign: CampaignId
+    index: IndexName
+    build: str  # identity of the graph: same build, same graph
+    harness: HarnessName
+    dataset_version: int
+    rows: Rows
+    # configuration
+    backend: str = "hnsw"
+    M: int
+    ef_construction: int
+    ef_search: int
+    seed: int
+    # quality, over the eval set's queries
+    queries: int
+    k: int = 10
+    recall: Share  # mean recall@k by ids
+    recall_ties: Share  # mean recall@k by distance ties (ann-benchmarks: distance <= d_k + 1e-3)
+    recall_lower: Share  # one-sided 95 % lower bound on the mean, by ids
+    recall_worst_decile: Share  # mean of the worst tenth of the queries
+    # cost
+    p50_us: Micros
+    p95_us: Micros
+    p99_us: Micros
+    cpu_us: Micros  # CPU time per query
+    # against the champion, interleaved on the same queries; None when it wasn't compared
+    champion_trial: TrialId | None = None
+    champion_ratio: float | None = None  # median of paired latency ratios; < 1 is faster
+    champion_ratio_low: float | None = None  # 95 % confidence interval
+    champion_ratio_high: float | None = None
+    champion_recall_lower: float | None = None
+    # the build
+    build_s: Seconds  # 0 when the graph came from the cache
+    build_cpu_s: Seconds
+    bytes: Bytes
+    library: str  # hnswlib's version and build flag
+    # how it came about
+    chosen: bool = False
+    proposer: Proposer
+    rule: str  # in words: "exploit: champion M 16 + 4"
+    draw: float | None = None  # the random number that decided between explore and exploit
+    journal_rows: int  # rows of this index's journal that the proposal was made from
+    asked_by: str  # "agent", "http", "cli" …
+    trigger: MessageId  # id of the message that set the campaign off
+    trigger_tag: str  # and what it was: "dataset.appended", "autotune.enqueue" …
+    host: str
+    time: Timestamp

@@ -1,0 +1,269 @@
+"""Indexes: made, kept in step with their dataset, searched, swapped generation by generation.
+
+Three shells share them. The catalog (control) decides which generation must exist, the builder
+(work) builds it, every searcher (serve) loads it and swaps the pointer under its readers.
+"""
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from schemas.config import DEFAULT_CONFIG, HnswConfig
+from schemas.events.base import Command, Event, Query, Reply, Request
+from schemas.names import (
+    Backend,
+    BucketName,
+    Bytes,
+    DatasetName,
+    IndexName,
+    MessageId,
+    Metric,
+    Micros,
+    Rows,
+    Seconds,
+    Sha256,
+    Share,
+    Timestamp,
+    TrialId,
+)
+
+Target = Annotated[float, Meta(gt=0, lt=1, description="recall@10 to hold")]
+
+
+class EmbedderSpec(msgspec.Struct, frozen=True):
+    """Which embedder turns a text column into vectors, and where it is reached."""
+
+    kind: Literal["lexical", "ollama", "openai", "none"] = "lexical"
+    model: str = ""  # ollama, openai: the server's model name
+    url: str = ""  # ollama, openai: base URL; default from lakehouse.toml
+    dim: int | None = None  # lexical: 384; others: found at the first call
+
+
+class CreateIndex(Request["IndexInfo"], tag="index.create"):
+    """Make an index over a column. Text is embedded, a vector column is taken as it is."""
+
+    name: IndexName
+    dataset: DatasetName
+    column: str
+    metric: Metric = "cosine"
+    backend: Backend = "hnsw"
+    bucket: BucketName | None = None  # home of its artifacts; default the dataset's
+    target_recall: Target | None = None  # default from [agent]
+    embedder: EmbedderSpec | None = None  # default from [embedding]; "none" for vectors
+    config: HnswConfig = DEFAULT_CONFIG
+
+
+class DropIndex(Request["IndexDropped"], tag="index.drop"):
+    name: IndexName
+
+
+class IndexCreated(Event, tag="index.created"):
+    """An index is known; its first generation is being built."""
+
+    index: IndexName
+    dataset: DatasetName
+    column: str
+
+
+class IndexDropped(Event, tag="index.dropped"):
+    """An index, its generations and its eval sets are gone; its trials stay in the journal."""
+
+    index: IndexName
+
+
+class IndexAppended(Event, tag="index.appended"):
+    """The index's vectors now cover a dataset version: searchers add what is new."""
+
+    index: IndexName
+    dataset: DatasetName
+    version: int  # dataset version covered
+    rows: Rows  # vectors added since the version covered before
+    total_rows: Rows
+    deleted: Rows = 0  # rows that left
+
+
+class BuildGeneration(Command, tag="index.build"):
+    """Build (or take from the graph cache) a graph over the index's vectors."""
+
+    index: IndexName
+    generation: int
+    config: HnswConfig
+    reason: str  # "created", "promoted", "rolled back", "rebuild" …
+    trial: TrialId | None = None
+
+
+class GenerationBuilt(Event, tag="index.built"):
+    """A generation's artifact is durable in the index's bucket; it is not live yet."""
+
+    index: IndexName
+    generation: int
+    config: HnswConfig
+    version: int  # dataset version that the graph covers
+    rows: Rows
+    bytes: Bytes
+    sha256: Sha256
+    key: str  # object key of the graph in the index's bucket
+    build_s: Seconds  # 0 when the graph came from the cache
+    reason: str
+    library: str = ""  # "hnswlib 0.8.0 native": index files of other builds don't interchange
+    trial: TrialId | None = None
+
+
+class GenerationFailed(Event, tag="index.failed"):
+    """A build failed. The live generation goes on serving."""
+
+    index: IndexName
+    generation: int
+    reason: str
+
+
+class GenerationReady(Event, tag="index.ready"):
+    """The head moved: this generation is the one to serve."""
+
+    index: IndexName
+    generation: int
+    config: HnswConfig
+    reason: str
+    trial: TrialId | None = None
+
+
+class GenerationSwapped(Event, tag="index.swapped"):
+    """A searcher put the generation under its readers; no query failed or waited."""
+
+    index: IndexName
+    generation: int
+    config: HnswConfig
+    searcher: str  # which process
+    load_ms: float
+    trial: TrialId | None = None
+
+
+class Hit(msgspec.Struct, frozen=True):
+    id: str | int
+    distance: float
+    columns: dict[str, Any] = {}
+
+
+class Step(msgspec.Struct, frozen=True):
+    """One step of a query and its time."""
+
+    name: str  # embed, filter, graph, exact, fresh, fetch
+    us: Micros
+    note: str = ""
+
+
+class Explanation(msgspec.Struct, frozen=True):
+    generation: int
+    config: HnswConfig
+    strategy: Literal["graph", "filtered_graph", "exact"]
+    ef_search: int
+    rows: Rows
+    matching_rows: Rows | None  # of the filter
+    steps: list[Step]
+
+
+class SearchResult(Reply, tag="search.result"):
+    """Per query: hits by ascending distance. `queries` has one entry per vector asked."""
+
+    index: IndexName
+    generation: int
+    queries: list[list[Hit]]
+    took_us: Micros
+    explain: Explanation | None = None
+
+
+class Search(Query[SearchResult], tag="search.query"):
+    """k nearest rows. Exactly one of text, vector, vectors."""
+
+    index: IndexName
+    text: str | None = None
+    vector: list[float] | None = None
+    vectors: list[list[float]] | None = None
+    k: Annotated[int, Meta(ge=1, le=1000)] = 10
+    ef_search: Annotated[int, Meta(ge=1, le=4000)] | None = None  # default: the live configuration's
+    filter: str | None = None  # SQL predicate over the dataset's columns
+    columns: list[str] | None = None  # default: every column but vectors
+    explain: bool = False
+
+
+class LiveRecall(msgspec.Struct, frozen=True):
+    """Recall@10 of sampled live queries against exact search on the same rows."""
+
+    samples: int
+    mean: Share
+    lower: Share  # one-sided 95 % bounds on the mean
+    upper: Share
+    since: Timestamp
+
+
+class IndexInfo(Reply, tag="index.info"):
+    index: IndexName
+    dataset: DatasetName
+    column: str
+    metric: Metric
+    backend: Backend
+    bucket: BucketName
+    target_recall: Share
+    embedder: EmbedderSpec
+    dim: int
+    state: Literal["building", "ready", "failed"]
+    generation: int  # 0 while the first is being built
+    config: HnswConfig
+    version: int  # dataset version its vectors cover
+    rows: Rows
+    reason: str = ""  # of "failed"
+
+
+class IndexList(Reply, tag="index.list"):
+    indexes: list[IndexInfo]
+
+
+class GetIndex(Query[IndexInfo], tag="index.get"):
+    name: IndexName
+
+
+class ListIndexes(Query[IndexList], tag="index.list_all"):
+    pass
+
+
+class IndexStats(Reply, tag="index.stats_reply"):
+    """What the searcher knows of an index now. `loaded` is False after a memory eviction."""
+
+    index: IndexName
+    loaded: bool
+    generation: int
+    config: HnswConfig
+    rows: Rows
+    fresh_rows: Rows  # searched exactly until the graph has taken them in
+    deleted: Rows  # marked in the graph
+    bytes: Bytes
+    queries: int  # since start
+    live_recall: LiveRecall | None = None
+
+
+class GetIndexStats(Query[IndexStats], tag="search.stats"):
+    name: IndexName
+
+
+class RecallDrifted(Event, tag="recall.drifted"):
+    """Live recall is below target with confidence: its upper bound is under the target."""
+
+    index: IndexName
+    generation: int
+    target: Share
+    recall: LiveRecall
+    trial: TrialId | None = None  # the promotion that was live
+
+
+class RebuildIndex(Request["RebuildQueued"], tag="index.rebuild"):
+    """Build the live configuration again over today's rows."""
+
+    index: IndexName
+    reason: str = "asked"
+
+
+class RebuildQueued(Reply, tag="index.rebuild_queued"):
+    index: IndexName
+    generation: int
+    cause: MessageId = ""

@@ -1,0 +1,31 @@
+"""Validated names and units.
+
+Every name that becomes a path, a subject or a key is checked here once, at the border, by
+msgspec; no other module escapes or sanitises names.
+"""
+
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+_NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"
+
+BucketName = Annotated[str, Meta(pattern=_NAME, description="bucket: a-z 0-9 _ -, at most 63")]
+DatasetName = Annotated[str, Meta(pattern=_NAME, description="dataset: a-z 0-9 _ -, at most 63")]
+IndexName = Annotated[str, Meta(pattern=_NAME, description="index: a-z 0-9 _ -, at most 63")]
+HarnessName = Annotated[str, Meta(pattern=_NAME, description="eval set: a-z 0-9 _ -, at most 63")]
+TrialId = Annotated[str, Meta(pattern=r"^[a-z0-9-]{1,64}$", description="one trial, one build")]
+CampaignId = Annotated[str, Meta(pattern=r"^[a-z0-9-]{1,64}$", description="one tuning run")]
+MessageId = Annotated[str, Meta(min_length=1, max_length=128, description="id of a bus message")]
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+
+Micros = Annotated[float, Meta(ge=0, description="microseconds")]
+Seconds = Annotated[float, Meta(ge=0, description="seconds")]
+Bytes = Annotated[int, Meta(ge=0, description="bytes")]
+Rows = Annotated[int, Meta(ge=0, description="number of rows")]
+Share = Annotated[float, Meta(ge=0, le=1, description="a share of one: recall, selectivity")]
+Timestamp = Annotated[float, Meta(ge=0, description="seconds since the Unix epoch, UTC")]
+
+Metric = Literal["cosine", "ip", "l2"]
+Backend = Literal["hnsw"]
+Objective = Literal["cost_first", "recall_first"]
