@@ -12,6 +12,7 @@ Pair = tuple[int, int]
 
 class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     enabled: bool = True
+    """False: nothing is tuned unless it is asked for."""
     epsilon: Annotated[float, Meta(ge=0, le=1)] = 0.25
     """Share of proposals drawn at random from the bounds; the rest step from the champion."""
     target_recall: Annotated[float, Meta(gt=0, lt=1)] = 0.95
@@ -19,7 +20,9 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     min_gain: Annotated[float, Meta(ge=0, lt=1)] = 0.05
     """A challenger must be faster than the champion by this share, with confidence."""
     max_trials_per_hour: Annotated[int, Meta(ge=0)] = 20
+    """Trials that the agent starts by itself, over all indexes."""
     max_trials_per_campaign: Annotated[int, Meta(ge=1)] = 6
+    """Builds that one campaign may take."""
     patience: Annotated[int, Meta(ge=1)] = 3
     """A campaign ends after so many trials in a row without gain."""
     cooldown_s: float = 300.0
@@ -29,6 +32,10 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     wake_s: float = 60.0
     """How often the agent looks for waiting work without being told."""
     harness_queries: Annotated[int, Meta(ge=10, le=10_000)] = 500
+    """Queries of an eval set that is made for an index that has none."""
     m_bounds: Pair = M_BOUNDS
+    """Lowest and highest M that is proposed."""
     ef_construction_bounds: Pair = EF_CONSTRUCTION_BOUNDS
+    """Lowest and highest ef_construction that is proposed."""
     ef_search_bounds: Pair = EF_SEARCH_BOUNDS
+    """Lowest and highest ef_search that is measured."""
