@@ -24,6 +24,7 @@ class PromotionEntry(msgspec.Struct, frozen=True, kw_only=True):
     generation: int | None = None  # filled in when the index serves it
     ended: Timestamp | None = None  # when it stopped being current
     ended_reason: str = ""
+    ended_by: MessageId | None = None  # the message that ended it
 
 
 class PromotionDocument(Document, frozen=True, kw_only=True, tag="promotion"):

@@ -52,6 +52,7 @@ class PromotionState(Reply, tag="promotion.state"):
     index: IndexName
     current: PromotionEntry | None
     history: list[PromotionEntry]  # newest first, at most 50
+    rolled_back: list[PromotionEntry] = []  # newest first: what was taken back, and why
 
 
 class GetPromoted(Query[PromotionState], tag="promotion.get"):
@@ -61,12 +62,12 @@ class GetPromoted(Query[PromotionState], tag="promotion.get"):
 class WhyLink(msgspec.Struct, frozen=True):
     """One link of the chain from the live configuration back to the data that caused it."""
 
-    what: str  # "promotion", "trial", "proposal", "trigger", "commit", "file"
+    what: str  # "generation", "promotion", "trial", "proposal", "trigger", "index", "commit", "file"
     id: str
     time: Timestamp
     text: str  # one sentence
     facts: dict[str, Any] = {}
-    cause: MessageId = ""
+    cause: MessageId | None = None
 
 
 class WhyChain(Reply, tag="why.chain"):
