@@ -1,13 +1,24 @@
-"""What the agent must still know after a kill: its queue, its running campaigns, its decisions.
-Budget and cooldown are read from the times kept here."""
-
-from typing import Any
+"""What the agent must still know after a kill: its queue, its running campaigns, its decisions,
+and what it last answered to whom. Budget and cooldown are read from the times kept here."""
 
 import msgspec
 
 from schemas.documents.base import Document
-from schemas.events.autotune import Decision, Proposal, QueuedTuning
-from schemas.names import CampaignId, HarnessName, IndexName, MessageId, Objective, Share, Timestamp, TrialId
+from schemas.events.autotune import (
+    AutotuneStarted,
+    Decision,
+    Proposal,
+    QueuedTuning,
+    RunTrial,
+    TuningFinished,
+    TuningQueued,
+)
+from schemas.events.base import Refusal
+from schemas.events.index import RebuildIndex
+from schemas.events.promotion import Promote
+from schemas.names import CampaignId, HarnessName, IndexName, MessageId, Objective, Rows, Share, Timestamp, TrialId
+
+Emitted = RunTrial | Promote | RebuildIndex | TuningQueued | TuningFinished | AutotuneStarted | Refusal
 
 
 class Campaign(msgspec.Struct, frozen=True, kw_only=True):
@@ -23,23 +34,38 @@ class Campaign(msgspec.Struct, frozen=True, kw_only=True):
     target_recall: Share
     objective: Objective
     harness: HarnessName | None = None
-    grid: list[Proposal] = []  # still to run, in order; empty: the ε-greedy rule proposes
+    manual: bool = False  # someone asked: neither the hourly budget nor a cooldown holds it up
+    recalibrate: bool = False  # done once ef holds the target on the live graph, unless `rebuild`
+    grid: list[Proposal] = []  # of a grid campaign: what is still to run, in order
+    grid_given: bool = False  # a grid campaign; otherwise the ε-greedy rule proposes
     running: TrialId | None = None
     running_since: Timestamp | None = None
     running_proposal: Proposal | None = None
-    attempts: int = 0  # deliveries of the running trial that failed
+    attempts: int = 0  # failures in a row
     trials: list[TrialId] = []  # done
-    recalibrated: bool = False  # ef has been swept on the live graph
+    champion_trial: TrialId | None = None  # the live graph at its best ef: what challengers are measured against
+    promoted: TrialId | None = None  # promoted already, before the end of the campaign
+    rebuild: str = ""  # why the live graph has to be built again; empty when it hasn't
     without_gain: int = 0  # trials in a row that changed nothing
-    facts: dict[str, Any] = {}
+
+
+class Answered(msgspec.Struct, frozen=True):
+    """What a message was answered with. Saved together with the state that it changed, so that
+    a redelivery decides nothing twice and a crash before publishing loses nothing."""
+
+    cause: MessageId
+    messages: list[Emitted]
 
 
 class AgentDocument(Document, frozen=True, kw_only=True, tag="agent"):
     """Registry name: "agent". One document, changed by compare-and-set."""
 
     queue: list[QueuedTuning] = []
-    campaigns: list[Campaign] = []  # at most one per index
+    campaigns: list[Campaign] = []  # at most one per index; the first in the list is next
     trial_times: list[Timestamp] = []  # starts within the last hour
     cooldown_until: dict[IndexName, Timestamp] = {}
-    tuned_rows: dict[IndexName, int] = {}  # rows of the index when last tuned
+    changed: dict[IndexName, Rows] = {}  # rows added and deleted since the index was last tuned
+    tuned: dict[IndexName, Timestamp] = {}  # when the index's last campaign ended
+    covered: dict[IndexName, int] = {}  # dataset version that its vectors cover, as last heard
     decisions: list[Decision] = []  # newest first, the last 50
+    answered: list[Answered] = []  # newest first, the last 50

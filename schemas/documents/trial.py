@@ -42,7 +42,8 @@ class TrialPoint(msgspec.Struct, frozen=True, kw_only=True):
     # quality, over the eval set's queries
     queries: int
     k: int = 10
-    recall: Share  # mean recall@k by ids
+    target_recall: Share = 0.0  # what the trial was asked to hold
+    recall: Share  # mean recall@k by ids; a row exactly as far as the k-th counts as one of them
     recall_ties: Share  # mean recall@k by distance ties (ann-benchmarks: distance <= d_k + 1e-3)
     recall_lower: Share  # one-sided 95 % lower bound on the mean, by ids
     recall_worst_decile: Share  # mean of the worst tenth of the queries
@@ -68,6 +69,7 @@ class TrialPoint(msgspec.Struct, frozen=True, kw_only=True):
     rule: str  # in words: "exploit: champion M 16 + 4"
     draw: float | None = None  # the random number that decided between explore and exploit
     journal_rows: int  # rows of this index's journal that the proposal was made from
+    policy: str = ""  # JSON: epsilon, bounds and target of the rule, so that it can be replayed
     asked_by: str  # "agent", "http", "cli" …
     trigger: MessageId  # id of the message that set the campaign off
     trigger_tag: str  # and what it was: "dataset.appended", "autotune.enqueue" …

@@ -80,6 +80,7 @@ class Proposal(msgspec.Struct, frozen=True):
     rule: str
     draw: float | None = None
     journal_rows: int = 0
+    policy: str = ""  # JSON: the settings of the rule that proposed it
     extra_ef: list[int] = []  # further ef_search points to measure (a grid's)
     reuse_live: bool = False  # sweep on the live graph brought up to date; build nothing
 
@@ -109,6 +110,8 @@ class TrialCompleted(Event, tag="trial.completed"):
     best: TrialPoint
     holds_target: bool
     points: int
+    added: Rows = 0  # rows that the live graph lacked (a trial with `reuse_live`)
+    deleted: Rows = 0  # rows of the live graph that are gone
 
 
 class TrialFailed(Event, tag="trial.failed"):
@@ -143,6 +146,8 @@ class QueuedTuning(msgspec.Struct, frozen=True):
     trigger: MessageId
     trigger_tag: str
     time: Timestamp
+    version: int = -1  # waits until the index's vectors cover this dataset version
+    recalibrate: bool = False  # sweep ef on the live graph; build only if a rule says so
 
 
 class TuningQueued(Event, tag="autotune.queued"):
