@@ -1,0 +1,129 @@
+"""The registry: documents whose heads move by compare-and-set. A revision is written durably
+into its bucket first, then the head moves; so a head never points at nothing, and heads can be
+rebuilt from the buckets alone (repair.py). The stored form is in revisions.py.
+"""
+
+from typing import TypeVar, cast
+
+import msgspec
+
+from actors.errors import Conflict, CorruptState
+from actors.ports import Buckets
+from daemon.bus.heads import Heads
+from daemon.storage import revisions
+from daemon.storage.revisions import Head, head_key
+from schemas.documents.base import FORMAT, Document, kind_of_document
+from schemas.names import BucketName, Sha256
+
+D = TypeVar("D", bound=Document)
+
+KEEP_REVISIONS = 20
+PRUNE_EVERY = 10
+
+
+class DocumentRegistry:
+    """The port `Registry`. For tests: `DocumentRegistry(ObjectBuckets({"primary": "memory://"}, tmp_path),
+    MemoryHeads())`."""
+
+    def __init__(self, buckets: Buckets, heads: Heads) -> None:
+        self._buckets = buckets
+        self._heads = heads
+        self._decoded: dict[str, tuple[Sha256, Document]] = {}
+
+    async def load(self, kind: type[D], name: str) -> tuple[D, int] | None:
+        return await self._load(kind, head_key(kind_of_document(kind), name))
+
+    async def save(self, name: str, document: D, *, expected: int | None, bucket: BucketName = "primary") -> int:
+        kind = kind_of_document(type(document))
+        found = await self._head(head_key(kind, name))
+        current = found[0].revision if found and not found[0].deleted else None
+        if current != expected:
+            raise Conflict(f"{kind} {name} is at revision {current}, not {expected}")
+        if found is None:
+            await self._refuse_headless(kind, name, bucket)
+        head, body = revisions.pack(kind, name, found[0].revision + 1 if found else 1, document, bucket)
+        await self._move(head_key(kind, name), head, body, found[1] if found else None)
+        self._decoded[head_key(kind, name)] = (head.sha256, document)
+        if head.revision % PRUNE_EVERY == 0:
+            await self._prune(kind, name, head)
+        return head.revision
+
+    async def delete(self, kind: type[D], name: str, *, expected: int | None = None) -> None:
+        """Writes a tombstone revision, so that a repair doesn't bring the document back."""
+        key = head_key(kind_of_document(kind), name)
+        while True:
+            found = await self._head(key)
+            if found is None or found[0].deleted:
+                return
+            head, revision = found
+            if expected is not None and head.revision != expected:
+                raise Conflict(f"{key} is at revision {head.revision}, not {expected}")
+            tombstone, body = revisions.pack(kind_of_document(kind), name, head.revision + 1, None, head.bucket)
+            try:
+                await self._move(key, tombstone, body, revision)
+            except Conflict:
+                if expected is not None:
+                    raise
+                continue  # someone saved meanwhile: delete that
+            self._decoded.pop(key, None)
+            return
+
+    async def all(self, kind: type[D]) -> list[tuple[str, D, int]]:
+        prefix = head_key(kind_of_document(kind), "")
+        found = []
+        for key in await self._heads.keys(prefix):
+            loaded = await self._load(kind, key)
+            if loaded:
+                found.append((key.removeprefix(prefix), *loaded))
+        return sorted(found, key=lambda item: item[0])
+
+    async def _load(self, kind: type[D], key: str) -> tuple[D, int] | None:
+        found = await self._head(key)
+        if found is None or found[0].deleted:
+            return None
+        head = found[0]
+        cached = self._decoded.get(key)
+        if cached is None or cached[0] != head.sha256:
+            try:
+                body = await self._buckets.get(head.bucket, head.key)
+            except FileNotFoundError as error:
+                raise CorruptState(
+                    f"registry object {head.key} is missing from bucket {head.bucket}; {revisions.REPAIR}"
+                ) from error
+            document = revisions.decode(revisions.unpack(body, head.key), kind, head.key)
+            cached = self._decoded[key] = (head.sha256, document)
+        return cast(D, cached[1]), head.revision
+
+    async def _head(self, key: str) -> tuple[Head, int] | None:
+        found = await self._heads.get(key)
+        if found is None:
+            return None
+        try:
+            head = msgspec.json.decode(found[0], type=Head)
+        except msgspec.DecodeError as error:
+            raise CorruptState(f"head {key} can't be read ({error}); run `lakehouse repair`") from error
+        if head.format > FORMAT:
+            raise revisions.newer_format(head.key, head.format)
+        return head, found[1]
+
+    async def _move(self, key: str, head: Head, body: bytes, expected: int | None) -> None:
+        """Write the revision, then move the head; take the revision away again when another
+        writer won, but never when the outcome is unknown."""
+        await self._buckets.put(head.bucket, head.key, body)
+        try:
+            await self._heads.set(key, msgspec.json.encode(head), expected)
+        except Conflict:
+            await self._buckets.delete(head.bucket, head.key)
+            raise
+
+    async def _refuse_headless(self, kind: str, name: str, bucket: BucketName) -> None:
+        """A document that has revisions but no head has lost it: starting again at revision 1
+        would hide them."""
+        if await self._buckets.list(bucket, revisions.folder(kind, name)):
+            raise CorruptState(f"{kind} {name} has revisions in bucket {bucket} but no head; run `lakehouse repair`")
+
+    async def _prune(self, kind: str, name: str, head: Head) -> None:
+        for key in await self._buckets.list(head.bucket, revisions.folder(kind, name)):
+            match = revisions.KEY.fullmatch(key)
+            if match and int(match["revision"]) <= head.revision - KEEP_REVISIONS:
+                await self._buckets.delete(head.bucket, key)
