@@ -18,8 +18,16 @@ from daemon.bus.heads import Heads, MemoryHeads, NatsHeads
 from daemon.storage.buckets import ObjectBuckets
 from daemon.storage.registry import KEEP_REVISIONS, DocumentRegistry
 from daemon.storage.repair import repair
-from schemas.documents.agent import AgentDocument
-from schemas.documents.promotion import PromotionDocument
+from schemas.documents.base import Document
+
+
+class Counter(Document, frozen=True, kw_only=True, tag="counter"):
+    value: int
+
+
+class Label(Document, frozen=True, kw_only=True, tag="label"):
+    text: str
+
 
 SERVER = Path(sys.executable).with_name("nats-server")
 
@@ -79,10 +87,6 @@ def registry(buckets: ObjectBuckets, heads: Heads) -> DocumentRegistry:
     return DocumentRegistry(buckets, heads)
 
 
-def counter(value: int) -> AgentDocument:
-    return AgentDocument(tuned_rows={"docs": value})
-
-
 def revisions(buckets: ObjectBuckets, bucket: str = "primary") -> list[Path]:
     root = buckets.local_path(bucket, "registry")
     assert root is not None
@@ -90,64 +94,64 @@ def revisions(buckets: ObjectBuckets, bucket: str = "primary") -> list[Path]:
 
 
 async def test_save_and_load(registry: DocumentRegistry) -> None:
-    assert await registry.load(AgentDocument, "agent") is None
-    assert await registry.save("agent", counter(1), expected=None) == 1
-    assert await registry.save("agent", counter(2), expected=1) == 2
-    assert await registry.load(AgentDocument, "agent") == (counter(2), 2)
+    assert await registry.load(Counter, "hits") is None
+    assert await registry.save("hits", Counter(value=1), expected=None) == 1
+    assert await registry.save("hits", Counter(value=2), expected=1) == 2
+    assert await registry.load(Counter, "hits") == (Counter(value=2), 2)
 
 
 async def test_another_process_reads_the_same(registry: DocumentRegistry, buckets: ObjectBuckets, heads: Heads) -> None:
-    await registry.save("agent", counter(1), expected=None)
+    await registry.save("hits", Counter(value=1), expected=None)
     other = DocumentRegistry(buckets, heads)
-    assert await other.load(AgentDocument, "agent") == (counter(1), 1)
-    await other.save("agent", counter(2), expected=1)
-    assert await registry.load(AgentDocument, "agent") == (counter(2), 2)
+    assert await other.load(Counter, "hits") == (Counter(value=1), 1)
+    await other.save("hits", Counter(value=2), expected=1)
+    assert await registry.load(Counter, "hits") == (Counter(value=2), 2)
 
 
 @pytest.mark.parametrize("expected", [None, 1, 3])
 async def test_a_stale_expectation_is_a_conflict(registry: DocumentRegistry, expected: int | None) -> None:
-    await registry.save("agent", counter(1), expected=None)
-    await registry.save("agent", counter(2), expected=1)
+    await registry.save("hits", Counter(value=1), expected=None)
+    await registry.save("hits", Counter(value=2), expected=1)
     with pytest.raises(Conflict):
-        await registry.save("agent", counter(9), expected=expected)
-    assert await registry.load(AgentDocument, "agent") == (counter(2), 2)
+        await registry.save("hits", Counter(value=9), expected=expected)
+    assert await registry.load(Counter, "hits") == (Counter(value=2), 2)
 
 
 async def test_all_of_a_kind_by_name(registry: DocumentRegistry) -> None:
-    await registry.save("zoo", PromotionDocument(index="zoo"), expected=None)
-    await registry.save("docs", PromotionDocument(index="docs"), expected=None, bucket="rescue")
-    await registry.save("agent", counter(1), expected=None)
-    assert await registry.all(PromotionDocument) == [
-        ("docs", PromotionDocument(index="docs"), 1),
-        ("zoo", PromotionDocument(index="zoo"), 1),
+    await registry.save("zoo", Label(text="zoo"), expected=None)
+    await registry.save("docs", Label(text="docs"), expected=None, bucket="rescue")
+    await registry.save("hits", Counter(value=1), expected=None)
+    assert await registry.all(Label) == [
+        ("docs", Label(text="docs"), 1),
+        ("zoo", Label(text="zoo"), 1),
     ]
 
 
 async def test_delete_and_make_again(registry: DocumentRegistry) -> None:
-    await registry.delete(AgentDocument, "agent")
-    await registry.save("agent", counter(1), expected=None)
+    await registry.delete(Counter, "hits")
+    await registry.save("hits", Counter(value=1), expected=None)
     with pytest.raises(Conflict):
-        await registry.delete(AgentDocument, "agent", expected=7)
-    await registry.delete(AgentDocument, "agent", expected=1)
-    await registry.delete(AgentDocument, "agent")
-    assert await registry.load(AgentDocument, "agent") is None
-    assert await registry.all(AgentDocument) == []
-    assert await registry.save("agent", counter(5), expected=None) == 3
-    assert await registry.load(AgentDocument, "agent") == (counter(5), 3)
+        await registry.delete(Counter, "hits", expected=7)
+    await registry.delete(Counter, "hits", expected=1)
+    await registry.delete(Counter, "hits")
+    assert await registry.load(Counter, "hits") is None
+    assert await registry.all(Counter) == []
+    assert await registry.save("hits", Counter(value=5), expected=None) == 3
+    assert await registry.load(Counter, "hits") == (Counter(value=5), 3)
 
 
 async def test_eight_writers_lose_no_increment(
     registry: DocumentRegistry, buckets: ObjectBuckets, heads: Heads
 ) -> None:
-    await registry.save("agent", counter(0), expected=None)
+    await registry.save("hits", Counter(value=0), expected=None)
 
     async def increment(mine: DocumentRegistry) -> None:
         while True:
-            loaded = await mine.load(AgentDocument, "agent")
+            loaded = await mine.load(Counter, "hits")
             assert loaded is not None
             document, revision = loaded
             try:
-                await mine.save("agent", counter(document.tuned_rows["docs"] + 1), expected=revision)
+                await mine.save("hits", Counter(value=document.value + 1), expected=revision)
                 return
             except Conflict:
                 continue
@@ -158,7 +162,7 @@ async def test_eight_writers_lose_no_increment(
             await increment(mine)
 
     await asyncio.gather(*(writer() for _ in range(8)))
-    assert await registry.load(AgentDocument, "agent") == (counter(200), 201)
+    assert await registry.load(Counter, "hits") == (Counter(value=200), 201)
     # the losers took their revisions away again, and old ones are pruned
     numbers = [int(path.name[:8]) for path in revisions(buckets)]
     assert len(numbers) == len(set(numbers)) <= KEEP_REVISIONS + 10
@@ -166,7 +170,7 @@ async def test_eight_writers_lose_no_increment(
 
 
 def flip(path: Path) -> None:
-    path.write_bytes(path.read_bytes().replace(b'"docs":2', b'"docs":7'))
+    path.write_bytes(path.read_bytes().replace(b'"value":2', b'"value":7'))
 
 
 def truncate(path: Path) -> None:
@@ -177,16 +181,16 @@ def truncate(path: Path) -> None:
 async def test_a_damaged_revision_is_refused_then_repaired(
     buckets: ObjectBuckets, heads: Heads, registry: DocumentRegistry, damage: Callable[[Path], None], says: str
 ) -> None:
-    await registry.save("agent", counter(1), expected=None)
-    await registry.save("agent", counter(2), expected=1)
+    await registry.save("hits", Counter(value=1), expected=None)
+    await registry.save("hits", Counter(value=2), expected=1)
     damage(revisions(buckets)[1])
     before = revisions(buckets)[1].read_bytes()
     fresh = DocumentRegistry(buckets, heads)
-    with pytest.raises(CorruptState, match=rf"registry/agent/agent/00000002-\w+\.json {says}.*lakehouse repair"):
-        await fresh.load(AgentDocument, "agent")
+    with pytest.raises(CorruptState, match=rf"registry/counter/hits/00000002-\w+\.json {says}.*lakehouse repair"):
+        await fresh.load(Counter, "hits")
     report = await repair(buckets, heads)
     assert [finding.what for finding in report] == ["bad", "moved"]
-    assert await fresh.load(AgentDocument, "agent") == (counter(1), 1)
+    assert await fresh.load(Counter, "hits") == (Counter(value=1), 1)
     assert revisions(buckets)[1].read_bytes() == before  # evidence stays
     assert await repair(buckets, heads) == []
 
@@ -194,40 +198,40 @@ async def test_a_damaged_revision_is_refused_then_repaired(
 async def test_a_newer_format_is_never_touched(
     buckets: ObjectBuckets, heads: Heads, registry: DocumentRegistry
 ) -> None:
-    await registry.save("agent", counter(1), expected=None)
-    await registry.save("agent", counter(2), expected=1)
+    await registry.save("hits", Counter(value=1), expected=None)
+    await registry.save("hits", Counter(value=2), expected=1)
     newest = revisions(buckets)[1]
     newest.write_bytes(re.sub(rb'"format":1', b'"format":2,"new":true', newest.read_bytes()))
     before = newest.read_bytes()
     fresh = DocumentRegistry(buckets, heads)
     with pytest.raises(CorruptState, match=r"format 2, written by a newer lakehouse.*Upgrade"):
-        await fresh.load(AgentDocument, "agent")
+        await fresh.load(Counter, "hits")
     assert [finding.what for finding in await repair(buckets, heads)] == ["newer"]
     with pytest.raises(CorruptState):
-        await fresh.load(AgentDocument, "agent")
+        await fresh.load(Counter, "hits")
     assert newest.read_bytes() == before
 
 
 async def test_heads_are_rebuilt_from_buckets(buckets: ObjectBuckets, registry: DocumentRegistry) -> None:
     for value in range(1, 4):
-        await registry.save("agent", counter(value), expected=value - 1 or None)
-    await registry.save("docs", PromotionDocument(index="docs"), expected=None, bucket="rescue")
-    await registry.save("gone", PromotionDocument(index="gone"), expected=None)
-    await registry.delete(PromotionDocument, "gone")
+        await registry.save("hits", Counter(value=value), expected=value - 1 or None)
+    await registry.save("docs", Label(text="docs"), expected=None, bucket="rescue")
+    await registry.save("gone", Label(text="gone"), expected=None)
+    await registry.delete(Label, "gone")
     lost = MemoryHeads()
     rebuilt = DocumentRegistry(buckets, lost)
     with pytest.raises(CorruptState, match="no head; run `lakehouse repair`"):
-        await rebuilt.save("agent", counter(9), expected=None)
+        await rebuilt.save("hits", Counter(value=9), expected=None)
     report = await repair(buckets, lost)
     assert [(finding.document, finding.what) for finding in report] == [
-        ("agent agent", "moved"),
-        ("promotion docs", "moved"),
-        ("promotion gone", "moved"),
+        ("counter hits", "moved"),
+        ("label docs", "moved"),
+        ("label gone", "moved"),
     ]
-    assert await rebuilt.load(AgentDocument, "agent") == (counter(3), 3)
-    assert await rebuilt.load(PromotionDocument, "docs") == (PromotionDocument(index="docs"), 1)
-    assert await rebuilt.load(PromotionDocument, "gone") is None
-    assert await rebuilt.save("agent", counter(4), expected=3) == 4
+    assert await rebuilt.load(Counter, "hits") == (Counter(value=3), 3)
+    assert await rebuilt.load(Label, "docs") == (Label(text="docs"), 1)
+    assert await rebuilt.load(Label, "gone") is None
+    assert await rebuilt.save("hits", Counter(value=4), expected=3) == 4
 
 
 async def test_a_lost_answer_keeps_the_revision(buckets: ObjectBuckets) -> None:
@@ -240,16 +244,16 @@ async def test_a_lost_answer_keeps_the_revision(buckets: ObjectBuckets) -> None:
 
     heads = Deaf()
     with pytest.raises(Transient):
-        await DocumentRegistry(buckets, heads).save("agent", counter(1), expected=None)
-    assert await DocumentRegistry(buckets, heads).load(AgentDocument, "agent") == (counter(1), 1)
+        await DocumentRegistry(buckets, heads).save("hits", Counter(value=1), expected=None)
+    assert await DocumentRegistry(buckets, heads).load(Counter, "hits") == (Counter(value=1), 1)
 
 
 async def test_a_missing_object_is_corrupt_state(
     buckets: ObjectBuckets, registry: DocumentRegistry, heads: Heads
 ) -> None:
-    await registry.save("agent", counter(1), expected=None)
+    await registry.save("hits", Counter(value=1), expected=None)
     for path in revisions(buckets):
         path.unlink()
     with pytest.raises(CorruptState, match="is missing from bucket primary"):
-        await DocumentRegistry(buckets, heads).load(AgentDocument, "agent")
+        await DocumentRegistry(buckets, heads).load(Counter, "hits")
     assert [finding.what for finding in await repair(buckets, heads)] == ["bad", "lost"]
