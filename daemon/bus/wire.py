@@ -1,0 +1,90 @@
+"""How a message lies on the wire: JSON body, subject from its type, the rest in headers.
+
+Headers are `Nats-Msg-Id`, `Lakehouse-Cause` and `Lakehouse-Time`; each may be missing, so that
+`nats pub lakehouse.cmd.autotune.enqueue '{"index":"docs"}'` works. No transport lives here.
+"""
+
+import contextlib
+import hashlib
+from collections.abc import Mapping
+from typing import Any, TypeVar, Union
+
+import msgspec
+
+from actors.base import Origin
+from actors.errors import Poison
+from schemas.events.base import Message, Reply, concrete, kind_of, subject_of
+from schemas.names import MessageId, Timestamp
+
+M = TypeVar("M", bound=Message)
+Headers = Mapping[str, str]
+
+ID = "Nats-Msg-Id"
+CAUSE = "Lakehouse-Cause"
+TIME = "Lakehouse-Time"
+
+HEADROOM = 4096
+"""Bytes of the server's max_payload that headers may need: a message with headers over it
+closes the nats-py client for good."""
+
+_encoder = msgspec.json.Encoder()
+_decoders: dict[Any, msgspec.json.Decoder[Any]] = {}
+_by_subject: dict[str, type[Message]] = {}
+
+
+def encode(message: Message) -> bytes:
+    """The JSON body, with the tag as `type`."""
+    return _encoder.encode(message)
+
+
+def decode(kind: type[M], body: bytes) -> M:
+    """The message in a body; unknown fields are tolerated. Raises Poison with what is wrong."""
+    return decode_any((kind,), body)  # type: ignore[return-value]
+
+
+def decode_any(kinds: tuple[type[Message], ...], body: bytes) -> Message:
+    """As `decode`, for a body that is one of several types; its `type` field says which."""
+    decoder = _decoders.get(kinds)
+    if decoder is None:
+        decoder = _decoders[kinds] = msgspec.json.Decoder(Union[kinds])  # noqa: UP007
+    try:
+        return decoder.decode(body)  # type: ignore[no-any-return]
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Poison(f"not a {' or '.join(str(kind.__struct_config__.tag) for kind in kinds)}: {error}") from error
+
+
+def type_of(subject: str) -> type[Message] | None:
+    """The message type that travels on a subject, or None."""
+    if subject not in _by_subject:
+        _by_subject.update((subject_of(kind), kind) for kind in concrete() if kind_of(kind) is not Reply)
+    return _by_subject.get(subject)
+
+
+def headers_of(origin: Origin) -> dict[str, str]:
+    return {ID: origin.id, CAUSE: origin.cause, TIME: repr(origin.time)}
+
+
+def origin_of(headers: Headers | None, id: MessageId, time: Timestamp, delivery: int = 1) -> Origin:
+    """Read the headers; `id` and `time` stand in where they are missing or unreadable."""
+    headers = headers or {}
+    id = headers.get(ID) or id
+    with contextlib.suppress(ValueError):
+        time = float(headers.get(TIME, time))
+    return Origin(id=id, cause=headers.get(CAUSE) or id, time=time, delivery=delivery)
+
+
+def derived_id(cause: MessageId, *parts: object) -> MessageId:
+    """The id of a message that a handler returned: the same at every delivery of its cause."""
+    text = "\n".join([cause, *map(str, parts)])
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def matches(pattern: str, subject: str) -> bool:
+    """Whether a subject matches a pattern with `*` (one token) and a final `>` (one or more)."""
+    wanted, given = pattern.split("."), subject.split(".")
+    if wanted[-1] == ">":
+        wanted = wanted[:-1]
+        if len(given) <= len(wanted):
+            return False
+        given = given[: len(wanted)]
+    return len(wanted) == len(given) and all(w in ("*", g) for w, g in zip(wanted, given, strict=True))
