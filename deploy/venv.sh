@@ -38,9 +38,9 @@ need_packages() {
 
 python=$(find_python)
 cpu=$(grep -m1 -E '^(flags|Features)' /proc/cpuinfo 2>/dev/null | sum; "$python" -V; pwd)
-wanted=$( (echo "$cpu"; cat "$pins" requirements-build.txt requirements-hnswlib.txt pyproject.toml) | sum)
-stamp=.venv/.made-from-$tools
-if [ -x .venv/bin/lakehouse ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
+wanted=$( (echo "$cpu"; cat requirements*.txt pyproject.toml) | sum)
+made() { [ "$(cat ".venv/.made-$1" 2>/dev/null)" = "$wanted" ]; }
+if [ -x .venv/bin/lakehouse ] && { made "$tools" || made dev; }; then
   exit 0
 fi
 
@@ -79,6 +79,5 @@ if [ "$(cat .venv/.hnswlib-built-for 2>/dev/null)" != "$cpu" ]; then
 fi
 
 "${install[@]}" --no-deps --no-build-isolation -e .
-printf '%s' "$wanted" > "$stamp"
-[ "$tools" = run ] || rm -f .venv/.made-from-run
+printf '%s' "$wanted" > ".venv/.made-$tools"
 say ".venv is ready"

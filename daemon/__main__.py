@@ -1,0 +1,5 @@
+"""`python -m daemon` is `lakehouse`."""
+
+from daemon.cli import main
+
+main()

@@ -1,0 +1,193 @@
+"""Commands about data: files in, datasets listed, shown, dropped."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import App, Parameter
+
+from daemon.cli.client import Client, segment
+from daemon.cli.connection import Connection
+from daemon.cli.errors import WRONG_USE, CliError
+from daemon.cli.output import Json, console, moment, print_facts, print_json, print_json_line, print_table, size
+
+app = App(name="datasets", help="List, show or drop datasets.")
+
+
+def ingest(
+    files: Annotated[list[str], Parameter(name="FILE", negative="")],
+    /,
+    *,
+    dataset: str,
+    id_column: Annotated[str | None, Parameter(name=["--id", "--id-column"])] = None,
+    vector_column: str | None = None,
+    mode: Literal["append", "upsert", "replace"] = "append",
+    format: Literal["csv", "jsonl", "parquet", "arrow"] | None = None,
+    bucket: str | None = None,
+    on_server: Annotated[bool, Parameter(negative="")] = False,
+    follow: Annotated[bool, Parameter(negative="")] = False,
+    json: Json = False,
+    to: Connection = Connection(),
+) -> None:
+    """Read files into a dataset, making it when it is new.
+
+    Parameters
+    ----------
+    files
+        CSV, JSON lines, Parquet or Arrow files.
+    dataset
+        Where the rows go.
+    id_column
+        Column that identifies a row; default a hash of its content.
+    vector_column
+        Column of vectors; default every list of floats.
+    mode
+        append, upsert (the same id replaces) or replace (all rows before go).
+    format
+        What the files are; default by their names.
+    bucket
+        Home of a new dataset; default primary.
+    on_server
+        FILE is a path on the daemon's machine, inside [ingest] allowed_roots: nothing is uploaded.
+    follow
+        Afterwards print what the daemon does with the rows, until Ctrl-C.
+    """
+    client = Client(to)
+    given = {
+        "dataset": dataset,
+        "id_column": id_column,
+        "vector_column": vector_column,
+        "mode": mode,
+        "format": format,
+        "bucket": bucket,
+    }
+    fields = {name: value for name, value in given.items() if value is not None}
+    if not on_server:
+        for missing in (file for file in files if not Path(file).is_file()):
+            raise CliError(f"{missing} is no file.", "--on-server reads a path of the daemon's machine", WRONG_USE)
+    for file in files:
+        if on_server:
+            report = client.post("/ingest/file", {**fields, "path": file})
+        else:
+            report = _upload(client, fields, Path(file))
+        if json:
+            print_json_line(report)
+        else:
+            _print_report(file, report)
+    if follow:
+        from daemon.cli.watching import follow_events
+
+        follow_events(client, ">", as_json=json)
+
+
+def _upload(client: Client, fields: dict[str, str], file: Path) -> Any:
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=_stderr(), transient=True) as bar:
+        task = bar.add_task(file.name, total=None)
+
+        def sent(done: int, total: int) -> None:
+            phase = file.name if done < total else f"{file.name}: the daemon reads the rows"
+            bar.update(task, completed=done, total=total, description=phase)
+
+        return client.upload("/ingest/file", fields, file, sent)
+
+
+def _stderr() -> Any:
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def _print_report(file: str, report: dict[str, Any]) -> None:
+    rejected = f", {report['rejected']:,} set aside" if report["rejected"] else ""
+    console.print(
+        f"{file}: {report['rows']:,} rows{rejected}; {report['dataset']} has {report['total_rows']:,} rows "
+        f"at version {report['version']}",
+        soft_wrap=True,
+        markup=False,
+    )
+    for row in report.get("rejects", []):
+        console.print(f"  line {row['line']}, {row['column']}: {row['reason']}", style="yellow", markup=False)
+
+
+@app.default
+def datasets(*, json: Json = False, to: Connection = Connection()) -> None:
+    """List datasets."""
+    answer = Client(to).get("/datasets")
+    if json:
+        print_json(answer)
+        return
+    print_table(
+        ["dataset", "rows ", "version ", "size ", "bucket", "id", "columns"],
+        (
+            (
+                one["dataset"],
+                one["rows"],
+                one["version"],
+                size(one["bytes"]),
+                one["bucket"],
+                one["id_column"],
+                [column["name"] for column in one["columns"]],
+            )
+            for one in answer["datasets"]
+        ),
+        empty="No datasets yet: lakehouse ingest FILE --dataset NAME makes one.",
+    )
+
+
+@app.command
+def show(name: str, /, *, json: Json = False, to: Connection = Connection()) -> None:
+    """Show one dataset: its columns and where each version came from."""
+    answer = Client(to).get(f"/datasets/{segment(name)}")
+    if json:
+        print_json(answer)
+        return
+    print_facts(
+        {
+            "dataset": answer["dataset"],
+            "rows": answer["rows"],
+            "version": answer["version"],
+            "size": size(answer["bytes"]),
+            "bucket": answer["bucket"],
+            "id": answer["id_column"],
+        }
+    )
+    console.print()
+    print_table(
+        ["column", "type", "role", "dim "],
+        ((column["name"], column["type"], column["role"], column.get("dim")) for column in answer["columns"]),
+        empty="It has no columns.",
+    )
+    console.print()
+    print_table(
+        ["version ", "time", "operation", "rows ", "rejected ", "source"],
+        (
+            (
+                commit["version"],
+                moment(commit["time"]),
+                commit["operation"],
+                commit["rows"],
+                commit.get("rejected", 0),
+                commit.get("source", ""),
+            )
+            for commit in answer["commits"]
+        ),
+        empty="It has no commits.",
+    )
+
+
+@app.command
+def drop(name: str, /, *, json: Json = False, to: Connection = Connection()) -> None:
+    """Drop a dataset and its files. Refused while an index stands on it."""
+    answer = Client(to).delete(f"/datasets/{segment(name)}")
+    if json:
+        print_json(answer)
+    else:
+        console.print(f"dropped {name}", markup=False)

@@ -1,0 +1,13 @@
+"""What a command says when it can't do what was asked: one sentence, a hint, an exit code."""
+
+WRONG_USE = 2
+FAILURE = 1
+
+
+class CliError(Exception):
+    """Ends the command. `main` prints the sentence and the hint on stderr, never a traceback."""
+
+    def __init__(self, sentence: str, hint: str = "", code: int = FAILURE) -> None:
+        super().__init__(sentence)
+        self.hint = hint
+        self.code = code

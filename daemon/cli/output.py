@@ -1,0 +1,101 @@
+"""How answers look: tables for people, JSON for programs. Numbers keep their units."""
+
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any
+
+import msgspec
+from cyclopts import Parameter
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+Json = Annotated[bool, Parameter(name="--json", negative="", help="Print what was read as JSON.", show_default=False)]
+"""The `--json` that every reading command has."""
+
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+
+
+def print_json(value: Any) -> None:
+    sys.stdout.write(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")
+
+
+def print_json_line(value: Any) -> None:
+    sys.stdout.write(msgspec.json.encode(value).decode() + "\n")
+    sys.stdout.flush()
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str, title: str | None = None) -> None:
+    """A column whose name ends in a space is a number: right-aligned."""
+    table = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        table.add_column(column.strip(), justify="right" if column.endswith(" ") else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(cell(value)) for value in row))
+    if table.row_count:
+        console.print(table)
+    else:
+        console.print(f"[dim]{escape(empty)}[/dim]")
+
+
+def print_facts(facts: Mapping[str, Any]) -> None:
+    """Name and value, one a line; what is None or empty is left out."""
+    shown = {name: value for name, value in facts.items() if value not in (None, "", [], {})}
+    width = max(map(len, shown), default=0)
+    for name, value in shown.items():
+        console.print(f"[dim]{name.ljust(width)}[/dim]  {escape(cell(value))}", soft_wrap=True)
+
+
+def cell(value: Any) -> str:
+    match value:
+        case None:
+            return ""
+        case bool():
+            return "yes" if value else "no"
+        case float():
+            return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+        case int():
+            return f"{value:,}"
+        case list():
+            return ", ".join(map(cell, value))
+        case dict():
+            return ", ".join(f"{key} {cell(item)}" for key, item in value.items())
+    return str(value)
+
+
+def share(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def micros(value: float | None) -> str:
+    return "" if value is None else f"{value:,.0f} µs"
+
+
+def size(value: float | None) -> str:
+    """Bytes, in the largest unit that leaves a digit before the point."""
+    if value is None:
+        return ""
+    for unit in ("B", "KB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
+
+
+def moment(timestamp: float | None) -> str:
+    """Local time of a Unix timestamp."""
+    return "" if timestamp is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(timestamp))
+
+
+def duration(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def configuration(config: Mapping[str, Any] | None) -> str:
+    """`M 16 · efc 100 · ef 50`"""
+    if not config:
+        return ""
+    return f"M {config['M']} · efc {config['ef_construction']} · ef {config['ef_search']}"

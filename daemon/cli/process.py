@@ -1,0 +1,132 @@
+"""Commands about the process itself, its configuration and its state directory. They don't ask
+the daemon over HTTP; `run`, `repair` and `demo` become it."""
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from daemon.cli.connection import Connection
+from daemon.cli.errors import CliError
+from daemon.cli.output import Json, console, print_json
+from daemon.config import Role, find_file, load
+
+ConfigFile = Annotated[Path | None, Parameter(name="--config", env_var="LAKEHOUSE_CONFIG")]
+
+
+def run(*, role: Annotated[list[Role] | None, Parameter(negative="")] = None, config: ConfigFile = None) -> int | None:
+    """Start the daemon and stay in the foreground.
+
+    Parameters
+    ----------
+    role
+        What runs here: serve, control, work. Given several times; default what the file says.
+    config
+        Configuration file; default ./lakehouse.toml.
+    """
+    settings = load(config)
+    from daemon import logs, service
+
+    logs.setup(settings.log)
+    return service.run(settings, tuple(role or settings.daemon.roles))
+
+
+def init(folder: Path = Path(), *, force: Annotated[bool, Parameter(negative="")] = False) -> None:
+    """Write lakehouse.toml with every key and its default, and make the state directory.
+
+    Parameters
+    ----------
+    folder
+        Where to write it.
+    force
+        Overwrite a file that is there.
+    """
+    from daemon.config_file import render
+
+    file = folder / "lakehouse.toml"
+    if file.exists() and not force:
+        raise CliError(f"{file} is there already.", "--force writes it anew")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file.write_text(render(), encoding="utf-8")
+        state = load(file).state_dir
+        state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise CliError(f"{error.filename} can't be written: {error.strerror}.") from None
+    console.print(f"wrote {file} and made {state}; next: lakehouse run --config {file}", soft_wrap=True, markup=False)
+
+
+def check_config(*, config: ConfigFile = None, json: Json = False) -> None:
+    """Say what is wrong with lakehouse.toml, or that nothing is. --json prints what holds."""
+    settings = load(config)
+    if json:
+        print_json(settings)
+        return
+    file = find_file(config)
+    console.print(f"{file} is right" if file else "no lakehouse.toml here: the defaults hold", markup=False)
+
+
+def repair(*, config: ConfigFile = None) -> int | None:
+    """Rebuild document heads from the buckets. The daemon must be stopped."""
+    settings = load(config)
+    from daemon import logs, service
+
+    logs.setup(settings.log)
+    return service.repair(settings)
+
+
+def demo(*, stay: Annotated[bool, Parameter(negative="")] = False, config: ConfigFile = None) -> int | None:
+    """Ingest the documentation of this machine's Python packages, index, tune, promote, search.
+
+    Starts a daemon if none runs.
+
+    Parameters
+    ----------
+    stay
+        Keep a daemon that was started for the demo running until Ctrl-C.
+    """
+    settings = load(config)
+    from daemon.demo import main
+
+    return main.main(settings, stay=stay)
+
+
+def env(*, to: Connection = Connection()) -> None:
+    """Print where the daemon is for the shell: eval "$(lakehouse env)"."""
+    note, state = to.runtime(), to.state
+    settings = load(to.config)
+    password = Path(settings.nats.password_file or state.nats_password).absolute()
+    token = (to.token_file or state.admin_token).absolute()
+    lines = [
+        f"export LAKEHOUSE_URL={shlex.quote(note.http_url)}",
+        f"export LAKEHOUSE_TOKEN_FILE={shlex.quote(str(token))}",
+        f"export NATS_URL={shlex.quote(note.nats_url)}",
+    ]
+    if password.is_file() and not settings.nats.credentials_file:
+        lines.append(f"export NATS_USER={shlex.quote(settings.nats.user)}")
+        lines.append(f'export NATS_PASSWORD="$(cat {shlex.quote(str(password))})"')
+    if settings.nats.credentials_file:
+        lines.append(f"export NATS_CREDS={shlex.quote(str(Path(settings.nats.credentials_file).absolute()))}")
+    lines += [
+        'lakehouse_curl() { curl -sS -H "Authorization: Bearer $(cat "$LAKEHOUSE_TOKEN_FILE")" "$@"; }',
+        '# then: lakehouse_curl "$LAKEHOUSE_URL/status"; '
+        """nats pub lakehouse.cmd.autotune.enqueue '{"index":"docs"}'""",
+    ]
+    print("\n".join(lines))
+
+
+def topology() -> None:
+    """Print the wiring of actors and messages as a mermaid diagram."""
+    from daemon.topology import mermaid
+    from daemon.wiring import ACTORS
+
+    print(mermaid(ACTORS))
+
+
+def asyncapi() -> None:
+    """Print the bus's contract as an AsyncAPI document."""
+    from daemon.topology import asyncapi as document
+    from daemon.wiring import ACTORS
+
+    print_json(document(ACTORS))

@@ -1,0 +1,410 @@
+"""The command line against a daemon that speaks the real routes: what it asks, what it prints,
+how it fails, what it imports."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from daemon.cli import main
+from daemon.cli.app import COMMANDS
+from daemon.state_dir import Runtime, StateDir
+from schemas.config import HnswConfig
+from schemas.documents.promotion import PromotionEntry
+from schemas.documents.trial import TrialPoint
+from schemas.events.autotune import AutotuneStarted, Replayed, ReplayReport, TrialCompleted, TrialList, TuningFinished
+from schemas.events.base import Progress
+from schemas.events.dataset import ColumnInfo, CommitInfo, DatasetInfo, DatasetList, IngestReport, RejectedRow
+from schemas.events.index import Hit, IndexDropped, IndexInfo, IndexList, IndexStats, SearchResult
+from schemas.events.promotion import ConfigPromoted, PromotionState, WhyChain, WhyLink
+from schemas.http import AgentSummary, ErrorBody, StatusReport, StreamedEvent
+from tests.unit.cli_daemon import TOKEN, CliDaemon, ndjson
+
+Run = Callable[..., tuple[int, str, str]]
+REPOSITORY = Path(__file__).parents[2]
+HEAVY = [
+    "numpy",
+    "pyarrow",
+    "duckdb",
+    "aiohttp",
+    "nats",
+    "hnswlib",
+    "deltalake",
+    "obstore",
+    "structlog",
+    "asyncio",
+    "anyio",
+]
+
+
+@pytest.fixture
+def daemon() -> Iterator[CliDaemon]:
+    server = CliDaemon()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def state(tmp_path: Path, daemon: CliDaemon) -> StateDir:
+    """The state directory of a running daemon (this process stands in for it)."""
+    state = StateDir(tmp_path / "state")
+    state.path.mkdir()
+    state.admin_token.write_text(TOKEN + "\n")
+    state.nats_password.write_text("nats-password")
+    state.write_runtime(Runtime(daemon.url, "nats://127.0.0.1:4222", os.getpid()))
+    return state
+
+
+@pytest.fixture
+def run(state: StateDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    for variable in ("LAKEHOUSE_URL", "LAKEHOUSE_TOKEN_FILE", "LAKEHOUSE_CONFIG"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("LAKEHOUSE_STATE_DIR", str(state.path))
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main(words)
+        out, err = capsys.readouterr()
+        return int(ended.value.code or 0), out, err
+
+    return run
+
+
+def point(**more: object) -> TrialPoint:
+    values = {
+        "trial": "t1", "campaign": "c1", "index": "docs", "build": "b1", "harness": "docs", "dataset_version": 1,
+        "rows": 100, "M": 16, "ef_construction": 80, "ef_search": 37, "seed": 42, "queries": 500, "recall": 0.9712,
+        "recall_ties": 0.9712, "recall_lower": 0.9651, "recall_worst_decile": 0.8, "p50_us": 81.0, "p95_us": 120.0,
+        "p99_us": 160.0, "cpu_us": 80.0, "build_s": 3.2, "build_cpu_s": 3.0, "bytes": 1000, "library": "hnswlib",
+        "proposer": "exploit", "rule": "exploit: M 16", "journal_rows": 3, "asked_by": "cli", "trigger": "m1",
+        "trigger_tag": "autotune.start", "host": "h", "time": 1.0, "chosen": True,
+    }  # fmt: skip
+    return msgspec.convert({**values, **more}, TrialPoint)
+
+
+ENTRY = PromotionEntry(
+    config=HnswConfig(16, 80, 37), trial="t1", recall=0.97, recall_lower=0.965, p50_us=81.0, promoted_by="agent",
+    note="faster", time=1.0, cause="m1", generation=2,
+)  # fmt: skip
+DATASET = DatasetInfo(
+    "docs", "primary", 3, 12_000, 5_000_000, "_id", [ColumnInfo("text", "string", "text")],
+    [CommitInfo(3, 1.0, "append", 12_000, "m1", "docs.csv")],
+)  # fmt: skip
+INDEX = msgspec.convert(
+    {
+        "type": "index.info", "index": "docs", "dataset": "docs", "column": "text", "metric": "cosine",
+        "backend": "hnsw", "bucket": "primary", "target_recall": 0.95, "embedder": {}, "dim": 384,
+        "state": "ready", "generation": 2, "config": {}, "version": 3, "rows": 12_000,
+    },
+    IndexInfo,
+)  # fmt: skip
+STATS = IndexStats("docs", True, 2, HnswConfig(), 12_000, 5, 1, 30_000_000, 77)
+STATUS = StatusReport(
+    version="0.1.0", uptime_s=61.0, roles=["control"], nats={"url": "nats://x"}, datasets=1, indexes=1,
+    agent=AgentSummary(True, 1, 0, 4),
+)  # fmt: skip
+
+
+# --- what it asks and prints ---------------------------------------------------------------------
+
+
+def test_status_says_what_runs(run: Run, daemon: CliDaemon) -> None:
+    daemon.answers["GET /status"] = STATUS
+    code, out, _ = run("status")
+    assert code == 0
+    assert "up 1 min 1 s" in out
+    assert "enabled, 1 queued, 0 running, 4 trials this hour" in out
+
+
+def test_status_fails_when_something_is_down(run: Run, daemon: CliDaemon) -> None:
+    daemon.answers["GET /status"] = msgspec.structs.replace(STATUS, down={"nats": "connection refused"})
+    code, out, _ = run("status")
+    assert (code, "connection refused" in out) == (1, True)
+
+
+def test_ingest_streams_the_file_and_reports_refused_rows(run: Run, daemon: CliDaemon, tmp_path: Path) -> None:
+    content = b"id,text\r\n" + b"1,--boundary\r\n" * 50_000
+    (tmp_path / "rows.csv").write_bytes(content)
+    reject = RejectedRow("rows.csv", 7, "text", "not UTF-8")
+    daemon.answers["POST /ingest/file"] = IngestReport("m1", "docs", 2, 49_999, 60_000, 1, [reject])
+    code, out, _ = run("ingest", "rows.csv", "--dataset", "docs", "--id", "id", "--mode", "upsert")
+    assert code == 0
+    (_, _, body) = daemon.seen[0]
+    assert (body.dataset, body.id_column, body.mode, body.format) == ("docs", "id", "upsert", None)
+    assert daemon.uploaded == content
+    assert "rows.csv: 49,999 rows, 1 set aside; docs has 60,000 rows at version 2" in out
+    assert "line 7, text: not UTF-8" in out
+
+
+def test_ingest_on_the_server_sends_the_path(run: Run, daemon: CliDaemon) -> None:
+    daemon.answers["POST /ingest/file"] = IngestReport("m1", "docs", 2, 5, 5, 0)
+    code, _, _ = run("ingest", "/srv/x.csv", "/srv/y.csv", "--dataset", "docs", "--on-server")
+    assert code == 0
+    assert [body.path for _, _, body in daemon.seen] == ["/srv/x.csv", "/srv/y.csv"]
+
+
+def test_search_sends_what_was_asked(run: Run, daemon: CliDaemon) -> None:
+    hits = [Hit("a", 0.1234, {"name": "json.loads", "text": "[bold]parse[/bold]"})]
+    daemon.answers["POST /vectors/search"] = SearchResult("docs", 2, [hits], 312.0)
+    code, out, _ = run(
+        "search", "docs", "parse json", "-k", "3", "--ef", "64", "--filter", "id > 1", "--columns", "name,text"
+    )
+    assert code == 0
+    body = daemon.seen[0][2]
+    assert (body.text, body.k, body.ef_search, body.filter) == ("parse json", 3, 64, "id > 1")
+    assert body.columns == ["name", "text"]
+    assert "json.loads" in out
+    assert "[bold]parse[/bold]" in out  # data is never markup
+    assert "generation 2, 312 µs" in out
+    run("search", "docs", "--vector", "[0.5, 1]")
+    assert daemon.seen[1][2].vector == [0.5, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("words", "route", "answer", "expected"),
+    [
+        (["datasets"], "GET /datasets", DatasetList([DATASET]), ["docs", "12,000", "5.0 MB"]),
+        (["datasets", "show", "docs"], "GET /datasets/{dataset}", DATASET, ["docs.csv", "append"]),
+        (["indexes"], "GET /vectors/indexes", IndexList([INDEX]), ["ready", "M 16 · efc 100 · ef 50", "0.9500"]),
+        (["index", "drop", "docs"], "DELETE /vectors/indexes/{index}", IndexDropped("docs"), ["dropped docs"]),
+        (["trials", "docs"], "GET /vectors/trials/{index}", TrialList("docs", [point()], 1), ["t1", "0.9712", "81 µs"]),
+        (
+            ["promoted", "docs"],
+            "GET /vectors/hnsw/promoted/{index}",
+            PromotionState("docs", ENTRY, []),
+            ["current", "agent"],
+        ),
+        (
+            ["promote", "docs", "t1", "--note", "why not"],
+            "POST /vectors/hnsw/promote/{index}/{trial_id}",
+            ConfigPromoted("docs", ENTRY, None),
+            ["M 16 · efc 80 · ef 37 is current"],
+        ),
+        (
+            ["rollback", "docs"],
+            "POST /vectors/hnsw/rollback/{index}",
+            ConfigPromoted("docs", ENTRY, None, True),
+            ["back to M 16 · efc 80 · ef 37"],
+        ),
+        (
+            ["why", "docs"],
+            "GET /vectors/why/{index}",
+            WhyChain("docs", [WhyLink("file", "x", 1.0, "docs.csv, 12,000 rows")]),
+            ["docs.csv, 12,000 rows"],
+        ),
+    ],
+)
+def test_answers_are_printed(
+    run: Run, daemon: CliDaemon, words: list[str], route: str, answer: msgspec.Struct, expected: list[str]
+) -> None:
+    daemon.answers[route] = answer
+    code, out, err = run(*words)
+    assert (code, err) == (0, "")
+    assert daemon.seen[0][0] == route
+    assert [text for text in expected if text not in out] == []
+    code, out, _ = run(*words, "--json")
+    assert (code, json.loads(out)) == (0, msgspec.to_builtins(answer))
+
+
+def test_index_stats_joins_what_is_asked_for_and_what_serves(run: Run, daemon: CliDaemon) -> None:
+    daemon.answers["GET /vectors/indexes/{index}"] = INDEX
+    daemon.answers["GET /vectors/indexes/{index}/stats"] = STATS
+    code, out, _ = run("index", "stats", "docs")
+    assert code == 0
+    assert "docs.text (cosine, 384 dimensions)" in out
+    assert "30.0 MB" in out
+
+
+def test_tune_follows_the_stream_to_its_end(run: Run, daemon: CliDaemon) -> None:
+    best = point(champion_ratio=0.8, champion_ratio_low=0.75, champion_ratio_high=0.85)
+    daemon.answers["POST /vectors/hnsw/autotune"] = ndjson(
+        AutotuneStarted("c1", "docs", 2),
+        Progress("t1", "docs", "build", 10, 100),
+        TrialCompleted("t1", "c1", "docs", best, True, 6),
+        TuningFinished("c1", "docs", "promoted", "0.80 × the champion's latency", 2, "t1"),
+    )
+    code, out, _ = run("tune", "docs", "--grid", "80:30", "160:60:24", "--min-recall", "0.9")
+    assert code == 0
+    body = daemon.seen[0][2]
+    assert [(p.ef_construction, p.ef_search, p.M) for p in body.grid] == [(80, 30, 16), (160, 60, 24)]
+    assert (body.min_recall, body.objective) == (0.9, "cost_first")
+    assert "recall 0.9712 (≥ 0.9651, holds)  p50 81 µs  × champion 0.80 (0.75 to 0.85)" in out
+    assert "promoted: 0.80 × the champion's latency" in out
+
+
+def test_tune_that_finds_nothing_exits_with_1(run: Run, daemon: CliDaemon) -> None:
+    daemon.answers["POST /vectors/hnsw/autotune"] = ndjson(
+        AutotuneStarted("c1", "docs", 1), TuningFinished("c1", "docs", "infeasible", "best 0.91", 1)
+    )
+    assert run("tune", "docs")[0] == 1
+
+
+def test_a_broken_stream_is_said(run: Run, daemon: CliDaemon) -> None:
+    daemon.answers["POST /vectors/hnsw/autotune"] = ndjson(AutotuneStarted("c1", "docs", 1))
+    code, _, err = run("tune", "docs", "--json")
+    assert (code, "ended before" in err) == (1, True)
+
+
+def test_replay_fails_when_a_proposal_differs(run: Run, daemon: CliDaemon) -> None:
+    same = Replayed("t1", 3, HnswConfig(), HnswConfig(), True)
+    other = Replayed("t2", 4, HnswConfig(), HnswConfig(20), False)
+    daemon.answers["GET /vectors/replay/{index}"] = ReplayReport("docs", [same], None)
+    assert run("replay", "docs")[0] == 0
+    daemon.answers["GET /vectors/replay/{index}"] = ReplayReport("docs", [same, other], None)
+    assert run("replay", "docs")[0] == 1
+
+
+def test_events_are_tailed(run: Run, daemon: CliDaemon) -> None:
+    event = StreamedEvent("m1", "m0", 1.0, IndexDropped("docs"))
+    daemon.answers["GET /events"] = [b": listening\n\n", b"id: m1\ndata: " + msgspec.json.encode(event) + b"\n\n"]
+    code, out, _ = run("events", "index.*", "--progress")
+    assert (code, daemon.seen[0][1].match, daemon.seen[0][1].progress) == (0, "index.*", True)
+    assert "index.dropped index=docs" in out
+    assert json.loads(run("events", "--json")[1])["message"]["index"] == "docs"
+
+
+def test_dead_letters(run: Run, daemon: CliDaemon) -> None:
+    letter = {
+        "seq": 5, "subject": "lakehouse.cmd.x", "durable": "lab__x", "reason": "boom", "deliveries": 5, "id": "m1",
+        "cause": "m0", "time": 1.0, "body": "{}", "cut": False,
+    }  # fmt: skip
+    daemon.answers["GET /dead"] = {"letters": [letter], "total": 1}
+    daemon.answers["GET /dead/{seq}"] = letter
+    daemon.answers["POST /dead/{seq}/retry"] = {"seq": 5, "message": "m9"}
+    daemon.answers["DELETE /dead/{seq}"] = {"seq": 5}
+    for words in (["dead", "list"], ["dead"], ["dead", "show", "5"]):
+        code, out, _ = run(*words)
+        assert (code, "boom" in out) == (0, True)
+    assert "m9" in run("dead", "retry", "5")[1]
+    assert run("dead", "drop", "5")[:2] == (0, "dropped 5\n")
+
+
+# --- env -----------------------------------------------------------------------------------------
+
+
+def test_env_is_ready_for_eval(run: Run, daemon: CliDaemon) -> None:
+    code, out, _ = run("env")
+    assert code == 0
+    script = (
+        out
+        + 'printf "%s\\n" "$LAKEHOUSE_URL" "$(cat "$LAKEHOUSE_TOKEN_FILE")" "$NATS_URL" "$NATS_USER" "$NATS_PASSWORD"'
+    )
+    shell = subprocess.run(["sh", "-euc", script], capture_output=True, text=True, check=True)
+    assert shell.stdout.split() == [daemon.url, TOKEN, "nats://127.0.0.1:4222", "lakehouse", "nats-password"]
+    assert "nats-password" not in out
+
+
+# --- how it fails --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["serch", "docs"], 'Did you mean "search"'),
+        (["search", "docs"], "Exactly one of TEXT and --vector"),
+        (["search", "docs", "--vector", "[1,"], "--vector is not a JSON array"),
+        (["search", "docs", "x", "-k", "0"], "-k"),
+        (["ingest", "/nowhere/x.csv", "--dataset", "d"], "/nowhere/x.csv is no file"),
+        (["ingest", "x.csv"], "--dataset"),
+        (["tune", "docs", "--grid", "80"], "no point of a grid"),
+        (["tune", "docs", "--agent", "--grid", "80:30"], "exclude each other"),
+        (["index", "create", "x", "--dataset", "d", "--column", "c", "--metric", "hamming"], "cosine"),
+        (["run", "--role", "king"], "control"),
+        (["status", "--url", "ftp://x"], "no http address"),
+    ],
+)
+def test_wrong_use_is_one_sentence_and_exit_code_2(run: Run, words: list[str], expected: str) -> None:
+    code, out, err = run(*words)
+    assert (code, out) == (2, "")
+    assert expected in err
+    assert "hint: " in err
+    assert "Traceback" not in err
+    assert len(err.splitlines()) == 2
+
+
+def test_a_refusal_of_the_daemon_is_said_in_its_words(run: Run, daemon: CliDaemon) -> None:
+    daemon.answers["GET /vectors/trials/{index}"] = (404, ErrorBody("not_found", "there is no index x", "see indexes"))
+    assert run("trials", "x") == (1, "", "There is no index x.\nhint: see indexes\n")
+
+
+def test_a_wrong_token_is_refused(run: Run, state: StateDir) -> None:
+    state.admin_token.write_text("other")
+    code, _, err = run("status")
+    assert (code, "bearer token" in err) == (1, True)
+
+
+def test_no_daemon_running(run: Run, state: StateDir) -> None:
+    state.runtime_file.unlink()
+    code, _, err = run("status")
+    assert (code, err.splitlines()[0]) == (1, f"No daemon runs on {state.path}.")
+
+
+def test_a_note_left_behind_by_a_killed_daemon_counts_for_nothing(run: Run, state: StateDir) -> None:
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    state.write_runtime(Runtime("http://127.0.0.1:1", "", ended.pid))
+    assert "No daemon runs" in run("status")[2]
+
+
+def test_a_daemon_that_went_away(run: Run) -> None:
+    code, _, err = run("status", "--url", "http://127.0.0.1:1")
+    assert (code, "can't be reached: Connection refused" in err) == (1, True)
+
+
+def test_an_internal_error_shows_no_traceback_unless_asked(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from daemon.cli import watching
+
+    monkeypatch.setattr(watching.Client, "get", lambda *_: {}["bug"])
+    code, out, err = run("status")
+    assert (code, out) == (1, "")
+    assert err.startswith("internal error: KeyError: 'bug'\nhint: ")
+    with pytest.raises(KeyError):
+        main(["status", "--debug"])
+
+
+def test_a_wrong_config_file_is_a_sentence(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "lakehouse.toml").write_text("[agent]\nepsilom = 1\n")
+    code, _, err = run("check-config")
+    assert (code, err.count("\n")) == (1, 1)
+    assert 'lakehouse.toml: agent.epsilom is not a known key; did you mean "epsilon"?' in err
+
+
+# --- init, help, imports -------------------------------------------------------------------------
+
+
+def test_init_writes_a_file_that_holds(run: Run, tmp_path: Path) -> None:
+    code, out, _ = run("init", "new")
+    assert (code, "made" in out) == (0, True)
+    assert (tmp_path / "new/data").stat().st_mode & 0o777 == 0o700
+    assert run("check-config", "--config", "new/lakehouse.toml")[0] == 0
+    assert run("init", "new")[0] == 1
+    assert run("init", "new", "--force")[0] == 0
+
+
+@pytest.mark.parametrize("command", [name for group in COMMANDS.values() for name in group])
+def test_every_command_has_help(run: Run, command: str) -> None:
+    code, out, err = run(command, "--help")
+    assert (code, err) == (0, "")
+    assert f"Usage: lakehouse {command}" in out
+
+
+@pytest.mark.parametrize("words", [["--help"], ["status"], ["search", "docs", "x"], ["check-config"]])
+def test_client_commands_import_nothing_heavy(words: list[str], tmp_path: Path) -> None:
+    """What keeps start-up under half a second; benchmarks/startup.py has the figure."""
+    code = (
+        "import sys\nfrom daemon.cli import main\n"
+        f"try:\n    main({words!r})\nexcept SystemExit: pass\n"
+        f"print('HEAVY', [name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    environment = {**os.environ, "LAKEHOUSE_STATE_DIR": str(tmp_path), "LAKEHOUSE_URL": "http://127.0.0.1:1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, env=environment, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "HEAVY []"
