@@ -2,7 +2,7 @@
 
 from schemas.config import HnswConfig
 from schemas.documents.base import Document
-from schemas.events.index import EmbedderSpec
+from schemas.events.index import BuildGeneration, EmbedderSpec
 from schemas.names import (
     Backend,
     BucketName,
@@ -36,6 +36,7 @@ class IndexDocument(Document, frozen=True, kw_only=True, tag="index"):
     created: Timestamp
     next_generation: int = 1  # numbers are allotted once and never used again
     failure: str = ""  # why the newest build failed; empty when it didn't
+    building: BuildGeneration | None = None  # ordered and not answered yet
 
 
 class GenerationDocument(Document, frozen=True, kw_only=True, tag="generation"):

@@ -1,0 +1,53 @@
+"""Where a generation's files lie in its index's bucket, and the record beside each graph that
+says what it is: the `GenerationBuilt` that announced it. The record is written last, so a graph
+counts only when it is whole.
+"""
+
+import re
+
+import msgspec
+
+from actors.ports import Buckets
+from schemas.events.index import GenerationBuilt
+from schemas.names import BucketName, IndexName
+
+
+def folder(index: IndexName, generation: int) -> str:
+    return f"indexes/{index}/generations/{generation:06d}"
+
+
+def graph_key(index: IndexName, generation: int) -> str:
+    return f"{folder(index, generation)}/graph.hnsw"
+
+
+def embedder_key(index: IndexName) -> str:
+    return f"indexes/{index}/embedder.npz"
+
+
+async def record(buckets: Buckets, bucket: BucketName, built: GenerationBuilt) -> None:
+    key = f"{folder(built.index, built.generation)}/generation.json"
+    await buckets.put(bucket, key, msgspec.json.encode(built), overwrite=True)
+
+
+async def recorded(buckets: Buckets, bucket: BucketName, index: IndexName, generation: int) -> GenerationBuilt | None:
+    """The finished artifact of a generation, or None."""
+    try:
+        data = await buckets.get(bucket, f"{folder(index, generation)}/generation.json")
+    except FileNotFoundError:
+        return None
+    return msgspec.json.decode(data, type=GenerationBuilt)
+
+
+async def kept(buckets: Buckets, bucket: BucketName, index: IndexName) -> list[GenerationBuilt]:
+    """Every finished artifact of an index, oldest first."""
+    found = []
+    for key in sorted(await buckets.list(bucket, f"indexes/{index}/generations")):
+        if match := re.search(r"/(\d{6,})/generation\.json$", key):
+            built = await recorded(buckets, bucket, index, int(match[1]))
+            if built is not None:
+                found.append(built)
+    return found
+
+
+async def remove(buckets: Buckets, bucket: BucketName, built: GenerationBuilt) -> None:
+    await buckets.delete_prefix(bucket, folder(built.index, built.generation))

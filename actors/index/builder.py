@@ -1,0 +1,124 @@
+"""The builder: turns an order for a generation into a graph file in the index's bucket."""
+
+from collections.abc import Sequence
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import anyio.to_thread
+import structlog
+
+from actors.base import Actor, handles
+from actors.graphs import GraphCache
+from actors.hnsw import LIBRARY, sha256_of
+from actors.index import artifacts
+from actors.index.jobs import BuildProgress, GraphFile, build_graph
+from actors.ports import Buckets, Bus, Clock, Compute, Registry, Snapshot, Snapshots
+from schemas.documents.index import IndexDocument
+from schemas.events.base import Progress
+from schemas.events.index import BuildGeneration, GenerationBuilt, GenerationFailed, IndexDropped
+
+log = structlog.get_logger(__name__)
+
+
+class Builder(Actor):
+    """Does each generation once: an order that comes again finds the artifact."""
+
+    role = "work"
+
+    def __init__(
+        self,
+        registry: Registry,
+        snapshots: Snapshots,
+        buckets: Buckets,
+        compute: Compute,
+        graphs: GraphCache,
+        bus: Bus,
+        clock: Clock,
+    ) -> None:
+        self._registry = registry
+        self._snapshots = snapshots
+        self._buckets = buckets
+        self._compute = compute
+        self._graphs = graphs
+        self._bus = bus
+        self._clock = clock
+
+    @handles
+    async def on_build(self, command: BuildGeneration) -> Sequence[GenerationBuilt | GenerationFailed]:
+        name, generation = command.index, command.generation
+        found = await self._registry.load(IndexDocument, name)
+        if found is None:
+            return ()  # dropped meanwhile
+        document = found[0]
+        built = await artifacts.recorded(self._buckets, document.bucket, name, generation)
+        if built is not None and built.config == command.config:
+            return [built]
+        try:
+            snapshot = await self._snapshots.snapshot(name)
+        except FileNotFoundError as error:
+            return [GenerationFailed(name, generation, f"there are no vectors to build from: {error}")]
+        if snapshot.rows == 0:
+            return [GenerationFailed(name, generation, "the index has no rows")]
+        try:
+            path, file = await self._graph(document, command, snapshot)
+        except (ValueError, RuntimeError, MemoryError) as error:  # the job's own; a dead worker is Transient
+            log.warning("build failed", index=name, generation=generation, why=error)
+            return [GenerationFailed(name, generation, f"{type(error).__name__}: {error}")]
+        again = await self._registry.load(IndexDocument, name)
+        if again is None or again[0].created != document.created:
+            self._graphs.drop(name)
+            return ()  # dropped during the build; a new index of the name has numbers of its own
+        key = artifacts.graph_key(name, generation)
+        await self._buckets.delete(document.bucket, key)  # left by an attempt that was killed
+        artifact = await self._buckets.upload(document.bucket, key, path)
+        built = GenerationBuilt(
+            index=name,
+            generation=generation,
+            config=command.config,
+            version=snapshot.version,
+            rows=file.rows,
+            bytes=artifact.bytes,
+            sha256=artifact.sha256,
+            key=key,
+            build_s=file.build_s,
+            reason=command.reason,
+            library=LIBRARY,
+            trial=command.trial,
+        )
+        await artifacts.record(self._buckets, document.bucket, built)
+        return [built]
+
+    @handles
+    async def on_dropped(self, event: IndexDropped) -> Sequence[GenerationFailed]:
+        self._graphs.drop(event.index)
+        return ()
+
+    async def _graph(
+        self, document: IndexDocument, command: BuildGeneration, snapshot: Snapshot
+    ) -> tuple[Path, GraphFile]:
+        """The graph's local file, from the cache or built into it."""
+        name, graph = command.index, command.config.graph
+        cached = self._graphs.find(name, graph, snapshot.version)
+        if (
+            cached is not None
+            and cached.rows == snapshot.rows
+            and await anyio.to_thread.run_sync(sha256_of, cached.path) == cached.sha256
+        ):
+            return cached.path, GraphFile(cached.sha256, cached.rows, 0.0)
+        path = self._graphs.path_for(name, graph, snapshot.version)
+        job = f"{name}-{command.generation}"
+        items: Any = self._compute.stream(
+            build_graph, snapshot.rows_path, snapshot.vectors_path, document.metric, graph, path
+        )
+        file: GraphFile | None = None
+        async with aclosing(items):
+            async for item in items:
+                if isinstance(item, BuildProgress):
+                    await self._bus.signal(Progress(job, name, "build", item.done, snapshot.rows))
+                else:
+                    file = item
+        if file is None:
+            raise RuntimeError("the build ended without a graph")
+        self._graphs.add(name, graph, snapshot.version, sha256=file.sha256, rows=file.rows, build_s=file.build_s)
+        return path, file

@@ -1,0 +1,281 @@
+"""The catalog: which indexes there are, and which generation each must have. It keeps text
+indexes' vectors in step with their datasets and moves the generation heads; building and
+serving are others' work.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import anyio
+import structlog
+
+from actors.base import Actor, Origin, concurrent, every, handles
+from actors.errors import Transient
+from actors.index.catchup import CatchUp, Covered, vectors_table
+from actors.index.config import IndexConfig
+from actors.index.creation import Creation
+from actors.index.generations import Generations
+from actors.ports import Buckets, Bus, Clock, Embedder, Embedders, Registry, Snapshots, TableRef, Tables
+from schemas.documents.dataset import DatasetDocument
+from schemas.documents.index import GenerationDocument, IndexDocument
+from schemas.events.base import Refusal
+from schemas.events.dataset import DatasetAppended, RowsDeleted
+from schemas.events.index import (
+    BuildGeneration,
+    CreateIndex,
+    DropIndex,
+    EmbedderSpec,
+    GenerationBuilt,
+    GenerationFailed,
+    GenerationReady,
+    GetIndex,
+    IndexAppended,
+    IndexCreated,
+    IndexDropped,
+    IndexInfo,
+    IndexList,
+    ListIndexes,
+    RebuildIndex,
+    RebuildQueued,
+)
+from schemas.events.promotion import ConfigPromoted, PromotionCleared
+from schemas.names import DatasetName, IndexName, Share
+
+log = structlog.get_logger(__name__)
+
+Grown = IndexAppended | BuildGeneration | GenerationReady
+
+
+class Catalog(Actor):
+    role = "control"
+
+    def __init__(
+        self,
+        registry: Registry,
+        tables: Tables,
+        buckets: Buckets,
+        snapshots: Snapshots,
+        embedders: Embedders,
+        bus: Bus,
+        clock: Clock,
+        config: IndexConfig,
+        default_target_recall: Share,
+        default_embedder: EmbedderSpec,
+    ) -> None:
+        self.heal_s = 30.0
+        self._registry = registry
+        self._tables = tables
+        self._buckets = buckets
+        self._snapshots = snapshots
+        self._embedders = embedders
+        self._catch_up = CatchUp(tables, snapshots, bus, clock, config.embed_batch)
+        self._creation = Creation(
+            registry, tables, buckets, embedders, bus, clock, default_target_recall, default_embedder
+        )
+        self._generations = Generations(registry, buckets, clock, config.keep_generations)
+        self._loaded: dict[IndexName, tuple[float, Embedder]] = {}  # by index: when it was created, its embedder
+        self._locks: dict[IndexName, anyio.Lock] = {}
+
+    async def start(self) -> Sequence[BuildGeneration]:
+        """Orders again what was ordered and not answered: a builder that did it answers at once."""
+        documents = [document for _, document, _ in await self._registry.all(IndexDocument)]
+        return [document.building for document in documents if document.building is not None]
+
+    # --- made and dropped ---
+
+    @handles
+    async def on_create(self, command: CreateIndex, origin: Origin) -> Sequence[IndexInfo | IndexCreated | Refusal]:
+        async with self._lock(command.name):
+            document = await self._creation.create(command, again=origin.delivery > 1)
+        if isinstance(document, Refusal):
+            return (document,)
+        info = await self._info(document)
+        return info, IndexCreated(document.index, document.dataset, document.column)
+
+    @handles
+    @concurrent(4)
+    async def on_created(self, event: IndexCreated) -> Sequence[Grown]:
+        """The first vectors and the first generation."""
+        return await self._grow(event.index)
+
+    @handles
+    async def on_drop(self, command: DropIndex, origin: Origin) -> Sequence[IndexDropped | Refusal]:
+        name = command.name
+        async with self._lock(name):
+            found = await self._registry.load(IndexDocument, name)
+            if found is None:
+                return (IndexDropped(name) if origin.delivery > 1 else _unknown(name),)
+            document = found[0]
+            await self._registry.delete(GenerationDocument, name)
+            await self._tables.drop(vectors_table(document))
+            await self._buckets.delete_prefix(document.bucket, f"indexes/{name}")
+            await self._snapshots.forget(name)
+            await self._registry.delete(IndexDocument, name)
+            self._loaded.pop(name, None)
+        return (IndexDropped(name),)
+
+    # --- in step with the dataset ---
+
+    @handles
+    @concurrent(4)
+    async def on_append(self, event: DatasetAppended) -> Sequence[Grown]:
+        return await self._follow(event.dataset, event.version, event.rows, event.replaced, event.total_rows)
+
+    @handles
+    @concurrent(4)
+    async def on_delete(self, event: RowsDeleted) -> Sequence[Grown]:
+        return await self._follow(event.dataset, event.version, 0, event.rows, event.total_rows)
+
+    @every("heal_s")
+    async def on_heal(self) -> Sequence[Grown]:
+        """What no event told: text indexes that lag behind, indexes that have rows and nothing
+        built or ordered."""
+        said: list[Grown] = []
+        for name, document, _ in await self._registry.all(IndexDocument):
+            if document.failure:
+                continue  # a build that fails is tried again when rows come or someone asks
+            try:
+                said += await self._grow(name, only_if_behind=True)
+            except (Transient, FileNotFoundError) as error:
+                log.warning("index can't catch up", index=document.index, why=error)
+        return said
+
+    async def _follow(self, dataset: DatasetName, version: int, added: int, deleted: int, total: int) -> list[Grown]:
+        """After a commit to a dataset: every index on it covers it and says so, also when it
+        turns out to have done so already (then the commit was announced a second time)."""
+        said: list[Grown] = []
+        for name, document, _ in await self._registry.all(IndexDocument):
+            if document.dataset != dataset:
+                continue
+            if document.embedder.kind != "none":
+                said += await self._grow(name)
+                continue
+            said.append(IndexAppended(name, dataset, version, added, total, deleted))
+            said += await self._first(name, total)
+        return said
+
+    async def _grow(self, name: IndexName, only_if_behind: bool = False) -> list[Grown]:
+        """Bring an index's vectors up to its dataset, and build when it has no generation."""
+        async with self._lock(name):
+            found = await self._registry.load(IndexDocument, name)
+            dataset = await self._registry.load(DatasetDocument, found[0].dataset) if found else None
+            if found is None or dataset is None:
+                return []
+            document = found[0]
+            before = await self._snapshots.covered(name)
+            covered = await self._covered(document, dataset[0])
+        said: list[Grown] = []
+        if not only_if_behind or covered.version > before:
+            event = IndexAppended(name, document.dataset, covered.version, covered.added, covered.rows, covered.deleted)
+            said.append(event)
+        return [*said, *await self._first(name, covered.rows)]
+
+    async def _covered(self, document: IndexDocument, dataset: DatasetDocument) -> Covered:
+        if document.embedder.kind == "none":
+            state = await self._tables.state(TableRef(dataset.bucket, dataset.path))
+            return Covered(state.version, state.rows) if state else Covered(-1, 0)
+        return await self._catch_up.run(document, dataset, await self._embedder(document))
+
+    async def _first(self, name: IndexName, rows: int) -> list[BuildGeneration | GenerationReady]:
+        """The first generation, once there are rows."""
+        if rows == 0:
+            return []
+        async with self._lock(name):
+            return await self._generations.ensure(name, "created", rows, only_first=True)
+
+    # --- generations ---
+
+    @handles
+    async def on_promoted(self, event: ConfigPromoted) -> Sequence[BuildGeneration | GenerationReady]:
+        return await self._serve(event.index, "rolled back" if event.rolled_back else "promoted")
+
+    @handles
+    async def on_cleared(self, event: PromotionCleared) -> Sequence[BuildGeneration | GenerationReady]:
+        return await self._serve(event.index, "rolled back")
+
+    @handles
+    async def on_rebuild(self, command: RebuildIndex) -> Sequence[RebuildQueued | BuildGeneration | Refusal]:
+        name = command.index
+        async with self._lock(name):
+            order = await self._generations.rebuild(name, command.reason, await self._rows(name))
+        return (order,) if isinstance(order, Refusal) else (RebuildQueued(name, order.generation), order)
+
+    @handles
+    async def on_built(self, event: GenerationBuilt) -> Sequence[GenerationReady]:
+        async with self._lock(event.index):
+            return await self._generations.built(event)
+
+    @handles
+    async def on_failed(self, event: GenerationFailed) -> Sequence[GenerationReady]:
+        async with self._lock(event.index):
+            await self._generations.failed(event)
+        return ()
+
+    async def _serve(self, name: IndexName, reason: str) -> list[BuildGeneration | GenerationReady]:
+        async with self._lock(name):
+            return await self._generations.ensure(name, reason, await self._rows(name))
+
+    # --- asked ---
+
+    @handles
+    @concurrent(16)
+    async def on_get(self, query: GetIndex) -> Sequence[IndexInfo | Refusal]:
+        found = await self._registry.load(IndexDocument, query.name)
+        return (await self._info(found[0]) if found else _unknown(query.name),)
+
+    @handles
+    @concurrent(16)
+    async def on_list(self, query: ListIndexes) -> Sequence[IndexList]:
+        documents = [document for _, document, _ in await self._registry.all(IndexDocument)]
+        return (IndexList([await self._info(document) for document in documents]),)
+
+    async def _info(self, document: IndexDocument) -> IndexInfo:
+        name = document.index
+        head = await self._registry.load(GenerationDocument, name)
+        without: Literal["failed", "building"] = "failed" if document.failure else "building"
+        return IndexInfo(
+            index=name,
+            dataset=document.dataset,
+            column=document.column,
+            metric=document.metric,
+            backend=document.backend,
+            bucket=document.bucket,
+            target_recall=document.target_recall,
+            embedder=document.embedder,
+            dim=document.dim,
+            state="ready" if head else without,
+            generation=head[0].generation if head else 0,
+            config=head[0].config if head else document.config,
+            version=await self._snapshots.covered(name),
+            rows=await self._rows(name),
+            reason=document.failure,
+        )
+
+    async def _rows(self, name: IndexName) -> int:
+        """Rows that have a vector."""
+        found = await self._registry.load(IndexDocument, name)
+        if found is None:
+            return 0
+        if found[0].embedder.kind != "none":
+            state = await self._tables.state(vectors_table(found[0]))
+        else:
+            dataset = await self._registry.load(DatasetDocument, found[0].dataset)
+            state = await self._tables.state(TableRef(dataset[0].bucket, dataset[0].path)) if dataset else None
+        return state.rows if state else 0
+
+    async def _embedder(self, document: IndexDocument) -> Embedder:
+        known = self._loaded.get(document.index)
+        if known is None or known[0] != document.created:
+            key = document.embedder_key
+            model = await self._buckets.fetch(document.bucket, key) if key else None
+            known = (document.created, await self._embedders.load(document.embedder, model))
+            self._loaded[document.index] = known
+        return known[1]
+
+    def _lock(self, name: IndexName) -> anyio.Lock:
+        """Changes to one index come one after another."""
+        return self._locks.setdefault(name, anyio.Lock())
+
+
+def _unknown(name: IndexName) -> Refusal:
+    return Refusal("not_found", f"there is no index {name!r}", "lakehouse indexes lists them")

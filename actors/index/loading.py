@@ -1,0 +1,106 @@
+"""From what is stored to what is served: documents, embedder, snapshot, columns, graph file."""
+
+import anyio.to_thread
+import structlog
+
+from actors import hnsw
+from actors.errors import CorruptState
+from actors.index.columns import ColumnCache
+from actors.index.config import IndexConfig
+from actors.index.core import grown_capacity
+from actors.index.live import LiveGraph
+from actors.index.sampling import RecallWindow
+from actors.index.served import ServedIndex
+from actors.index.vectors import VectorSet
+from actors.ports import Buckets, Clock, Embedders, Registry, Snapshots, TableRef, Tables
+from schemas.documents.dataset import DatasetDocument
+from schemas.documents.index import GenerationDocument, IndexDocument
+from schemas.events.base import Refusal
+from schemas.names import IndexName
+
+COLUMN_SHARE = 4
+"""One index's columns are kept in memory up to this fraction of the budget, one in so many."""
+
+log = structlog.get_logger(__name__)
+
+
+class Loader:
+    """Loads indexes. `unreadable` collects those whose graph file must be built anew."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        tables: Tables,
+        buckets: Buckets,
+        snapshots: Snapshots,
+        embedders: Embedders,
+        clock: Clock,
+        config: IndexConfig,
+    ) -> None:
+        self.unreadable: dict[IndexName, str] = {}
+        self._registry = registry
+        self._tables = tables
+        self._buckets = buckets
+        self._snapshots = snapshots
+        self._embedders = embedders
+        self._clock = clock
+        self._config = config
+
+    async def load(self, name: IndexName) -> ServedIndex | Refusal:
+        """An index as it stands now, at its newest version and generation."""
+        found = await self._registry.load(IndexDocument, name)
+        dataset = await self._registry.load(DatasetDocument, found[0].dataset) if found else None
+        if found is None or dataset is None:
+            return Refusal("not_found", f"there is no index {name!r}", "lakehouse indexes lists them")
+        document = found[0]
+        try:
+            snapshot = await self._snapshots.snapshot(name)
+        except FileNotFoundError:
+            return Refusal(
+                "unavailable", f"index {name!r} is still being embedded", "try again in a moment", retry_after_s=2.0
+            )
+        vectors = await anyio.to_thread.run_sync(VectorSet.open, snapshot, document.metric)
+        columns = ColumnCache(self._tables, dataset[0], (self._config.memory_budget_mb << 20) // COLUMN_SHARE)
+        await columns.sync(vectors.rows, vectors.version)
+        embedder = None
+        if document.embedder.kind != "none":
+            model = document.embedder_key and await self._buckets.fetch(document.bucket, document.embedder_key)
+            embedder = await self._embedders.load(document.embedder, model or None)
+        table = TableRef(dataset[0].bucket, dataset[0].path)
+        index = ServedIndex(document, table, embedder, columns, vectors, self._config.exact_below_rows)
+        index.window = RecallWindow(0, self._clock.now())
+        await self.follow(index)
+        return index
+
+    async def follow(self, index: ServedIndex) -> bool:
+        """Put the generation of the head under an index; False when it serves it already or
+        its file can't be read (then `unreadable` says so)."""
+        name = index.document.index
+        found = await self._registry.load(GenerationDocument, name)
+        if found is None or found[0].generation <= index.generation:
+            return False
+        head, live = found[0], index.graph
+        if live is not None and (live.document.key, live.document.sha256) == (head.key, head.sha256):
+            await index.swap(head, None, self._clock.now())
+            return True
+        graph = await self._graph(index, head)
+        if graph is None:
+            return False
+        await index.swap(head, graph, self._clock.now())
+        return True
+
+    async def _graph(self, index: ServedIndex, head: GenerationDocument) -> LiveGraph | None:
+        document = index.document
+        try:
+            if head.library != hnsw.LIBRARY:
+                raise CorruptState(f"it was written by {head.library}, this is {hnsw.LIBRARY}")
+            path = await self._buckets.fetch(document.bucket, head.key, head.sha256)
+            # hnswlib holds the GIL while it reads: the loop waits as long, some 0.1 s per 100 MB
+            graph = await anyio.to_thread.run_sync(
+                hnsw.load, path, document.dim, document.metric, None, grown_capacity(head.rows)
+            )
+        except (CorruptState, FileNotFoundError) as error:
+            log.error("graph unreadable, index is served exactly until it is rebuilt", index=document.index, why=error)
+            self.unreadable[document.index] = f"generation {head.generation} can't be read: {error}"
+            return None
+        return await LiveGraph.adopt(head, graph, index.vectors)

@@ -1,0 +1,93 @@
+"""Live recall: sampled queries run again exactly, in one thread of low priority, and the mean
+over the newest of them. Judged by distance ties: corpora are full of equal texts, and which of
+them a search returns doesn't matter.
+"""
+
+import asyncio
+import os
+import threading
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from actors.index.core import RecallBounds, drifted, recall_bounds
+from actors.index.vectors import VectorSet
+from schemas.events.index import LiveRecall
+from schemas.names import Share, Timestamp
+
+K = 10
+WINDOW = 2000
+"""Samples that the mean is over: the newest."""
+
+WAITING = 64
+"""Sampled queries that may wait for their check; more are forgotten."""
+
+TIE = 1e-5
+"""Distances are equal within this: hnswlib and BLAS round differently."""
+
+
+class Sample(msgspec.Struct, frozen=True):
+    """A query as it was answered."""
+
+    generation: int
+    query: NDArray[np.float32]  # (d,)
+    distances: NDArray[np.float32]  # (<= K,) ascending, as answered
+    vectors: VectorSet  # what it was answered from
+
+
+class RecallWindow:
+    """Recall of one generation of one index."""
+
+    def __init__(self, generation: int, since: Timestamp) -> None:
+        self.generation = generation
+        self.reported = False  # a drift is told once per generation
+        self._since = since
+        self._recalls: deque[float] = deque(maxlen=WINDOW)
+
+    def add(self, recalls: list[float]) -> None:
+        self._recalls.extend(recalls)
+
+    def _bounds(self) -> RecallBounds:
+        values = np.array(self._recalls)
+        return recall_bounds(len(values), float(values.sum()), float((values**2).sum()))
+
+    def live_recall(self) -> LiveRecall | None:
+        """None before the first sample."""
+        if not self._recalls:
+            return None
+        bounds = self._bounds()
+        return LiveRecall(len(self._recalls), bounds.mean, bounds.lower, bounds.upper, self._since)
+
+    def has_drifted(self, target: Share) -> bool:
+        return not self.reported and drifted(len(self._recalls), self._bounds(), target)
+
+
+class Checker:
+    """Runs samples again. One thread, niced: it takes what queries leave over."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, "recall", initializer=_be_nice)
+
+    async def recalls(self, samples: list[Sample]) -> list[float]:
+        """Recall@K of each sample, in order."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, lambda: [recall_of(sample) for sample in samples])
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+
+def recall_of(sample: Sample) -> float:
+    """Share of the true nearest that were answered, a row as near as the k-th being as good."""
+    _, truth = sample.vectors.exact(sample.query[None, :], len(sample.distances))
+    if truth.shape[1] == 0:
+        return 1.0
+    good = int(np.count_nonzero(sample.distances <= truth[0, -1] + TIE))
+    return good / int(truth.shape[1])
+
+
+def _be_nice() -> None:
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)  # Linux: of this thread alone

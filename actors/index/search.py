@@ -1,0 +1,186 @@
+"""One search from query to hits: check, embed, filter, choose a strategy, search, fetch columns.
+
+What is wrong with a query comes back as a Refusal, never as an exception. The plain road (one
+vector, no filter, low ef, columns in memory) awaits nothing: it costs microseconds over hnswlib.
+"""
+
+import math
+from time import perf_counter
+
+import anyio.to_thread
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from actors.index import core
+from actors.index.core import Strategy
+from actors.index.filters import Filters, Matching
+from actors.index.live import INLINE_US, THREADS
+from actors.index.served import ServedIndex
+from actors.index.vectors import Neighbours, VectorSet
+from schemas.events.base import Refusal
+from schemas.events.index import Explanation, Hit, Search, SearchResult, Step
+
+EXACT_US_PER_FLOAT = 0.0005
+"""Time of exact search per row and dimension."""
+
+
+class Stopwatch:
+    """Times of a query's steps."""
+
+    def __init__(self) -> None:
+        self.started = self._lap = perf_counter()
+        self.steps: list[Step] = []
+
+    def step(self, name: str, note: str = "") -> None:
+        now = perf_counter()
+        self.steps.append(Step(name, (now - self._lap) * 1e6, note))
+        self._lap = now
+
+    @property
+    def total_us(self) -> float:
+        return (perf_counter() - self.started) * 1e6
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """A search's neighbours before their columns are fetched, and how they were found."""
+
+    queries: NDArray[np.float32]  # (q, d)
+    found: Neighbours  # (q, <= k)
+    strategy: Strategy
+    ef: int
+    matching: int | None  # rows that the filter leaves
+    vectors: VectorSet  # what was searched
+    result: SearchResult
+
+
+async def search(index: ServedIndex, query: Search, filters: Filters) -> Answer | Refusal:
+    """Answers a query."""
+    watch = Stopwatch()
+    columns = index.columns.default if query.columns is None else query.columns
+    for name in columns:
+        if name not in index.columns.names:
+            known = ", ".join(index.columns.names)
+            return Refusal("invalid", f"dataset {index.document.dataset!r} has no column {name!r}", f"it has {known}")
+    queries = await query_vectors(index, query)
+    if isinstance(queries, Refusal):
+        return queries
+    watch.step("embed" if query.text is not None else "read")
+
+    vectors, config, generation = index.vectors, index.config, index.generation
+    matching: Matching | None = None
+    if query.filter is not None:
+        try:
+            matching = await filters.matching(index.document.index, index.dataset, query.filter, vectors)
+        except ValueError as error:
+            return Refusal("invalid", f"the filter can't be used: {error}", "a SQL predicate: \"module = 'json'\"")
+        watch.step("filter", f"{len(matching)} rows match")
+    ef = max(query.ef_search or config.ef_search, query.k)
+    found, strategy, vectors, ef = await _neighbours(index, queries, query.k, ef, vectors, matching, watch)
+    hits = await _hits(index, found, columns)
+    watch.step("fetch", f"{len(columns)} columns")
+
+    index.queries += len(queries)
+    explain = None
+    if query.explain:
+        count = None if matching is None else len(matching)
+        explain = Explanation(generation, config, strategy, ef, len(vectors), count, watch.steps)
+    result = SearchResult(index.document.index, generation, hits, watch.total_us, explain)
+    return Answer(queries, found, strategy, ef, None if matching is None else len(matching), vectors, result)
+
+
+async def query_vectors(index: ServedIndex, query: Search) -> NDArray[np.float32] | Refusal:
+    """(q, d) float32, finite."""
+    if (query.text is not None) + (query.vector is not None) + (query.vectors is not None) != 1:
+        return Refusal("invalid", "a search needs exactly one of text, vector and vectors")
+    if query.text is not None:
+        if index.embedder is None:
+            hint = f"give a vector of {index.document.dim} numbers"
+            return Refusal("invalid", f"index {index.document.index!r} has vectors and no embedder", hint)
+        try:
+            return await index.embedder.embed([query.text])
+        except ValueError as error:
+            return Refusal("unavailable", f"the embedder gave no usable vector: {error}", "look at the model server")
+    try:
+        queries = np.array([query.vector] if query.vectors is None else query.vectors, np.float32)
+    except (ValueError, TypeError, OverflowError):
+        return Refusal("invalid", "the vectors are not all numbers of one length")
+    if queries.shape[0] == 0:
+        return Refusal("invalid", "vectors is empty", "give at least one")
+    if queries.ndim != 2 or queries.shape[1] != index.document.dim:
+        got = queries.shape[1] if queries.ndim == 2 else 0
+        dim = index.document.dim
+        return Refusal("invalid", f"the query has {got} dimensions, index {index.document.index!r} has {dim}")
+    if not math.isfinite(float(np.vdot(queries, queries))):
+        return Refusal("invalid", "the query's numbers are not finite, or too large for float32")
+    return queries
+
+
+async def _neighbours(
+    index: ServedIndex,
+    queries: NDArray[np.float32],
+    k: int,
+    ef: int,
+    vectors: VectorSet,
+    matching: Matching | None,
+    watch: Stopwatch,
+) -> tuple[Neighbours, Strategy, VectorSet, int]:
+    """Neighbours, how they were found, in which vectors, and the ef that it took (0: exact)."""
+    graph, rows = index.graph, len(vectors)
+    chosen = core.strategy(k, ef, rows, None if matching is None else len(matching), index.exact_below_rows)
+    if graph is not None and chosen == "graph":
+        for wide in (ef, min(4 * ef, core.EF_LIMIT)):
+            found, view = await graph.search(queries, k, wide)
+            watch.step("graph", f"ef {wide}, {len(view.fresh_rows)} fresh rows")
+            if found is not None:
+                return found, "graph", view.vectors, wide
+    if graph is not None and chosen == "filtered_graph" and matching is not None:
+        fetch, wide = core.widened(k, ef, rows, len(matching))
+        while core.ROWS_PER_EF * wide < len(matching) and wide <= core.EF_LIMIT:
+            found, _ = await graph.search(queries, fetch, wide)
+            kept = None if found is None else await anyio.to_thread.run_sync(_first, found, matching, k)
+            watch.step("graph", f"ef {wide}, {fetch} neighbours, {'enough' if kept else 'too few'} match")
+            if kept is not None:
+                return kept, "filtered_graph", vectors, wide
+            fetch, wide = min(rows, 2 * fetch), 2 * wide
+    among = None if matching is None else matching.positions
+    scanned = rows if among is None else len(among)
+    if len(queries) * scanned * vectors.dim * EXACT_US_PER_FLOAT < INLINE_US:
+        exact = vectors.exact(queries, k, among)
+    else:
+        exact = await anyio.to_thread.run_sync(vectors.exact, queries, k, among, limiter=THREADS)
+    watch.step("exact", f"{scanned} rows")
+    return exact, "exact", vectors, 0
+
+
+def _first(found: Neighbours, matching: Matching, k: int) -> Neighbours | None:
+    """The first k matching neighbours of each query; None when a query has fewer."""
+    holds = matching.holds(found[0])  # (q, k')
+    if holds.sum(axis=1).min() < k:
+        return None
+    order = np.argsort(~holds, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(found[0], order, axis=1), np.take_along_axis(found[1], order, axis=1)
+
+
+async def _hits(index: ServedIndex, found: Neighbours, columns: list[str]) -> list[list[Hit]]:
+    """Hits with ids and columns. A row that was deleted meanwhile is left out."""
+    rows, distances = found
+    names = [index.columns.id_column, *columns]
+    flat = rows.ravel()
+    if not len(flat):
+        return [[] for _ in rows]
+    there, values = (
+        index.columns.values(flat, names) if index.columns.has(names) else await index.columns.read(flat, names)
+    )
+    if len(there) == len(flat):
+        made = [
+            Hit(id, distance, dict(zip(columns, row, strict=True)))
+            for id, distance, *row in zip(values[0], distances.ravel().tolist(), *values[1:], strict=True)
+        ]
+        k = rows.shape[1]
+        return [made[start : start + k] for start in range(0, len(made), k)]
+    by_row = {row: (id, dict(zip(columns, rest, strict=True))) for row, id, *rest in zip(there, *values, strict=True)}
+    return [
+        [Hit(by_row[r][0], d, by_row[r][1]) for r, d in zip(some, near, strict=True) if r in by_row]
+        for some, near in zip(rows.tolist(), distances.tolist(), strict=True)
+    ]

@@ -1,0 +1,87 @@
+"""Everything a searcher keeps of one index, and how it follows the index's versions and
+generations. Searches read it between two awaits and never see half a change.
+"""
+
+import anyio
+import anyio.to_thread
+
+from actors.index.columns import ColumnCache
+from actors.index.live import LiveGraph
+from actors.index.sampling import RecallWindow
+from actors.index.vectors import VectorSet
+from actors.ports import Embedder, Snapshots, TableRef
+from schemas.config import HnswConfig
+from schemas.documents.index import GenerationDocument, IndexDocument
+from schemas.names import Bytes, Rows, Timestamp
+
+
+class ServedIndex:
+    """A loaded index. Without a graph (none built yet, or its file is unreadable) it is
+    searched exactly."""
+
+    def __init__(
+        self,
+        document: IndexDocument,
+        dataset: TableRef,
+        embedder: Embedder | None,
+        columns: ColumnCache,
+        vectors: VectorSet,
+        exact_below_rows: Rows,
+    ) -> None:
+        self.exact_below_rows = exact_below_rows  # a filter that leaves fewer is answered exactly
+        self.document = document
+        self.dataset = dataset
+        self.embedder = embedder
+        self.columns = columns
+        self.graph: LiveGraph | None = None
+        self.window = RecallWindow(0, 0.0)
+        self.queries = 0
+        self._vectors = vectors
+        self._changing = anyio.Lock()
+
+    @property
+    def vectors(self) -> VectorSet:
+        return self.graph.view.vectors if self.graph else self._vectors
+
+    @property
+    def generation(self) -> int:
+        return self.graph.document.generation if self.graph else 0
+
+    @property
+    def config(self) -> HnswConfig:
+        return self.graph.document.config if self.graph else self.document.config
+
+    @property
+    def fresh_rows(self) -> Rows:
+        return len(self.graph.view.fresh_rows) if self.graph else 0
+
+    @property
+    def bytes(self) -> Bytes:
+        """Memory that unloading frees; the mapped vectors belong to the page cache."""
+        return self.columns.bytes + self._vectors.rows.nbytes + (self.graph.bytes if self.graph else 0)
+
+    async def sync(self, snapshots: Snapshots) -> bool:
+        """Follow the newest version that the vectors cover; False when this is it. From the
+        return on, its rows and no others are found."""
+        async with self._changing:
+            if await snapshots.covered(self.document.index) <= self.vectors.version:
+                return False
+            snapshot = await snapshots.snapshot(self.document.index)
+            vectors = await anyio.to_thread.run_sync(VectorSet.open, snapshot, self.document.metric)
+            await self.columns.sync(vectors.rows, vectors.version)
+            if self.graph:
+                await self.graph.reconcile(vectors)
+            self._vectors = vectors
+            return True
+
+    async def swap(self, document: GenerationDocument, graph: LiveGraph | None, now: Timestamp) -> None:
+        """Serve another generation. `graph` None: it is the same file, searched with another
+        ef. Searches under way end on the old one."""
+        async with self._changing:
+            if graph is not None:
+                if graph.view.vectors.version != self.vectors.version:
+                    await graph.reconcile(self._vectors)
+                self.graph = graph
+            elif self.graph:
+                self.graph.document = document
+            self.window = RecallWindow(document.generation, now)

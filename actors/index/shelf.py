@@ -1,0 +1,69 @@
+"""The indexes in memory: loaded on demand, at most once at a time, and put away least recently
+used first when they exceed the budget.
+"""
+
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+
+import anyio
+
+from actors.index.served import ServedIndex
+from schemas.events.base import Refusal
+from schemas.names import Bytes, IndexName
+
+Load = Callable[[IndexName], Awaitable[ServedIndex | Refusal]]
+
+
+class Shelf:
+    def __init__(self, load: Load, budget_bytes: Bytes) -> None:
+        self._load = load
+        self._budget_bytes = budget_bytes
+        self._loaded: OrderedDict[IndexName, ServedIndex] = OrderedDict()
+        self._loading: dict[IndexName, anyio.Lock] = {}
+
+    def here(self, name: IndexName) -> ServedIndex | None:
+        """The index if it is in memory, marked as used."""
+        index = self._loaded.get(name)
+        if index is not None:
+            self._loaded.move_to_end(name)
+        return index
+
+    def all(self) -> list[ServedIndex]:
+        return list(self._loaded.values())
+
+    @property
+    def bytes(self) -> Bytes:
+        return sum(index.bytes for index in self._loaded.values())
+
+    async def get(self, name: IndexName) -> ServedIndex | Refusal:
+        """The index, loaded if need be; askers at the same time share the load."""
+        index = self.here(name)
+        if index is not None:
+            return index
+        async with self._lock(name):
+            index = self.here(name)
+            if index is not None:
+                return index
+            loaded = await self._load(name)
+            if isinstance(loaded, ServedIndex):
+                self._loaded[name] = loaded
+                self.evict()
+            return loaded
+
+    async def settled(self, name: IndexName) -> ServedIndex | None:
+        """The index if it is in memory, once a load under way has ended."""
+        async with self._lock(name):
+            return self._loaded.get(name)
+
+    async def drop(self, name: IndexName) -> None:
+        async with self._lock(name):
+            self._loaded.pop(name, None)
+        self._loading.pop(name, None)
+
+    def evict(self) -> None:
+        """Put away what exceeds the budget; the one used last stays, whatever its size."""
+        while len(self._loaded) > 1 and self.bytes > self._budget_bytes:
+            self._loaded.popitem(last=False)
+
+    def _lock(self, name: IndexName) -> anyio.Lock:
+        return self._loading.setdefault(name, anyio.Lock())
