@@ -58,11 +58,11 @@ def features(texts: Sequence[str]) -> tuple[U64, NDArray[np.int64]]:
         lengths.append(len(parts))
     texts_of = np.arange(len(texts), dtype=np.uint64)
     word = np.array(words, np.uint64)  # (w,)
-    text = np.repeat(texts_of, lengths)  # (w,)
+    owner = np.repeat(texts_of, lengths)  # (w,)
     pair = _mix(word[:-1] * np.uint64(0x9E3779B97F4A7C15) + word[1:])
-    gram, gram_text = _grams(strings, texts_of)
-    inside = text[:-1] == text[1:]
-    keys = np.concatenate([_key(text, 0, _mix(word)), _key(text[:-1], 1, pair)[inside], _key(gram_text, 2, gram)])
+    gram, gram_owner = _grams(strings, texts_of)
+    inside = owner[:-1] == owner[1:]
+    keys = np.concatenate([_key(owner, 0, _mix(word)), _key(owner[:-1], 1, pair)[inside], _key(gram_owner, 2, gram)])
     keys.sort()
     first = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]])[: len(keys)])
     return keys[first], np.diff(np.append(first, len(keys)))
@@ -133,7 +133,8 @@ class LexicalModel:
             sums += np.bincount((row + place).astype(np.int64), sign * weight, len(sums))
         vectors = sums.reshape(len(texts), DIM)
         norms = np.sqrt(np.einsum("nd,nd->n", vectors, vectors))
-        return (vectors / np.maximum(norms, 1.0)[:, None]).astype(np.float32)
+        unit: NDArray[np.float32] = (vectors / np.maximum(norms, 1.0)[:, None]).astype(np.float32)
+        return unit
 
     def dump(self) -> bytes:
         """The model as an npz file."""

@@ -4,6 +4,7 @@ import hashlib
 import io
 import zlib
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -50,7 +51,7 @@ def counted(words: list[str]) -> Counter[tuple[int, int]]:
     crcs = [zlib.crc32(w.encode()) for w in words]
     for crc in crcs:
         found[0, mix(crc) >> 32] += 1
-    for a, b in zip(crcs, crcs[1:], strict=False):
+    for a, b in pairwise(crcs):
         found[1, mix((a * 0x9E3779B97F4A7C15 + b) & (1 << 64) - 1) >> 32] += 1
     data = f" {' '.join(words)} ".encode()
     for i in range(len(data) - 3):

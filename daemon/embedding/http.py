@@ -1,0 +1,211 @@
+"""Embedders that ask a model server: Ollama's `/api/embed` and OpenAI's `/v1/embeddings`.
+
+What both share lives in ServerEmbedder: batches, bounded concurrency, retries, and the checks that
+keep a bad answer out of an index. A server that is away is Transient; an answer that can't be used
+is a ValueError that names the server, the model and what was wrong.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import aiohttp
+import anyio
+import msgspec
+import numpy as np
+import stamina
+from numpy.typing import NDArray
+
+from actors.errors import Transient
+from daemon.embedding.config import EmbeddingConfig
+
+_BY_ONE_TEXT = ("NaN", "context length", "input length")
+"""Words of an error that a single text of the batch causes: the batch is halved to find it. Ollama
+answers 500 when a vector holds a NaN (ollama#9639) and 400 for a text over the model's context."""
+
+
+class _Away(Exception):
+    """Worth another try: no connection, no answer in time, 429, 5xx."""
+
+
+class _Rejected(Exception):
+    """The server refuses this input; asking again changes nothing."""
+
+
+class ServerEmbedder:
+    """Texts to unit vectors through a server. Subclasses say how a request and an answer look."""
+
+    kind: str
+    path: str
+
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        url: str,
+        model: str,
+        config: EmbeddingConfig,
+        dim: int | None = None,
+        key: str = "",
+    ) -> None:
+        self.url = url.rstrip("/")
+        self.model = model
+        self._session = session
+        self._config = config
+        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._slots = anyio.Semaphore(config.concurrency)
+        self._set_dim(dim or 0)  # 0 until `probe`
+
+    def _set_dim(self, dim: int) -> None:
+        self.dim = dim
+        self.identity = f"{self.kind}:{self.url}:{self.model}:{dim}"
+
+    async def probe(self) -> None:
+        """Finds the dimension by embedding a word."""
+        self._set_dim((await self._embed(["dimension"])).shape[1])
+
+    async def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """See `actors.ports.Embedder`."""
+        if not texts:
+            return np.zeros((0, self.dim), np.float32)
+        size = self._config.batch
+        parts: dict[int, NDArray[np.float32]] = {}
+
+        async def part(start: int) -> None:
+            parts[start] = await self._embed(texts[start : start + size], start)
+
+        try:
+            async with anyio.create_task_group() as tasks:
+                for start in range(0, len(texts), size):
+                    tasks.start_soon(part, start)
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        return np.concatenate([parts[start] for start in sorted(parts)])
+
+    def _body(self, texts: Sequence[str]) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _vectors(self, answer: bytes) -> list[list[float]]:
+        """Raises msgspec.ValidationError for an answer of another shape."""
+        raise NotImplementedError
+
+    async def _embed(self, texts: Sequence[str], start: int = 0) -> NDArray[np.float32]:
+        """One batch, the first of which is the caller's text number `start`."""
+        try:
+            answer = await self._ask(texts)
+        except _Rejected as error:
+            if not any(words in str(error) for words in _BY_ONE_TEXT):
+                raise self._unusable(str(error)) from None
+            if len(texts) == 1:
+                raise self._unusable(f"{error} (text {start}, {len(texts[0])} characters)") from None
+            half = len(texts) // 2
+            return np.concatenate(
+                [await self._embed(texts[:half], start), await self._embed(texts[half:], start + half)]
+            )
+        try:
+            rows = self._vectors(answer)
+            vectors = np.array(rows, np.float64)  # (n, d)
+        except (msgspec.DecodeError, ValueError) as error:
+            raise self._unusable(f"its answer can't be read: {error}") from None
+        return self._checked(vectors, len(texts))
+
+    def _checked(self, vectors: NDArray[np.float64], count: int) -> NDArray[np.float32]:
+        if vectors.ndim != 2 or len(vectors) != count:
+            raise self._unusable(f"{len(vectors)} vectors came back for {count} texts")
+        if self.dim and vectors.shape[1] != self.dim:
+            raise self._unusable(f"its vectors have {vectors.shape[1]} dimensions, not {self.dim}")
+        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+        if not np.isfinite(norms).all():
+            raise self._unusable("a vector holds a value that isn't finite")
+        if not norms.all():
+            raise self._unusable("a vector is all zeros")
+        unit: NDArray[np.float32] = (vectors / norms).astype(np.float32)
+        return unit
+
+    async def _ask(self, texts: Sequence[str]) -> bytes:
+        """The body of a good answer. Raises _Rejected, Transient."""
+        body = msgspec.json.encode(self._body(texts))
+        try:
+            async for attempt in stamina.retry_context(
+                on=_Away, attempts=self._config.attempts, timeout=None, wait_initial=0.1, wait_max=5.0
+            ):
+                with attempt:
+                    async with self._slots:
+                        return await self._post(body)
+        except _Away as error:
+            raise Transient(f"{self._who()}: {error}", delay_s=5.0) from error
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    async def _post(self, body: bytes) -> bytes:
+        headers = {"Content-Type": "application/json", **self._headers}
+        timeout = aiohttp.ClientTimeout(self._config.timeout_s)
+        try:
+            async with self._session.post(
+                self.url + self.path, data=body, headers=headers, timeout=timeout
+            ) as response:
+                answer = await response.read()
+                status = response.status
+        except TimeoutError:
+            raise _Away(f"no answer within {self._config.timeout_s:g} s") from None
+        except aiohttp.ClientError as error:
+            raise _Away(str(error) or type(error).__name__) from error
+        if status < 300:
+            return answer
+        words = f"{status} {_words(answer)}"
+        if status == 429 or (status >= 500 and not any(w in words for w in _BY_ONE_TEXT)):
+            raise _Away(words)
+        raise _Rejected(words)
+
+    def _who(self) -> str:
+        return f"{self.kind} model {self.model!r} at {self.url}"
+
+    def _unusable(self, what: str) -> ValueError:
+        return ValueError(f"{self._who()}: {what}")
+
+
+def _words(answer: bytes) -> str:
+    """The server's own words: `{"error": "…"}` or `{"error": {"message": "…"}}`."""
+    try:
+        error = msgspec.json.decode(answer, type=dict[str, Any]).get("error")
+    except msgspec.DecodeError:
+        error = None
+    if isinstance(error, dict):
+        error = error.get("message")
+    return str(error) if error else answer[:200].decode(errors="replace")
+
+
+class _OllamaAnswer(msgspec.Struct):
+    embeddings: list[list[float]]
+
+
+class OllamaEmbedder(ServerEmbedder):
+    kind = "ollama"
+    path = "/api/embed"
+
+    def _body(self, texts: Sequence[str]) -> dict[str, Any]:
+        # By default Ollama cuts long input silently: two texts with the same head would be one vector.
+        return {"model": self.model, "input": texts, "truncate": False}
+
+    def _vectors(self, answer: bytes) -> list[list[float]]:
+        return msgspec.json.decode(answer, type=_OllamaAnswer).embeddings
+
+
+class _OpenAIItem(msgspec.Struct):
+    index: int
+    embedding: list[float]
+
+
+class _OpenAIAnswer(msgspec.Struct):
+    data: list[_OpenAIItem]
+
+
+class OpenAIEmbedder(ServerEmbedder):
+    kind = "openai"
+    path = "/v1/embeddings"
+
+    def _body(self, texts: Sequence[str]) -> dict[str, Any]:
+        return {"model": self.model, "input": texts, "encoding_format": "float"}
+
+    def _vectors(self, answer: bytes) -> list[list[float]]:
+        items = sorted(msgspec.json.decode(answer, type=_OpenAIAnswer).data, key=lambda item: item.index)
+        if [item.index for item in items] != list(range(len(items))):
+            raise ValueError("its items aren't numbered 0, 1, 2 …")
+        return [item.embedding for item in items]
