@@ -63,6 +63,8 @@ class TrialPoint(msgspec.Struct, frozen=True, kw_only=True):
     build_cpu_s: Seconds
     bytes: Bytes
     library: str  # hnswlib's version and build flag
+    graph_added: Rows = 0  # rows that the graph took in after it was built
+    graph_deleted: Rows = 0  # rows that are only marked deleted in it
     # how it came about
     chosen: bool = False
     proposer: Proposer

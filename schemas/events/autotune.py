@@ -110,8 +110,6 @@ class TrialCompleted(Event, tag="trial.completed"):
     best: TrialPoint
     holds_target: bool
     points: int
-    added: Rows = 0  # rows that the live graph lacked (a trial with `reuse_live`)
-    deleted: Rows = 0  # rows of the live graph that are gone
 
 
 class TrialFailed(Event, tag="trial.failed"):
