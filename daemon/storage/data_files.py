@@ -1,0 +1,194 @@
+"""The Parquet files of a table: written in bounded memory, rewritten without some rows, read by
+row number. A file's rows ascend by _row. Files are immutable; which of them make up a version is
+the log's business (delta_log.py)."""
+
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from actors.ports import ROW
+from daemon.storage import durable
+from daemon.storage.columns import conform
+
+ROTATE_BYTES = 64 << 20
+"""A delete rewrites whole files, so they stay small enough for that to take under a second."""
+GROUP_BYTES = 8 << 20
+GROUP_ROWS = 16_384
+
+
+class DataFile(msgspec.Struct, frozen=True):
+    """One file of a table version."""
+
+    path: str  # within the table's folder
+    bytes: int
+    rows: int
+    min_row: int
+    max_row: int
+
+
+class FileWriter:
+    """Writes tables one after another into files of about ROTATE_BYTES under `folder`. Not one
+    of them belongs to any version until it is committed; `discard` takes them away."""
+
+    def __init__(self, folder: Path, schema: pa.Schema) -> None:
+        self.files: list[DataFile] = []
+        self._folder = folder
+        self._schema = schema
+        self._strings = [f.name for f in schema if pa.types.is_string(f.type) or pa.types.is_binary(f.type)]
+        self._path: Path | None = None
+        self._writer: pq.ParquetWriter | None = None
+        self._pending: list[pa.Table] = []
+        self._bounds: tuple[int, int, int] = (0, 0, 0)  # rows, first and last row number of the open file
+
+    def write(self, table: pa.Table) -> None:
+        """table: rows in ascending _row, above all written before. Raises OSError."""
+        for start in range(0, table.num_rows, GROUP_ROWS):
+            self._pending.append(table.slice(start, GROUP_ROWS))
+            if (
+                sum(t.nbytes for t in self._pending) >= GROUP_BYTES
+                or sum(t.num_rows for t in self._pending) >= GROUP_ROWS
+            ):
+                self._flush()
+
+    def close(self) -> list[DataFile]:
+        """Finish and sync everything; the files, in order."""
+        self._flush()
+        self._finish()
+        if self.files:
+            durable.sync_directory(self._folder)
+        return self.files
+
+    def discard(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+        for path in [self._path, *(self._folder / file.path for file in self.files)]:
+            if path is not None:
+                path.unlink(missing_ok=True)
+
+    def _flush(self) -> None:
+        if not self._pending:
+            return
+        group = pa.concat_tables(self._pending)
+        self._pending = []
+        rows = group.column(ROW)
+        first, last = rows[0].as_py(), rows[-1].as_py()
+        if self._writer is None:
+            self._path = self._folder / f"part-{first:012d}-{uuid.uuid4().hex}.parquet"
+            self._writer = pq.ParquetWriter(
+                self._path, self._schema, compression="zstd", use_dictionary=self._strings, write_statistics=[ROW]
+            )
+            self._bounds = (0, first, last)
+        self._writer.write_table(group, row_group_size=group.num_rows)
+        self._bounds = (self._bounds[0] + group.num_rows, self._bounds[1], last)
+        assert self._path is not None
+        if self._path.stat().st_size >= ROTATE_BYTES:
+            self._finish()
+
+    def _finish(self) -> None:
+        if self._writer is None or self._path is None:
+            return
+        self._writer.close()
+        durable.sync_file(self._path)
+        self.files.append(DataFile(self._path.name, self._path.stat().st_size, *self._bounds))
+        self._writer = self._path = None
+
+
+def write_rows(folder: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch], first_row: int) -> list[DataFile]:
+    """New rows, numbered from `first_row`. Whatever `batches` raises passes through, and no
+    file is left."""
+    writer = FileWriter(folder, schema)
+    try:
+        for batch in batches:
+            table = conform(batch, schema, first_row)
+            writer.write(table)
+            first_row += table.num_rows
+        return writer.close()
+    except BaseException:
+        writer.discard()
+        raise
+
+
+def rewrite(
+    folder: Path, schema: pa.Schema, paths: Sequence[Path], *, without: NDArray[np.int64] | None = None, shift: int = 0
+) -> list[DataFile]:
+    """The rows of `paths` (in ascending _row) in new files: without some rows (ascending
+    numbers), or with their numbers shifted."""
+    writer = FileWriter(folder, schema)
+    try:
+        for table in _tables(paths, schema):
+            if without is not None:
+                rows = table.column(ROW).to_numpy()
+                table = table.filter(pa.array(~is_member(rows, without)))
+            if shift:
+                table = table.set_column(0, ROW, pc.add(table.column(ROW), shift))
+            writer.write(table)
+        return writer.close()
+    except BaseException:
+        writer.discard()
+        raise
+
+
+def row_numbers(path: Path) -> NDArray[np.int64]:
+    """(n,) int64, ascending."""
+    numbers: NDArray[np.int64] = pq.read_table(path, columns=[ROW]).column(ROW).to_numpy()
+    return numbers
+
+
+def read_rows(path: Path, schema: pa.Schema, columns: Sequence[str], wanted: NDArray[np.int64] | None) -> pa.Table:
+    """Rows of one file, in ascending _row; with `wanted` (ascending), only those. Row groups
+    that hold none of them are not read. A column that the file is too old for is null."""
+    with pq.ParquetFile(path, memory_map=True) as file:
+        there = [name for name in columns if name in file.schema_arrow.names]
+        groups = list(range(file.num_row_groups))
+        if wanted is not None:
+            groups = [group for group in groups if _holds(file.metadata.row_group(group), wanted)]
+        table = file.read_row_groups(groups, columns=[ROW, *there])
+    if wanted is not None:
+        table = table.filter(pa.array(is_member(table.column(ROW).to_numpy(), wanted)))
+    for name in columns:
+        if name not in there and name != ROW:
+            table = table.append_column(name, pa.nulls(table.num_rows, schema.field(name).type))
+    return table.select(list(columns)).cast(pa.schema([schema.field(name) for name in columns]))
+
+
+def dataset(paths: Sequence[Path], schema: pa.Schema) -> ds.Dataset:
+    """The files as one Arrow dataset; columns that a file is too old for are null."""
+    if not paths:
+        return ds.dataset(schema.empty_table())
+    return ds.dataset([str(path) for path in paths], schema=schema, format="parquet")
+
+
+def is_member(rows: NDArray[np.int64], of: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which of `rows` are in `of`, which ascends."""
+    if len(of) == 0:
+        return np.zeros(len(rows), bool)
+    at = np.minimum(np.searchsorted(of, rows), len(of) - 1)
+    found: NDArray[np.bool_] = of[at] == rows
+    return found
+
+
+def _holds(group: pq.RowGroupMetaData, wanted: NDArray[np.int64]) -> bool:
+    statistics = group.column(0).statistics  # _row is the first column
+    if statistics is None or not statistics.has_min_max:
+        return True
+    first, end = np.searchsorted(wanted, [statistics.min, statistics.max + 1])
+    return bool(first < end)
+
+
+def _tables(paths: Sequence[Path], schema: pa.Schema) -> Iterator[pa.Table]:
+    for path in paths:
+        with pq.ParquetFile(path) as file:
+            for group in range(file.num_row_groups):
+                table = file.read_row_group(group)
+                for index, field in enumerate(schema):
+                    if field.name not in table.column_names:
+                        table = table.add_column(index, field, pa.nulls(table.num_rows, field.type))
+                yield table.select(schema.names).cast(schema)

@@ -1,0 +1,91 @@
+"""SQL predicates over one table, answered by DuckDB. A predicate is whatever may stand in
+`WHERE (…)` over that table alone: DuckDB's own parser says what it is, and everything that could
+reach beyond a row (subqueries, windows, settings, further clauses) is refused. The engine itself
+has no access to files either.
+"""
+
+import json
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow.dataset as ds
+from numpy.typing import NDArray
+
+from actors.ports import ROW
+
+REFUSED = {"SUBQUERY": "a subquery", "WINDOW": "a window function", "PARAMETER": "a parameter"}
+REFUSED_FUNCTIONS = {"current_setting", "getenv", "getvariable", "nextval", "currval"}
+
+
+class PredicateEngine:
+    """One locked-down DuckDB. Each match runs in a cursor of its own, so threads may share it."""
+
+    def __init__(self) -> None:
+        self._connection = duckdb.connect(":memory:", config={"threads": 2, "memory_limit": "512MB"})
+        for setting in (
+            "SET enable_external_access = false",
+            "SET python_enable_replacements = false",
+            "SET lock_configuration = true",
+        ):
+            self._connection.execute(setting)
+
+    def match(self, predicate: str, data: ds.Dataset) -> NDArray[np.int64]:
+        """Row numbers where it holds, ascending. Raises ValueError with DuckDB's words."""
+        self._check(predicate)
+        with self._connection.cursor() as cursor:
+            cursor.register("t", data)
+            try:
+                found = cursor.execute(_query(predicate)).fetchnumpy()[ROW]
+            except duckdb.Error as error:
+                raise ValueError(_words(error)) from error
+            finally:
+                cursor.unregister("t")
+        rows: NDArray[np.int64] = np.sort(np.asarray(found, np.int64))
+        return rows
+
+    def _check(self, predicate: str) -> None:
+        parsed = self._parse(_query(predicate))
+        plain = self._parse(_query("true"))
+        condition = parsed["node"].pop("where_clause", None)
+        del plain["node"]["where_clause"]
+        if _shape(parsed) != _shape(plain) or condition is None:
+            raise ValueError("this is no predicate: it must be what stands in a WHERE clause, without further clauses")
+        _refuse(condition)
+
+    def _parse(self, query: str) -> Any:
+        with self._connection.cursor() as cursor:
+            (text,) = cursor.execute("SELECT json_serialize_sql(?::VARCHAR)", [query]).fetchone() or ("{}",)
+        parsed = json.loads(text)
+        if parsed.get("error", True) or len(parsed["statements"]) != 1:
+            raise ValueError(f"this is no predicate: {parsed.get('error_message', 'it is more than one statement')}")
+        return parsed["statements"][0]
+
+
+def _query(predicate: str) -> str:
+    # the line break keeps a trailing comment from swallowing the bracket
+    return f"SELECT {ROW} FROM t WHERE (\n{predicate}\n)"
+
+
+def _shape(node: Any) -> Any:
+    """A parsed statement without the positions in its text."""
+    if isinstance(node, dict):
+        return {key: _shape(value) for key, value in node.items() if not key.startswith("query_location")}
+    return [_shape(item) for item in node] if isinstance(node, list) else node
+
+
+def _refuse(node: Any) -> None:
+    if isinstance(node, dict):
+        if node.get("class") in REFUSED:
+            raise ValueError(f"a predicate can't hold {REFUSED[node['class']]}")
+        if str(node.get("function_name", "")).lower() in REFUSED_FUNCTIONS:
+            raise ValueError(f"a predicate can't call {node['function_name']}")
+        node = list(node.values())
+    if isinstance(node, list):
+        for item in node:
+            _refuse(item)
+
+
+def _words(error: duckdb.Error) -> str:
+    """DuckDB's sentence, without the query that we built around the predicate."""
+    return str(error).split("\nLINE ")[0].split("\n\nLINE ")[0].strip()

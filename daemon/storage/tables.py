@@ -1,0 +1,197 @@
+"""Tables in Delta format over the buckets: atomic commits, versions, time travel. FACTS chose
+deltalake over pyiceberg (needs a catalog) and Lance (only Lance reads it). It opens tables and
+writes checkpoints; data files (data_files.py) and log entries (delta_log.py) are written by us,
+durably and in bounded memory. What a commit rewrites is decided in plan.py.
+"""
+
+import time
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Collection, Iterable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import anyio
+import anyio.to_thread
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from actors.errors import Transient
+from actors.ports import ROW, TableRef, TableState
+from daemon.storage import columns as types
+from daemon.storage import data_files, durable, plan
+from daemon.storage.buckets import ObjectBuckets
+from daemon.storage.commit import Commit
+from daemon.storage.delta_log import Version
+from daemon.storage.predicate import PredicateEngine
+from daemon.storage.table_files import TableFiles
+from daemon.storage.table_log import TableLog
+from schemas.events.dataset import CommitInfo
+
+T = TypeVar("T")
+
+ATTEMPTS = 20
+MAINTAIN_EVERY = 50
+KEPT_MATCHES = 64
+
+
+class DeltaTables:
+    """The port `Tables`. For tests: `DeltaTables(ObjectBuckets({"primary": tmp_path.as_uri()},
+    tmp_path / "cache"), tmp_path / "cache")`.
+
+    Within this process commits to a table take turns. Other processes are met at the log entry,
+    which only one can create: the loser plans its commit again on top of it."""
+
+    def __init__(self, buckets: ObjectBuckets, cache: Path, now: Callable[[], float] = time.time) -> None:
+        """cache: where files for remote buckets are written before they are uploaded. now: the
+        time that commits carry, in seconds since the epoch."""
+        self._buckets = buckets
+        self._cache = cache
+        self._now = now
+        self._logs: dict[TableRef, TableLog] = {}
+        self._locks: defaultdict[TableRef, anyio.Lock] = defaultdict(anyio.Lock)
+        self._matches: OrderedDict[tuple[TableRef, int, float, str], NDArray[np.int64]] = OrderedDict()
+        self._engine: PredicateEngine | None = None
+        self._threads = anyio.CapacityLimiter(8)
+
+    async def state(self, table: TableRef, version: int | None = None) -> TableState | None:
+        found = await self._version(table, version)
+        return _state(found) if found else None
+
+    async def commit(
+        self,
+        table: TableRef,
+        batches: Iterable[pa.RecordBatch],
+        note: CommitInfo,
+        *,
+        remove: Collection[int] | NDArray[np.int64] = (),
+        replace: bool = False,
+        schema: pa.Schema | None = None,
+    ) -> TableState:
+        """As the port says; and: columns that the batches lack are null, `schema` may add
+        columns to an existing table, `replace` may change them. Small files are merged on the
+        way."""
+        log = self._log(table)
+        files = TableFiles(self._buckets, table, self._cache / "tables")
+        async with self._locks[table]:
+            before = await log.newest()
+            done = await log.version_of(note.message)
+            if done is not None:
+                return await self._done(table, done)
+            commit = Commit(files, np.unique(np.asarray(remove, np.int64)), replace)
+            await self._thread(lambda: commit.stage(before, batches, schema))
+            try:
+                for _ in range(ATTEMPTS):
+                    after = await commit.plan(before, note, self._now(), self._thread)
+                    commit.keep(after)  # from here on it may be made, even if we never hear of it
+                    try:
+                        await log.append(before, after, after.note or note)
+                        break
+                    except FileExistsError:
+                        before = await log.newest()
+                    done = await log.version_of(note.message)
+                    if done is not None:  # it was ours: the answer to a first try was lost
+                        commit.keep(await self._existing(table, done))
+                        return await self._done(table, done)
+                    commit.keep(None)
+                else:
+                    raise Transient(f"table {table.path}: other processes kept committing first")
+            finally:
+                await commit.clean_up()
+            if after.version % MAINTAIN_EVERY == MAINTAIN_EVERY - 1:
+                await log.maintain()
+            return _state(after)
+
+    async def read(
+        self,
+        table: TableRef,
+        columns: Sequence[str] | None = None,
+        *,
+        version: int | None = None,
+        min_row: int | None = None,
+        rows: NDArray[np.int64] | None = None,
+    ) -> pa.Table:
+        """As the port says; _row comes first. Raises ValueError for an unknown column."""
+        found = await self._existing(table, version)
+        wanted = None if rows is None else np.unique(rows)
+        if wanted is not None and min_row is not None:
+            wanted = wanted[wanted >= min_row]
+        names = [ROW, *(name for name in columns if name != ROW)] if columns is not None else found.schema.names
+        unknown = [name for name in names if name not in found.schema.names]
+        if unknown:
+            raise ValueError(f"table {table.path} has no column {', '.join(map(repr, unknown))}")
+        chosen = found.files if wanted is None else plan.touched(found.files, wanted)
+        chosen = [file for file in chosen if min_row is None or file.max_row >= min_row]
+        files = TableFiles(self._buckets, table, self._cache / "tables")
+        paths = [await files.path(file) for file in chosen]
+
+        def collect() -> pa.Table:
+            parts = [data_files.read_rows(path, found.schema, names, wanted) for path in paths]
+            schema = pa.schema([found.schema.field(name) for name in names])
+            result = pa.concat_tables(parts) if parts else schema.empty_table()
+            numbers = result.column(ROW).to_numpy()
+            if np.any(numbers[1:] < numbers[:-1]):  # files of merged runs may interleave
+                order = np.argsort(numbers, kind="stable")
+                result, numbers = result.take(pa.array(order)), numbers[order]
+            return result if min_row is None else result.slice(int(np.searchsorted(numbers, min_row)))
+
+        return await self._thread(collect)
+
+    async def match(self, table: TableRef, predicate: str, *, version: int | None = None) -> NDArray[np.int64]:
+        """As the port says. Answers are remembered by table version."""
+        found = await self._existing(table, version)
+        key = (table, found.version, found.note.time if found.note else 0.0, predicate)
+        if key not in self._matches:
+            files = TableFiles(self._buckets, table, self._cache / "tables")
+            paths = [await files.path(file) for file in found.files]
+            rows = await self._thread(lambda: self._duckdb().match(predicate, data_files.dataset(paths, found.schema)))
+            rows.flags.writeable = False
+            self._matches[key] = rows
+            while len(self._matches) > KEPT_MATCHES:
+                self._matches.popitem(last=False)
+        self._matches.move_to_end(key)
+        return self._matches[key]
+
+    async def history(self, table: TableRef, limit: int = 50) -> list[CommitInfo]:
+        return await self._log(table).history(limit)
+
+    async def drop(self, table: TableRef) -> None:
+        async with self._locks[table]:
+            await self._log(table).drop()
+
+    def _log(self, table: TableRef) -> TableLog:
+        if table not in self._logs:
+            self._logs[table] = TableLog(self._buckets, table)
+        return self._logs[table]
+
+    async def _version(self, table: TableRef, version: int | None) -> Version | None:
+        return await (self._log(table).newest() if version is None else self._log(table).at(version))
+
+    async def _existing(self, table: TableRef, version: int | None) -> Version:
+        found = await self._version(table, version)
+        if found is None:
+            which = "" if version is None else f" at version {version}"
+            raise FileNotFoundError(f"there is no table {table.path} in bucket {table.bucket}{which}")
+        return found
+
+    async def _done(self, table: TableRef, version: int) -> TableState:
+        """The state after a commit that was made before."""
+        return _state(await self._existing(table, version))
+
+    async def _thread(self, work: Callable[[], T]) -> T:
+        try:
+            return await anyio.to_thread.run_sync(work, limiter=self._threads)
+        except OSError as error:
+            if error.errno in durable.FULL:
+                raise Transient(f"the disk is full: {error}", 30) from error
+            raise
+
+    def _duckdb(self) -> PredicateEngine:
+        if self._engine is None:
+            self._engine = PredicateEngine()
+        return self._engine
+
+
+def _state(version: Version) -> TableState:
+    schema = types.user_schema(version.schema)
+    return TableState(version.version, version.rows, version.next_row, version.bytes, schema)
