@@ -73,8 +73,9 @@ def pick(
     """The point of a trial to promote: the one measured at `ef_search`, else the one that the
     trial chose, else the cheapest that holds the target.
 
-    Refused (invalid) when `ef_search` was never measured, or when the point's recall lower
-    bound is under the target and `force` isn't given. `points`: at least one."""
+    The target is what the trial was asked to hold; `target_recall`, the index's, where its
+    points don't say. Refused (invalid) when `ef_search` was never measured, or when the point's
+    recall lower bound is under the target and `force` isn't given. `points`: at least one."""
     if ef_search is not None:
         measured = [point for point in points if point.ef_search == ef_search]
         if not measured:
@@ -88,11 +89,12 @@ def pick(
     else:
         chosen = [point for point in points if point.chosen]
         point = chosen[-1] if chosen else _cheapest(points, target_recall)
-    if point.recall_lower < target_recall and not force:
+    target = _target(point, target_recall)
+    if point.recall_lower < target and not force:
         return Refusal(
             status="invalid",
             reason=(
-                f"trial {point.trial} at ef_search {point.ef_search} does not hold recall@{point.k} {target_recall:g}: "
+                f"trial {point.trial} at ef_search {point.ef_search} does not hold recall@{point.k} {target:g}: "
                 f"measured {point.recall:.4f}, lower bound {point.recall_lower:.4f} over {point.queries} queries"
             ),
             hint="promote another trial, or pass force to promote it all the same",
@@ -129,7 +131,11 @@ def _ended(entry: PromotionEntry, now: Timestamp, reason: str, by: MessageId) ->
 
 
 def _cheapest(points: Sequence[TrialPoint], target_recall: Share) -> TrialPoint:
-    holding = [point for point in points if point.recall_lower >= target_recall]
+    holding = [point for point in points if point.recall_lower >= _target(point, target_recall)]
     if holding:
         return min(holding, key=lambda point: (point.p50_us, point.ef_search))
     return max(points, key=lambda point: (point.recall_lower, -point.p50_us))
+
+
+def _target(point: TrialPoint, of_index: Share) -> Share:
+    return point.target_recall or of_index

@@ -96,6 +96,12 @@ class Progress(Signal, tag="job.progress"):
     unit: str = "rows"
 
 
+class Listening(Signal, tag="bus.listening"):
+    """A listener's own mark: once it hears this, it hears everything that is said later."""
+
+    listener: str
+
+
 KIND_TOKEN: dict[type[Message], str] = {Event: "evt", Query: "ask", Command: "cmd", Reply: "reply", Signal: "sig"}
 
 

@@ -1,0 +1,99 @@
+"""From parameters and bodies to their structs. What doesn't fit is refused with the path of the
+field and, as the hint, what it may hold: read off the types, so that a bound is written once.
+"""
+
+import difflib
+import re
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import inspect
+
+from daemon.http.errors import HttpError
+
+_PATH = re.compile(r" - at `(\$.*)`$")
+_UNKNOWN = re.compile(r"unknown field `([^`]*)`")
+
+
+_SHAPE = re.compile(r"unknown field|missing required field|, got `")
+"""msgspec's words for the wrong shape. The rest of its errors are values out of bounds."""
+
+S = TypeVar("S", bound=msgspec.Struct)
+
+
+def body_decoder(kind: type[S]) -> Callable[[bytes], S]:
+    """Decodes a JSON body. Raises HttpError (malformed, invalid), msgspec.DecodeError."""
+    decode = msgspec.json.Decoder(kind).decode
+
+    def decoder(raw: bytes) -> S:
+        try:
+            return decode(raw)
+        except msgspec.ValidationError as error:
+            raise _refused(error, kind) from error
+
+    return decoder
+
+
+def converted(values: Mapping[str, str], kind: type[S]) -> S:
+    """Path and query parameters, or form fields. Raises HttpError (malformed, invalid)."""
+    try:
+        return msgspec.convert(values, kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise _refused(error, kind) from error
+
+
+def _refused(error: msgspec.ValidationError, kind: type[msgspec.Struct]) -> HttpError:
+    word = "malformed" if _SHAPE.search(str(error)) else "invalid"
+    return HttpError(word, str(error), hint_for(str(error), kind))
+
+
+def hint_for(error: str, kind: type[msgspec.Struct]) -> str:
+    """The hint for a msgspec.ValidationError's text: the bounds of the field that it names, or
+    the nearest known field to an unknown one."""
+    known = fields(kind)
+    if unknown := _UNKNOWN.search(error):
+        near = difflib.get_close_matches(unknown[1], known, n=1)
+        return f"did you mean `{near[0]}`?" if near else f"fields: {', '.join(sorted(known))}"
+    at = _PATH.search(error)
+    name = re.sub(r"\[[^\]]*\]", "", at[1]).rpartition(".")[2] if at else ""
+    return f"{name}: {known[name]}" if known.get(name) else ""
+
+
+@cache
+def fields(kind: type[msgspec.Struct]) -> dict[str, str]:
+    """Every field of a struct and of the structs in it, and what it allows; "" for anything."""
+    found: dict[str, str] = {}
+    _collect(inspect.type_info(kind), found)
+    return found
+
+
+def _collect(info: Any, found: dict[str, str]) -> None:
+    match info:
+        case inspect.StructType():
+            for field in info.fields:
+                found[field.encode_name] = _allowed(field.type) or found.get(field.encode_name, "")
+                _collect(field.type, found)
+        case inspect.UnionType():
+            for one in info.types:
+                _collect(one, found)
+        case inspect.ListType():
+            _collect(info.item_type, found)
+        case inspect.Metadata():
+            _collect(info.type, found)
+
+
+def _allowed(info: Any) -> str:
+    match info:
+        case inspect.Metadata():
+            return str((info.extra_json_schema or {}).get("description", "")) or _allowed(info.type)
+        case inspect.UnionType():
+            return next((words for one in info.types if (words := _allowed(one))), "")
+        case inspect.LiteralType():
+            return "one of " + ", ".join(str(value) for value in info.values)
+        case inspect.IntType() | inspect.FloatType():
+            low = f"from {info.ge}" if info.ge is not None else f"over {info.gt}" if info.gt is not None else ""
+            high = f"to {info.le}" if info.le is not None else f"under {info.lt}" if info.lt is not None else ""
+            return f"{low} {high}".strip()
+    return ""

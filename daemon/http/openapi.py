@@ -1,0 +1,79 @@
+"""The OpenAPI 3.1 document, generated from the table of routes and the structs in their hints."""
+
+import re
+from collections.abc import Iterable, Sequence
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+
+from daemon.http.guard import OPEN_PATHS
+from daemon.http.route import Route
+from schemas.http import ErrorBody
+
+REF = "#/components/schemas/{name}"
+
+
+def document(routes: Sequence[Route], version: str) -> dict[str, Any]:
+    """The whole document as plain values."""
+    types = [ErrorBody, *_types(routes)]
+    schemas, components = msgspec.json.schema_components(types, ref_template=REF)
+    by_type = dict(zip(types, schemas, strict=True))
+    paths: dict[str, dict[str, Any]] = {}
+    for route in routes:
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, by_type)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "lakehouse", "version": version},
+        "paths": paths,
+        "components": {"schemas": components, "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}},
+        "security": [{"token": []}],
+    }
+
+
+def _types(routes: Iterable[Route]) -> list[Any]:
+    found: list[Any] = []
+    for route in routes:
+        for kind in (route.body, route.reply, route.items):
+            if kind is not None and kind not in found:
+                found.append(kind)
+    return found
+
+
+def _operation(route: Route, by_type: dict[Any, Any]) -> dict[str, Any]:
+    content = by_type[route.items] if route.items else by_type.get(route.reply, {"type": "string"})
+    operation: dict[str, Any] = {
+        "summary": route.summary,
+        "operationId": route.handler.__name__,
+        "responses": {
+            str(route.status): {
+                "description": HTTPStatus(route.status).phrase,
+                "content": {route.media: {"schema": content}},
+            },
+            "default": {
+                "description": "refused, or failed",
+                "content": {"application/json": {"schema": by_type[ErrorBody]}},
+            },
+        },
+    }
+    if parameters := _parameters(route):
+        operation["parameters"] = parameters
+    if route.body is not None:
+        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": by_type[route.body]}}}
+    if route.path in OPEN_PATHS:
+        operation["security"] = []
+    return operation
+
+
+def _parameters(route: Route) -> list[dict[str, Any]]:
+    in_path = set(re.findall(r"{(\w+)}", route.path))
+    schema = msgspec.json.schema(route.params)["$defs"][route.params.__name__]
+    return [
+        {
+            "name": name,
+            "in": "path" if name in in_path else "query",
+            "required": name in schema.get("required", []),
+            "schema": field,
+        }
+        for name, field in schema["properties"].items()
+    ]

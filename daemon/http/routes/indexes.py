@@ -1,0 +1,64 @@
+"""Indexes: made, shown, dropped, searched."""
+
+from daemon.http.route import Call, Route, message
+from schemas.events.index import (
+    CreateIndex,
+    DropIndex,
+    GetIndex,
+    GetIndexStats,
+    IndexDropped,
+    IndexInfo,
+    IndexList,
+    IndexStats,
+    ListIndexes,
+    Search,
+    SearchResult,
+)
+from schemas.http import CreateIndexBody, IndexParams, NoParams, SearchBody
+
+
+async def create_index(call: Call[NoParams, CreateIndexBody]) -> IndexInfo:
+    return await call.ask(message(CreateIndex, call.body), long=True)
+
+
+async def list_indexes(call: Call[NoParams, None]) -> IndexList:
+    return await call.ask(ListIndexes())
+
+
+async def get_index(call: Call[IndexParams, None]) -> IndexInfo:
+    return await call.ask(GetIndex(call.params.index))
+
+
+async def drop_index(call: Call[IndexParams, None]) -> IndexDropped:
+    return await call.ask(DropIndex(call.params.index))
+
+
+async def index_stats(call: Call[IndexParams, None]) -> IndexStats:
+    return await call.ask(GetIndexStats(call.params.index))
+
+
+async def search(call: Call[NoParams, SearchBody]) -> SearchResult:
+    body = call.body  # field by field by hand: `message` would check 384 numbers a second time
+    return await call.ask(
+        Search(
+            index=body.index,
+            text=body.text,
+            vector=body.vector,
+            vectors=body.vectors,
+            k=body.k,
+            ef_search=body.ef_search,
+            filter=body.filter,
+            columns=body.columns,
+            explain=body.explain,
+        )
+    )
+
+
+ROUTES = [
+    Route("POST", "/vectors/indexes", create_index, "Make an index over a column", status=201),
+    Route("GET", "/vectors/indexes", list_indexes, "Every index"),
+    Route("GET", "/vectors/indexes/{index}", get_index, "One index"),
+    Route("DELETE", "/vectors/indexes/{index}", drop_index, "Drop an index; its trials stay in the journal"),
+    Route("GET", "/vectors/indexes/{index}/stats", index_stats, "Rows, memory, generation, live recall"),
+    Route("POST", "/vectors/search", search, "The k nearest rows"),
+]

@@ -1,0 +1,243 @@
+"""What travels over HTTP where the bus's own messages don't: request bodies, which refuse
+unknown fields where the bus tolerates them, path and query parameters, and a few answers.
+
+A body is turned into its message field by field (same names, same types), so nothing here
+decides anything. Answers are the bus's replies themselves wherever there is one.
+"""
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from schemas.config import HnswConfig
+from schemas.events.autotune import GridPoint
+from schemas.events.dataset import FileFormat, IngestMode
+from schemas.events.index import EmbedderSpec, Target
+from schemas.names import (
+    Backend,
+    BucketName,
+    DatasetName,
+    HarnessName,
+    IndexName,
+    MessageId,
+    Metric,
+    Objective,
+    Seconds,
+    Timestamp,
+    TrialId,
+)
+
+
+class Body(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A request body."""
+
+
+class Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Path and query parameters of a route."""
+
+
+# --- shared parts, strict ----------------------------------------------------------------------
+
+
+class ConfigBody(HnswConfig, frozen=True, forbid_unknown_fields=True):
+    """An index configuration."""
+
+
+class EmbedderBody(EmbedderSpec, frozen=True, forbid_unknown_fields=True):
+    """Which embedder turns text into vectors."""
+
+
+class GridPointBody(GridPoint, frozen=True, forbid_unknown_fields=True):
+    """One point of an explicit grid."""
+
+
+# --- parameters --------------------------------------------------------------------------------
+
+
+class NoParams(Params, frozen=True):
+    """A route without parameters."""
+
+
+class DatasetParams(Params, frozen=True):
+    dataset: DatasetName
+
+
+class IndexParams(Params, frozen=True):
+    index: IndexName
+
+
+class HarnessParams(Params, frozen=True):
+    index: IndexName | None = None
+
+
+class TrialsParams(Params, frozen=True):
+    index: IndexName
+    limit: Annotated[int, Meta(ge=1, le=10_000)] = 100
+
+
+class EnqueueParams(Params, frozen=True):
+    index: IndexName
+    reason: Annotated[str, Meta(max_length=500)] = "asked"
+
+
+class PromoteParams(Params, frozen=True):
+    index: IndexName
+    trial_id: TrialId
+    promoted_by: Annotated[str, Meta(max_length=200)] = "http"
+    note: Annotated[str, Meta(max_length=2000)] = ""
+    ef_search: int | None = None
+    force: bool = False
+
+
+class RollbackParams(Params, frozen=True):
+    index: IndexName
+    reason: Annotated[str, Meta(max_length=2000)] = ""
+    promoted_by: Annotated[str, Meta(max_length=200)] = "http"
+    generation: int | None = None
+
+
+class EventParams(Params, frozen=True):
+    match: Annotated[str, Meta(pattern=r"^[a-z0-9_.*>-]{1,128}$", description="subject or tag, with * and >")] = ">"
+    progress: bool = False
+
+
+class DeadParams(Params, frozen=True):
+    seq: Annotated[int, Meta(ge=1)]
+
+
+class DeadListParams(Params, frozen=True):
+    limit: Annotated[int, Meta(ge=1, le=10_000)] = 100
+
+
+# --- bodies ------------------------------------------------------------------------------------
+
+
+class IngestFileBody(Body, frozen=True):
+    """A file on the server. A multipart upload sends these fields (but `path`) beside `file`."""
+
+    path: str
+    dataset: DatasetName
+    bucket: BucketName | None = None
+    format: FileFormat | None = None
+    mode: IngestMode = "append"
+    id_column: str | None = None
+    vector_column: str | None = None
+    source: str | None = None
+
+
+class UpsertBody(Body, frozen=True):
+    dataset: DatasetName
+    rows: list[dict[str, Any]]
+
+
+class DeleteRowsBody(Body, frozen=True):
+    ids: list[str | int]
+
+
+class CreateIndexBody(Body, frozen=True):
+    name: IndexName
+    dataset: DatasetName
+    column: str
+    metric: Metric = "cosine"
+    backend: Backend = "hnsw"
+    bucket: BucketName | None = None
+    target_recall: Target | None = None
+    embedder: EmbedderBody | None = None
+    config: ConfigBody = ConfigBody()
+
+
+class SearchBody(Body, frozen=True):
+    """Exactly one of text, vector, vectors."""
+
+    index: IndexName
+    text: str | None = None
+    vector: list[float] | None = None
+    vectors: list[list[float]] | None = None
+    k: Annotated[int, Meta(ge=1, le=1000)] = 10
+    ef_search: Annotated[int, Meta(ge=1, le=4000)] | None = None
+    filter: str | None = None
+    columns: list[str] | None = None
+    explain: bool = False
+
+
+class HarnessBody(Body, frozen=True):
+    index: IndexName
+    harness: HarnessName | None = None
+    queries: Annotated[int, Meta(ge=10, le=10_000)] = 500
+    source: Literal["rows", "logged", "given"] = "rows"
+    vectors: list[list[float]] | None = None
+    texts: list[str] | None = None
+    seed: int = 42
+
+
+class AutotuneBody(Body, frozen=True):
+    index_name: IndexName
+    harness: HarnessName | None = None
+    min_recall: Annotated[float, Meta(gt=0, lt=1)] | None = None
+    grid: list[GridPointBody] | None = None
+    objective: Objective = "cost_first"
+    agent: bool = False
+
+
+# --- answers -----------------------------------------------------------------------------------
+
+
+class ErrorBody(msgspec.Struct, frozen=True):
+    """Every answer that isn't a success."""
+
+    error: str  # a word for programs: malformed, unauthorized, not_found …
+    reason: str  # what was wrong
+    hint: str = ""  # how to mend it
+    id: str | msgspec.UnsetType = msgspec.UNSET  # of an internal error: the same as in the log
+
+
+class Enqueued(msgspec.Struct, frozen=True):
+    """The command is durable on the bus; its owner will come to it."""
+
+    index: IndexName
+    message: MessageId
+
+
+class StreamedEvent(msgspec.Struct, frozen=True):
+    """One server-sent event's data."""
+
+    id: MessageId
+    cause: MessageId
+    time: Timestamp
+    message: Any
+
+
+class Health(msgspec.Struct, frozen=True):
+    status: Literal["live"] = "live"
+
+
+class Readiness(msgspec.Struct, frozen=True):
+    ready: bool
+    down: dict[str, str] = {}  # what is down, and why
+
+
+class AgentSummary(msgspec.Struct, frozen=True):
+    enabled: bool
+    queued: int
+    running: int
+    trials_this_hour: int
+
+
+class StatusReport(msgspec.Struct, frozen=True):
+    version: str
+    uptime_s: Seconds
+    roles: list[str]
+    nats: dict[str, Any]
+    datasets: int | None  # None when their owner doesn't answer
+    indexes: int | None
+    agent: AgentSummary | None
+    down: dict[str, str] = {}
+
+
+class Links(msgspec.Struct, frozen=True):
+    """What there is to see."""
+
+    name: str
+    version: str
+    links: dict[str, str]

@@ -1,0 +1,287 @@
+"""A daemon's HTTP side for tests: the real server, bus, runtime, registry and Promotion; the
+asks of the other actors are answered by small actors that do something checkable."""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from actors.base import Actor, Origin, handles
+from actors.errors import CorruptState, Poison, Transient
+from actors.promotion.actor import Promotion
+from daemon.bus.heads import MemoryHeads
+from daemon.bus.memory import MemoryBus
+from daemon.clock import SystemClock
+from daemon.http.config import HttpConfig
+from daemon.http.route import ProcessStatus
+from daemon.http.server import HttpServer
+from daemon.metrics import Metrics
+from daemon.runtime import Runtime
+from daemon.storage.buckets import ObjectBuckets
+from daemon.storage.registry import DocumentRegistry
+from schemas.config import HnswConfig
+from schemas.documents.index import IndexDocument
+from schemas.documents.trial import TrialPoint
+from schemas.events.autotune import (
+    AgentStatus,
+    AutotuneStarted,
+    EnqueueTuning,
+    GetAgentStatus,
+    ListTrials,
+    StartAutotune,
+    TrialCompleted,
+    TrialList,
+    TuningFinished,
+    TuningQueued,
+)
+from schemas.events.base import Progress, Refusal
+from schemas.events.dataset import (
+    DatasetAppended,
+    DatasetInfo,
+    DatasetList,
+    DeleteRows,
+    GetDataset,
+    IngestFile,
+    IngestReport,
+    ListDatasets,
+    RowsDeleted,
+    UpsertRows,
+)
+from schemas.events.index import (
+    CreateIndex,
+    EmbedderSpec,
+    GetIndex,
+    GetIndexStats,
+    Hit,
+    IndexInfo,
+    IndexList,
+    IndexStats,
+    ListIndexes,
+    LiveRecall,
+    Search,
+    SearchResult,
+)
+
+TOKEN = "secret-token-für-tests"
+
+
+def index_document(name: str = "docs") -> IndexDocument:
+    return IndexDocument(
+        index=name, dataset="notes", column="text", metric="cosine", backend="hnsw", bucket="primary",
+        target_recall=0.95, embedder=EmbedderSpec(), embedder_key=None, dim=384, config=HnswConfig(), created=5.0,
+    )  # fmt: skip
+
+
+def point(trial: str, ef_search: int = 64, recall_lower: float = 0.96, **more: Any) -> TrialPoint:
+    values: dict[str, Any] = dict(  # noqa: C408
+        trial=trial, campaign="c1", index="docs", build="b1", harness="docs", dataset_version=1, rows=1000, M=24,
+        ef_construction=120, ef_search=ef_search, seed=42, queries=500, recall=min(1.0, recall_lower + 0.01),
+        recall_ties=1.0, recall_lower=recall_lower, recall_worst_decile=0.8, p50_us=90.0, p95_us=180.0, p99_us=270.0,
+        cpu_us=90.0, build_s=2.0, build_cpu_s=2.0, bytes=1000, library="hnswlib 0.8.0 native", proposer="exploit",
+        rule="exploit: champion M 16 + 8", draw=0.7312, journal_rows=12, asked_by="agent", trigger="m-append",
+        trigger_tag="dataset.appended", host="h", time=50.0, chosen=True,
+    )  # fmt: skip
+    return TrialPoint(**{**values, **more})
+
+
+class ListJournal:
+    """The Journal port over a list."""
+
+    def __init__(self, points: Sequence[TrialPoint] = ()) -> None:
+        self.rows = list(points)
+
+    async def append(self, points: Sequence[TrialPoint]) -> None:
+        self.rows.extend(points)
+
+    async def points(self, index: str) -> list[TrialPoint]:
+        return [row for row in self.rows if row.index == index]
+
+    async def trial(self, index: str, trial: str) -> list[TrialPoint]:
+        return [row for row in self.rows if (row.index, row.trial) == (index, trial)]
+
+
+class Files(Actor):
+    """Answers for ingest: reports the bytes and the checksum of what it was given."""
+
+    def __init__(self) -> None:
+        self.seen: list[IngestFile] = []
+
+    @handles
+    async def on_file(self, command: IngestFile, origin: Origin) -> Sequence[DatasetAppended | IngestReport | Refusal]:
+        self.seen.append(command)
+        try:
+            data = await asyncio.to_thread(Path(command.path).read_bytes)
+        except FileNotFoundError as error:
+            return [Refusal("not_found", str(error), "look at [ingest] allowed_roots")]
+        appended = DatasetAppended(
+            command.dataset, "primary", 1, len(data), len(data), ingest=origin.id, source=command.source or ""
+        )
+        return [appended, IngestReport(hashlib.sha256(data).hexdigest(), command.dataset, 1, len(data), len(data), 0)]
+
+    @handles
+    async def on_upsert(self, command: UpsertRows, origin: Origin) -> Sequence[IngestReport]:
+        return [IngestReport(origin.id, command.dataset, 2, len(command.rows), len(command.rows), 0)]
+
+    @handles
+    async def on_delete(self, command: DeleteRows) -> Sequence[RowsDeleted]:
+        return [RowsDeleted(command.dataset, "primary", 3, len(command.ids), 0)]
+
+    @handles
+    async def on_list(self, query: ListDatasets) -> Sequence[DatasetList]:
+        return [DatasetList([DatasetInfo("notes", "primary", 1, 3, 100, "id", [])])]
+
+    @handles
+    async def on_get(self, query: GetDataset) -> Sequence[DatasetInfo | Refusal]:
+        match query.dataset:
+            case "poison":
+                raise Poison("this can never be read")
+            case "away":
+                raise Transient("the object store is away", 7)
+            case "corrupt":
+                raise CorruptState("head dataset.corrupt fails its checksum: run `lakehouse repair`")
+            case "broken":
+                raise RuntimeError("secret detail of the inside")
+            case "full":
+                return [Refusal("busy", "too much at once", "later", retry_after_s=3)]
+        return [Refusal("not_found", f"there is no dataset {query.dataset}", "lakehouse datasets")]
+
+
+class Shelf(Actor):
+    """Answers for the catalog and the searcher."""
+
+    @handles
+    async def on_create(self, command: CreateIndex) -> Sequence[IndexInfo]:
+        return [self.info(command.name, command.config)]
+
+    @handles
+    async def on_get(self, query: GetIndex) -> Sequence[IndexInfo | Refusal]:
+        if query.name != "docs":
+            return [Refusal("not_found", f"there is no index {query.name}", "lakehouse indexes")]
+        return [self.info("docs", HnswConfig())]
+
+    @handles
+    async def on_list(self, query: ListIndexes) -> Sequence[IndexList]:
+        return [IndexList([self.info("docs", HnswConfig())])]
+
+    @handles
+    async def on_stats(self, query: GetIndexStats) -> Sequence[IndexStats]:
+        return [IndexStats("docs", True, 3, HnswConfig(), 1000, 0, 0, 10, 77, LiveRecall(100, 0.97, 0.96, 0.98, 1.0))]
+
+    @handles
+    async def on_search(self, query: Search) -> Sequence[SearchResult]:
+        hits = [Hit(f"r{n}", n / 10, {"title": "ü"}) for n in range(query.k)]
+        return [SearchResult(query.index, 3, [hits], 12.5)]
+
+    @staticmethod
+    def info(name: str, config: HnswConfig) -> IndexInfo:
+        return IndexInfo(
+            name, "notes", "text", "cosine", "hnsw", "primary", 0.95, EmbedderSpec(), 384, "ready", 3, config, 1, 1000
+        )
+
+
+class Tuner(Actor):
+    """Answers for the agent. A started autotune is over before its answer arrives: whoever
+    listens too late misses everything."""
+
+    def __init__(self) -> None:
+        self.busy = False
+        self.started: list[StartAutotune] = []
+        self.enqueued: list[EnqueueTuning] = []
+
+    @handles
+    async def on_start(
+        self, command: StartAutotune
+    ) -> Sequence[AutotuneStarted | TrialCompleted | TuningFinished | Progress | Refusal]:
+        if self.busy:
+            return [Refusal("busy", f"index {command.index} is being tuned", "wait for it to end")]
+        self.started.append(command)
+        return [
+            Progress("t9", command.index, "build", 10, 100),
+            Progress("t1", "another-index", "build", 10, 100),
+            TrialCompleted("t0", "another-campaign", "other", point("t0"), True, 1),
+            TrialCompleted("t9", "c9", command.index, point("t9"), True, 1),
+            TuningFinished("c9", command.index, "kept", "the champion is as fast", 1),
+            AutotuneStarted("c9", command.index, 1),
+        ]
+
+    @handles
+    async def on_enqueue(self, command: EnqueueTuning) -> Sequence[TuningQueued]:
+        self.enqueued.append(command)
+        return [TuningQueued(command.index, command.reason)]
+
+    @handles
+    async def on_trials(self, query: ListTrials) -> Sequence[TrialList]:
+        return [TrialList(query.index, [point("t1")][: query.limit], 1)]
+
+    @handles
+    async def on_status(self, query: GetAgentStatus) -> Sequence[AgentStatus]:
+        return [AgentStatus(True, [], [], 4, 20, {}, [])]
+
+
+class NoCommits:
+    """The Tables port as far as Promotion reads it."""
+
+    async def history(self, table: Any, limit: int = 50) -> list[Any]:
+        return []
+
+
+class ThisProcess:
+    def __init__(self) -> None:
+        self.broken: dict[str, str] = {}
+
+    def status(self) -> ProcessStatus:
+        return ProcessStatus("0.1.0", 0.0, ["control", "work", "serve"], {"connected": True})
+
+    def down(self) -> dict[str, str]:
+        return self.broken
+
+    def topology(self) -> str:
+        return "flowchart LR\n"
+
+    def asyncapi(self) -> dict[str, Any]:
+        return {"asyncapi": "3.0.0"}
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    """Returns when it holds. Raises TimeoutError after 5 s."""
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+@dataclass
+class House:
+    server: HttpServer
+    client: aiohttp.ClientSession
+    bus: MemoryBus
+    files: Files
+    tuner: Tuner
+    process: ThisProcess
+    registry: DocumentRegistry
+    metrics: Metrics
+    uploads: Path
+
+    async def call(self, method: str, path: str, **more: Any) -> tuple[int, Any]:
+        async with self.client.request(method, path, **more) as response:
+            return response.status, await response.json()
+
+
+@asynccontextmanager
+async def house(folder: Path, **config: Any) -> AsyncIterator[House]:
+    registry = DocumentRegistry(ObjectBuckets({"primary": "memory://"}, folder), MemoryHeads())
+    await registry.save("docs", index_document(), expected=None)
+    journal = ListJournal([point("t1"), point("t2", 80), point("low", 20, 0.9)])
+    files, tuner, process, metrics = Files(), Tuner(), ThisProcess(), Metrics()
+    bus, clock, uploads = MemoryBus(), SystemClock(), folder / "uploads"
+    promotion = Promotion(registry, journal, NoCommits(), clock)  # type: ignore[arg-type]
+    settings = HttpConfig(**{"port": 0, "min_free_mb": 1, "shutdown_s": 2.0, **config})
+    server = HttpServer(bus, bus, process, metrics, settings, token=TOKEN, uploads=uploads)
+    async with Runtime(bus, [files, Shelf(), tuner, promotion]), server.running():
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        async with aiohttp.ClientSession(server.url, headers=headers) as client:
+            yield House(server, client, bus, files, tuner, process, registry, metrics, uploads)

@@ -1,0 +1,116 @@
+"""Streams: an autotune as lines of JSON, facts as server-sent events, and how both end."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from schemas.events.base import Progress
+from schemas.events.dataset import DatasetAppended, DatasetDropped
+from tests.integration.http_house import House, house
+
+
+@pytest.fixture
+async def here(tmp_path: Path) -> AsyncIterator[House]:
+    async with house(tmp_path) as made:
+        yield made
+
+
+async def test_an_autotune_streams_everything_of_its_campaign_and_nothing_else(here: House) -> None:
+    body = {"index_name": "docs", "min_recall": 0.9, "grid": [{"ef_construction": 20, "ef_search": 30}]}
+    async with here.client.post("/vectors/hnsw/autotune", json=body) as response, asyncio.timeout(10):
+        assert (response.status, response.content_type) == (200, "application/x-ndjson")
+        lines = [json.loads(line) async for line in response.content]
+    assert [line["type"] for line in lines] == [
+        "autotune.started",
+        "job.progress",
+        "trial.completed",
+        "autotune.finished",
+    ]
+    assert lines[-1]["outcome"] == "kept"
+    assert lines[2]["best"]["recall_lower"] == 0.96
+    (command,) = here.tuner.started
+    assert (command.min_recall, command.objective, command.asked_by) == (0.9, "cost_first", "http")
+    assert command.grid is not None
+    assert type(command.grid[0]).__name__ == "GridPoint"
+
+
+async def test_a_busy_index_is_a_409_and_no_stream(here: House) -> None:
+    here.tuner.busy = True
+    status, body = await here.call("POST", "/vectors/hnsw/autotune", json={"index_name": "docs"})
+    assert (status, body["error"]) == (409, "busy")
+
+
+async def read_event(response: aiohttp.ClientResponse) -> dict[str, Any]:
+    """The next event; comments are skipped."""
+    event: dict[str, Any] = {}
+    async with asyncio.timeout(5):
+        async for raw in response.content:
+            line = raw.decode().rstrip("\n")
+            if not line and event:
+                return event
+            if line and not line.startswith(":"):
+                key, _, value = line.partition(": ")
+                event[key] = json.loads(value) if key == "data" else value
+    raise AssertionError("the stream ended")
+
+
+async def opened(response: aiohttp.ClientResponse) -> None:
+    async with asyncio.timeout(5):
+        assert await response.content.readuntil(b"\n\n") == b": listening\n\n"
+
+
+async def test_facts_come_as_server_sent_events(here: House) -> None:
+    async with here.client.get("/events") as response:
+        assert (response.status, response.content_type) == (200, "text/event-stream")
+        await opened(response)
+        id = await here.bus.publish(DatasetAppended("notes", "primary", 1, 5, 5, ingest="i1", source="a\r\nb.csv"))
+        event = await read_event(response)
+    assert (event["id"], event["event"]) == (id, "dataset.appended")
+    assert event["data"]["id"] == event["data"]["cause"] == id
+    assert event["data"]["time"] > 1e9
+    assert (event["data"]["message"]["rows"], event["data"]["message"]["source"]) == (5, "a\r\nb.csv")
+
+
+async def test_facts_are_filtered_and_progress_is_asked_for(here: House) -> None:
+    async with (
+        here.client.get("/events?match=dataset.dropped") as dropped,
+        here.client.get("/events?match=dataset.*&progress=1") as both,
+    ):
+        await opened(dropped)
+        await opened(both)
+        await here.bus.publish(DatasetAppended("notes", "primary", 1, 5, 5, ingest="i1"))
+        await here.bus.signal(Progress("i1", "notes", "read", 5, 10))
+        await here.bus.publish(DatasetDropped("notes"))
+        assert (await read_event(dropped))["event"] == "dataset.dropped"
+        tags = [(await read_event(both))["event"] for _ in range(3)]
+    assert tags == ["dataset.appended", "job.progress", "dataset.dropped"]
+
+
+@pytest.mark.parametrize("match", ["lakehouse.cmd.>", "a..b", ">.x", "x%20y", ""])
+async def test_only_facts_can_be_matched(here: House, match: str) -> None:
+    assert (await here.call("GET", f"/events?match={match}"))[0] == 422
+
+
+async def test_a_client_that_leaves_ends_its_feed(here: House) -> None:
+    before = len(here.bus.server.listeners)
+    async with here.client.get("/events") as response:
+        await opened(response)
+        assert len(here.bus.server.listeners) == before + 1
+    async with asyncio.timeout(5):
+        while len(here.bus.server.listeners) > before:
+            await here.bus.publish(DatasetDropped("notes"))
+            await asyncio.sleep(0.01)
+
+
+async def test_a_stop_ends_streams_at_once_and_finishes_requests(tmp_path: Path) -> None:
+    async with house(tmp_path, shutdown_s=30) as here:
+        response = await here.client.get("/events")
+        await opened(response)
+        async with asyncio.timeout(5):
+            await here.server.stop()
+            assert await response.content.read() == b""
