@@ -51,16 +51,16 @@ class DaemonConfig(Section, frozen=True):
 class NatsConfig(Section, frozen=True):
     url: str = ""
     """NATS server or cluster, comma-separated; empty starts a private nats-server."""
-    port: Annotated[int, Meta(ge=-1, le=65535)] = -1
-    """Port of the private server on loopback; -1 takes a free one."""
+    port: Annotated[int, Meta(ge=0, le=65535)] = 0
+    """Port of the private server on loopback; 0 takes a free one."""
     user: str = "lakehouse"
-    """User name on either server."""
+    """User name at a server of your own."""
     password_file: str = ""
     """File with the password; empty: a generated one in the state directory, for the private server."""
     credentials_file: str = ""
     """NATS .creds file instead of user and password, for a server of your own."""
-    store_mb: Annotated[int, Meta(ge=64)] = 4096
-    """Disk that the private server's streams may take."""
+    replicas: Annotated[int, Meta(ge=1, le=5)] = 1
+    """Copies of every stream in a cluster of your own: 3 survive the loss of one server."""
 
 
 class BucketConfig(Section, frozen=True):

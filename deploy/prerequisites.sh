@@ -1,18 +1,21 @@
 #!/usr/bin/env bash
-# Installs the database servers that tests start, when a test starts one, it is missing and we
-# are root. Never fails: a test that misses its server says so (and fails in CI, is skipped
-# elsewhere).
+# Installs the programs that tests start and pip can't bring, when a test starts one, it is
+# missing and we are root. Never fails: a test that misses its program says so (and fails in
+# CI, is skipped elsewhere).
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
 missing=()
 wants() { grep -rqsE --include='*.py' "$1" tests; }
 
-if wants 'mariadbd' && ! command -v mariadbd >/dev/null && [ ! -x /usr/sbin/mariadbd ]; then
+if wants 'needs\("mariadbd"' && ! command -v mariadbd >/dev/null && [ ! -x /usr/sbin/mariadbd ]; then
   missing+=(mariadb-server-core mariadb-client-core)
 fi
-if wants 'initdb' && ! command -v postgres >/dev/null && ! compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null; then
+if wants 'needs\("postgres"' && ! command -v postgres >/dev/null && ! compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null; then
   missing+=(postgresql)
+fi
+if wants 'needs\("systemd-analyze"' && ! command -v systemd-analyze >/dev/null; then
+  missing+=(systemd)
 fi
 [ ${#missing[@]} -gt 0 ] || exit 0
 
