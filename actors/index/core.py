@@ -71,16 +71,16 @@ class RecallBounds(msgspec.Struct, frozen=True):
 
 
 def recall_bounds(samples: int, total: float, squares: float) -> RecallBounds:
-    """Of recalls with sum `total` and sum of squares `squares`: normal approximation, each
-    sample counted with one more of each extreme so that n equal samples don't give certainty
-    (Agresti & Coull 1998, carried from shares to means of values in [0, 1])."""
+    """Of recalls with sum `total` and sum of squares `squares`: normal approximation, with one
+    sample more of the extreme that each bound guards against. So equal samples give no
+    certainty, and skewed ones no more errors than 1 in 20."""
     if samples == 0:
         return RecallBounds(0.0, 0.0, 1.0)
-    mean = min(1.0, total / samples)
-    centre = (total + 1) / (samples + 2)
-    variance = max(0.0, (squares + 1) / (samples + 2) - centre**2)
-    half = Z_95 * math.sqrt(variance / (samples + 2))
-    return RecallBounds(mean, max(0.0, min(mean, centre - half)), min(1.0, max(mean, centre + half)))
+    n = samples + 1
+    low, high = total / n, (total + 1) / n
+    lower = low - Z_95 * math.sqrt(max(0.0, squares / n - low**2) / n)
+    upper = high + Z_95 * math.sqrt(max(0.0, (squares + 1) / n - high**2) / n)
+    return RecallBounds(min(1.0, total / samples), max(0.0, lower), min(1.0, upper))
 
 
 def drifted(samples: int, bounds: RecallBounds, target: Share) -> bool:
