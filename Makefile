@@ -5,7 +5,7 @@ SHELL := /bin/bash
 
 BIN := .venv/bin
 WORKERS ?= 2
-CODE := schemas actors daemon tests benchmarks
+CODE := schemas actors daemon deploy tests benchmarks
 UV_PINS := uv pip compile --quiet --upgrade --generate-hashes --no-emit-index-url --no-emit-find-links \
 	--no-header --no-annotate --universal --python-version 3.11
 

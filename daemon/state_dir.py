@@ -3,18 +3,9 @@ finds a running daemon. Who writes or locks these files is decided elsewhere (da
 """
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
-
-
-def credential(name: str, environ: Mapping[str, str] = os.environ) -> Path | None:
-    """A secret that systemd handed over (LoadCredential=), such as admin.token. It is used
-    instead of the file of that name in the state directory."""
-    folder = environ.get("CREDENTIALS_DIRECTORY", "")
-    path = Path(folder) / name
-    return path if folder and path.is_file() else None
 
 
 class Runtime(msgspec.Struct, frozen=True):
@@ -57,7 +48,7 @@ class StateDir(msgspec.Struct, frozen=True):
 
     @property
     def admin_token(self) -> Path:
-        """Where a generated token lies; see also `credential`."""
+        """Where a generated token lies; one that systemd hands over is used instead."""
         return self.path / "admin.token"
 
     @property

@@ -8,6 +8,7 @@ line here is the one that the list shows.
 import os
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 
 import cyclopts
 from rich.console import Console
@@ -63,7 +64,7 @@ def build() -> cyclopts.App:
         name="lakehouse",
         help="Vector indexes over your own data that tune themselves.",
         help_epilogue="`--debug` with any command shows the traceback of an internal error.",
-        version="0.1.0",
+        version=lambda: version("lakehouse"),
     )
     for group, commands in COMMANDS.items():
         panel = cyclopts.Group(group, sort_key=list(COMMANDS).index(group))
