@@ -11,7 +11,7 @@ publishes them, then acks. Nothing here knows a bus.
 import inspect
 import re
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, Never, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -176,6 +176,8 @@ def _gives(cls: type[Actor], name: str, hints: dict[str, Any]) -> tuple[type[Mes
     if get_origin(returned) is not Sequence:
         raise TypeError(f"{cls.__name__}.{name} must return Sequence[messages]")
     (item,) = get_args(returned)
+    if item is Never:  # it hears and says nothing
+        return ()
     types = get_args(item) or (item,)
     if not all(isinstance(t, type) and issubclass(t, Message) and not issubclass(t, Query) for t in types):
         raise TypeError(f"{cls.__name__}.{name} returns something that is no message: {returned}")

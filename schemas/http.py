@@ -67,6 +67,11 @@ class IndexParams(Params, frozen=True):
     index: IndexName
 
 
+class RebuildParams(Params, frozen=True):
+    index: IndexName
+    reason: Annotated[str, Meta(max_length=500)] = "asked"
+
+
 class HarnessParams(Params, frozen=True):
     index: IndexName | None = None
 

@@ -6,8 +6,9 @@ gives the same answer without moving anything.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Never
 
-from actors.base import Actor, Origin, handles
+from actors.base import Actor, Origin, concurrent, handles
 from actors.errors import Conflict
 from actors.ports import Clock, Journal, Registry, Tables
 from actors.promotion import core, why
@@ -27,6 +28,9 @@ from schemas.events.promotion import (
 )
 from schemas.names import IndexName, MessageId
 
+AT_ONCE = 16
+"""Promotions don't queue behind each other: who decided on a head that has moved is refused."""
+
 Change = Callable[[PromotionDocument], PromotionDocument | Refusal]
 
 
@@ -42,6 +46,7 @@ class Promotion(Actor):
         self._clock = clock
 
     @handles
+    @concurrent(AT_ONCE)
     async def on_promote(self, command: Promote, origin: Origin) -> Sequence[ConfigPromoted | Refusal]:
         index = await self._index(command.index)
         if isinstance(index, Refusal):
@@ -70,6 +75,7 @@ class Promotion(Actor):
         return [after] if isinstance(after, Refusal) else [_promoted(after)]
 
     @handles
+    @concurrent(AT_ONCE)
     async def on_rollback(
         self, command: Rollback, origin: Origin
     ) -> Sequence[ConfigPromoted | PromotionCleared | Refusal]:
@@ -86,7 +92,7 @@ class Promotion(Actor):
         return [message for message in said if not isinstance(message, Refusal)]
 
     @handles
-    async def on_swapped(self, event: GenerationSwapped) -> Sequence[ConfigPromoted]:
+    async def on_swapped(self, event: GenerationSwapped) -> Sequence[Never]:
         """Notes which generation serves the current entry. Raises Conflict while writers race."""
         found = await self._registry.load(PromotionDocument, event.index)
         index = await self._index(event.index)
@@ -99,7 +105,7 @@ class Promotion(Actor):
         return []
 
     @handles
-    async def on_index_dropped(self, event: IndexDropped, origin: Origin) -> Sequence[ConfigPromoted]:
+    async def on_index_dropped(self, event: IndexDropped, origin: Origin) -> Sequence[Never]:
         """An index made later under the same name starts without a promotion."""
         index = await self._index(event.index)
         if isinstance(index, Refusal) or index.created < origin.time:

@@ -11,10 +11,12 @@ from schemas.events.index import (
     IndexList,
     IndexStats,
     ListIndexes,
+    RebuildIndex,
+    RebuildQueued,
     Search,
     SearchResult,
 )
-from schemas.http import CreateIndexBody, IndexParams, NoParams, SearchBody
+from schemas.http import CreateIndexBody, IndexParams, NoParams, RebuildParams, SearchBody
 
 
 async def create_index(call: Call[NoParams, CreateIndexBody]) -> IndexInfo:
@@ -54,11 +56,16 @@ async def search(call: Call[NoParams, SearchBody]) -> SearchResult:
     )
 
 
+async def rebuild(call: Call[RebuildParams, None]) -> RebuildQueued:
+    return await call.ask(RebuildIndex(call.params.index, call.params.reason))
+
+
 ROUTES = [
     Route("POST", "/vectors/indexes", create_index, "Make an index over a column", status=201),
     Route("GET", "/vectors/indexes", list_indexes, "Every index"),
     Route("GET", "/vectors/indexes/{index}", get_index, "One index"),
     Route("DELETE", "/vectors/indexes/{index}", drop_index, "Drop an index; its trials stay in the journal"),
     Route("GET", "/vectors/indexes/{index}/stats", index_stats, "Rows, memory, generation, live recall"),
+    Route("POST", "/vectors/indexes/{index}/rebuild", rebuild, "Build the live configuration over today's rows", 202),
     Route("POST", "/vectors/search", search, "The k nearest rows"),
 ]
