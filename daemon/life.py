@@ -37,11 +37,11 @@ class Drain:
 
     def __init__(self) -> None:
         self.begun = asyncio.Event()
-        self._waits: set[anyio.CancelScope] = set()
+        self._waits: dict[anyio.CancelScope, None] = {}  # ordered, so that simulations replay
 
     def begin(self) -> None:
         self.begun.set()
-        for scope in self._waits:
+        for scope in list(self._waits):
             scope.cancel()
 
     async def unless(self, wait: Awaitable[T]) -> T | None:
@@ -49,11 +49,11 @@ class Drain:
         with anyio.CancelScope() as scope:
             if self.begun.is_set():
                 scope.cancel()
-            self._waits.add(scope)
+            self._waits[scope] = None
             try:
                 return await wait
             finally:
-                self._waits.discard(scope)
+                self._waits.pop(scope, None)
         return None
 
 
@@ -63,7 +63,7 @@ class Life:
     def __init__(self, actor: Actor, bus: MessageBus, clock: Clock, drain: Drain) -> None:
         self.name = actor.name()
         self.ready = asyncio.Event()
-        self.in_hand: set[Delivery] = set()
+        self.in_hand: dict[Delivery, None] = {}
         self.beat = clock.monotonic()
         self._actor, self._bus, self._clock, self._drain = actor, bus, clock, drain
         self._handlers = [Handler(actor, route, bus.name) for route in type(actor).routes()]
@@ -140,7 +140,7 @@ class Life:
                     handling.start_soon(self._handle, handler, durable, delivery, slots)
 
     async def _handle(self, handler: Handler, durable: Durable, delivery: Delivery, slots: asyncio.Semaphore) -> None:
-        self.in_hand.add(delivery)
+        self.in_hand[delivery] = None
         try:
             message = wire.decode(handler.takes, delivery.body)
             said = await handler(message, delivery.origin)
@@ -154,7 +154,7 @@ class Life:
         except Exception as error:
             await self._settle(handler, durable, delivery, error)
         finally:
-            self.in_hand.discard(delivery)
+            del self.in_hand[delivery]
             slots.release()
             self.turn()
 

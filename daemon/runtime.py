@@ -6,7 +6,9 @@ daemon/answers.py, what becomes of errors in daemon/retry.py.
 """
 
 import asyncio
+import random
 from collections.abc import Collection, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -32,7 +34,8 @@ class Runtime:
     """Runs actors on a bus: `async with Runtime(bus, actors): ...`, or `run` in a task group.
 
     Ownership is checked over all `actors`; those whose role isn't among `roles` don't run here,
-    and asks to them go over the bus. `drain_s` is how long handlers may take to finish at the end.
+    and asks to them go over the bus. `drain_s` is how long handlers may take to finish at the end;
+    `rng` jitters restarts.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class Runtime:
         clock: Clock | None = None,
         *,
         drain_s: float = 20.0,
+        rng: random.Random | None = None,
     ) -> None:
         kinds = [type(actor) for actor in actors]
         owners(kinds)
@@ -53,6 +57,7 @@ class Runtime:
         self._clock = clock or bus.clock
         self._drain = Drain()
         self._drain_s = drain_s
+        self._rng = rng
         self._lives = [Life(actor, bus, self._clock, self._drain) for actor in actors if actor.role in roles]
         self._task: asyncio.Task[None] | None = None
 
@@ -73,7 +78,7 @@ class Runtime:
             async with anyio.create_task_group() as living:
                 around.start_soon(self._end, living.cancel_scope)
                 for life in self._lives:
-                    living.start_soon(supervise, life.name, life.run, self._clock)
+                    living.start_soon(partial(supervise, life.name, life.run, self._clock, rng=self._rng))
                 for life in self._lives:
                     await self._drain.unless(life.ready.wait())
                 task_status.started()

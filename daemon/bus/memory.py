@@ -134,17 +134,17 @@ class MemoryBus(MessageBus):
         self.server = server or MemoryServer(clock)
         self.server.buses += 1
         super().__init__(f"m{self.server.buses}", self.server.clock, MAX_PAYLOAD)
-        self._is_cut = False
+        self.is_cut = False
         self._served: list[tuple[str, Respond]] = []
         self._own: list[Durable] = []
 
     def cut(self) -> None:
-        """From now on this process is dead to the server: nothing it says arrives."""
-        self._is_cut = True
+        """From now on this process is cut off: nothing it says arrives, and it hears nothing."""
+        self.is_cut = True
         self._leave()
 
     def check(self) -> None:
-        if self._is_cut:
+        if self.is_cut:
             raise Unavailable("the bus is cut")
 
     async def subscribe(self, durable: Durable) -> Consumer:
@@ -172,7 +172,7 @@ class MemoryBus(MessageBus):
         self.server.store(subject, body, headers)
 
     async def _tell(self, subject: str, body: bytes, headers: wire.Headers) -> None:
-        if not self._is_cut:
+        if not self.is_cut:
             self.server.tell(Raw(subject, body, headers))
 
     async def _hear(self, subjects: tuple[str, ...]) -> AsyncGenerator[Raw, None]:
@@ -224,8 +224,10 @@ class _MemoryConsumer(Consumer):
     async def next(self, wait_s: float) -> Delivery | None:
         clock, until = self._bus.clock, self._bus.clock.monotonic() + wait_s
         while True:
-            self._bus.check()
             now = clock.monotonic()
+            if self._bus.is_cut:
+                await clock.sleep(wait_s)
+                return None
             seq = self._durable.take(now)
             if seq is not None and seq in self._stream.kept:
                 return _MemoryDelivery(self._bus, self._stream, self._durable, self._stream.kept[seq])
@@ -262,7 +264,7 @@ class _MemoryDelivery(Delivery):
         self._postpone(self._durable.spec.ack_wait_s)
 
     def _end(self) -> None:
-        if self._bus._is_cut:
+        if self._bus.is_cut:
             return
         self._durable.drop(self._kept.seq)
         if self._stream.spec.work_queue:
@@ -270,6 +272,6 @@ class _MemoryDelivery(Delivery):
         self._bus.server.wake()
 
     def _postpone(self, delay_s: float) -> None:
-        if not self._bus._is_cut and self._kept.seq in self._durable.due:
+        if not self._bus.is_cut and self._kept.seq in self._durable.due:
             self._durable.due[self._kept.seq] = self._bus.clock.monotonic() + delay_s
             self._bus.server.wake()

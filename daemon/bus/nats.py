@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import nats
+import nats.aio.client
 import nats.errors
 import nats.js.errors
 import structlog
@@ -72,6 +72,7 @@ class NatsBus(MessageBus):
         if credentials is not None:
             options["user_credentials"] = str(credentials)
         complaints: list[str] = []
+        client = nats.aio.client.Client()
 
         async def complain(error: Exception) -> None:
             complaints.append(str(error) or type(error).__name__)
@@ -79,14 +80,15 @@ class NatsBus(MessageBus):
             log.debug("nats complains", error=complaints[0])
 
         async def disconnected() -> None:
-            log.warning("nats is away", server=_redacted(url))
+            if not client.is_closed:
+                log.warning("nats is away", server=_redacted(url))
 
         async def reconnected() -> None:
             log.info("nats is back", server=_redacted(url))
 
         try:
             async with asyncio.timeout(timeout_s):
-                client = await nats.connect(
+                await client.connect(
                     servers=[server.strip() for server in url.split(",")],
                     name="lakehouse",
                     error_cb=complain,
