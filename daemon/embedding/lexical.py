@@ -59,10 +59,10 @@ def features(texts: Sequence[str]) -> tuple[U64, NDArray[np.int64]]:
     texts_of = np.arange(len(texts), dtype=np.uint64)
     word = np.array(words, np.uint64)  # (w,)
     owner = np.repeat(texts_of, lengths)  # (w,)
-    pair = _mix(word[:-1] * np.uint64(0x9E3779B97F4A7C15) + word[1:])
+    pair = mix(word[:-1] * np.uint64(0x9E3779B97F4A7C15) + word[1:])
     gram, gram_owner = _grams(strings, texts_of)
     inside = owner[:-1] == owner[1:]
-    keys = np.concatenate([_key(owner, 0, _mix(word)), _key(owner[:-1], 1, pair)[inside], _key(gram_owner, 2, gram)])
+    keys = np.concatenate([_key(owner, 0, mix(word)), _key(owner[:-1], 1, pair)[inside], _key(gram_owner, 2, gram)])
     keys.sort()
     first = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]])[: len(keys)])
     return keys[first], np.diff(np.append(first, len(keys)))
@@ -77,10 +77,10 @@ def _grams(strings: list[bytes], texts: U64) -> tuple[U64, U64]:
     for i in range(_GRAM):
         value |= data[i : i + n] << np.uint64(8 * i)
     inside = text[:n] == text[len(data) - n :]
-    return _mix(value[inside]), text[:n][inside]
+    return mix(value[inside]), text[:n][inside]
 
 
-def _mix(x: U64) -> U64:
+def mix(x: U64) -> U64:
     """The finaliser of splitmix64 (Steele, Lea & Flood 2014): every input bit reaches every output bit."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -91,7 +91,7 @@ def _key(text: U64, kind: int, value: U64) -> U64:
     return ((text * np.uint64(KINDS) + np.uint64(kind)) << np.uint64(32)) | (value >> np.uint64(32))
 
 
-def _buckets(keys: U64) -> NDArray[np.int64]:
+def buckets_of(keys: U64) -> NDArray[np.int64]:
     """Where in the flat (KINDS × BUCKETS) table a feature is counted."""
     kind = (keys >> np.uint64(32)) % np.uint64(KINDS)
     return (kind * np.uint64(BUCKETS) + (keys & np.uint64(BUCKETS - 1))).astype(np.int64)
@@ -119,11 +119,11 @@ class LexicalModel:
         """(n, DIM) float32, unit length."""
         keys, counts = features(texts)
         tf = np.rint(TF_UNIT * np.sqrt(counts))
-        weight = tf * self.idf[_buckets(keys)]  # (f,) integers in float64
+        weight = tf * self.idf[buckets_of(keys)]  # (f,) integers in float64
         row = (keys >> np.uint64(32)) // np.uint64(KINDS) * np.uint64(DIM)
         # Kind and hash decide the components; 16 bits each: 15 for the place in a block, 1 for the sign.
         kind = (keys >> np.uint64(32)) % np.uint64(KINDS)
-        bits = _mix((kind << np.uint64(32) | keys & np.uint64(0xFFFFFFFF)) + np.uint64(0x9E3779B97F4A7C15))
+        bits = mix((kind << np.uint64(32) | keys & np.uint64(0xFFFFFFFF)) + np.uint64(0x9E3779B97F4A7C15))
         block = DIM // S
         sums = np.zeros(len(texts) * DIM)
         for i in range(S):
@@ -185,7 +185,7 @@ class LexicalFit:
 
 def document_frequency(texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Buckets that occur in the texts, ascending, and in how many feature-document pairs each does."""
-    return np.unique(_buckets(features(texts)[0]), return_counts=True)
+    return np.unique(buckets_of(features(texts)[0]), return_counts=True)
 
 
 # --- jobs of the "embed" lane --------------------------------------------------------------------
