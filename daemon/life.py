@@ -5,7 +5,7 @@ else fails (the bus, `start`), the life ends with an exception and the superviso
 """
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import anyio
@@ -25,6 +25,9 @@ from schemas.events.base import CommandRefused, DeadLettered, Message, Refusal, 
 log = structlog.get_logger("lakehouse.runtime")
 
 T = TypeVar("T")
+
+Observe = Callable[[str, str, float], None]
+"""Told of every delivery: its durable, what became of it (acked, again, dead, returned), and the seconds it took."""
 
 FETCH_S = 2.0
 """A consumer that hears nothing turns its loop this often, so that its heartbeat stays fresh."""
@@ -60,12 +63,15 @@ class Drain:
 class Life:
     """An actor and what it has in hand. `run` is one life; `beat` and `ready` outlive it."""
 
-    def __init__(self, actor: Actor, bus: MessageBus, clock: Clock, drain: Drain) -> None:
+    def __init__(
+        self, actor: Actor, bus: MessageBus, clock: Clock, drain: Drain, observe: Observe | None = None
+    ) -> None:
         self.name = actor.name()
         self.ready = asyncio.Event()
         self.in_hand: dict[Delivery, None] = {}
         self.beat = clock.monotonic()
         self._actor, self._bus, self._clock, self._drain = actor, bus, clock, drain
+        self._observe = observe
         self._handlers = [Handler(actor, route, bus.name) for route in type(actor).routes()]
         self.answers = Answers(actor, bus, self.ready)
 
@@ -141,6 +147,7 @@ class Life:
 
     async def _handle(self, handler: Handler, durable: Durable, delivery: Delivery, slots: asyncio.Semaphore) -> None:
         self.in_hand[delivery] = None
+        began, outcome = self._clock.monotonic(), "acked"
         try:
             message = wire.decode(handler.takes, delivery.body)
             said = await handler(message, delivery.origin)
@@ -148,18 +155,21 @@ class Life:
             await emit(self._bus, said, delivery.origin, handler.said_by)
             await delivery.ack()
         except asyncio.CancelledError:
+            outcome = "returned"
             with anyio.move_on_after(STOP_S, shield=True):
                 await delivery.nak()
             raise
         except Exception as error:
-            await self._settle(handler, durable, delivery, error)
+            outcome = await self._settle(handler, durable, delivery, error)
         finally:
             del self.in_hand[delivery]
             slots.release()
             self.turn()
+            if self._observe is not None:
+                self._observe(durable.name, outcome, self._clock.monotonic() - began)
 
-    async def _settle(self, handler: Handler, durable: Durable, delivery: Delivery, error: Exception) -> None:
-        """Carry out what became of a message whose handler raised."""
+    async def _settle(self, handler: Handler, durable: Durable, delivery: Delivery, error: Exception) -> str:
+        """Carry out what becomes of a message whose handler raised; returns `again` or `dead`."""
         origin, tag = delivery.origin, tag_of(handler.takes)
         decision = retry.decide(error, origin.delivery)
         log.log(
@@ -175,13 +185,15 @@ class Life:
         try:
             if isinstance(decision, retry.Again):
                 await delivery.nak(decision.delay_s)
-                return
+                return "again"
             await self._bus.bury(delivery, durable.name, decision.reason)
             news = DeadLettered(tag, durable.name, decision.reason[:1000], origin.delivery)
             await emit(self._bus, [news], origin, handler.said_by)
             await delivery.term()
         except Unavailable as away:
             log.warning("the bus is away: the message will come again", id=origin.id, reason=str(away))
+            return "again"
+        return "dead"
 
     async def _repeat(self, period: Period) -> None:
         seconds: float = getattr(self._actor, period.seconds)

@@ -57,7 +57,7 @@ class Metrics:
         children[1].observe(seconds)
 
     def handled(self, durable: str, outcome: str, seconds: float) -> None:
-        """One delivery was dealt with. `outcome`: ack, retry, dead …"""
+        """One delivery was dealt with: the runtime's `Observe`."""
         self._messages.labels(durable, outcome).inc()
         self._handling.labels(durable).observe(seconds)
 

@@ -20,7 +20,7 @@ from actors.base import ROLES, Actor, Role, owners
 from actors.ports import Clock
 from daemon.bus.base import MessageBus
 from daemon.bus.streams import ACK_WAIT_S, durables_of
-from daemon.life import Drain, Life
+from daemon.life import Drain, Life, Observe
 from daemon.supervisor import CrashedTooOften, first_of, supervise
 
 log = structlog.get_logger("lakehouse.runtime")
@@ -47,6 +47,7 @@ class Runtime:
         *,
         drain_s: float = 20.0,
         rng: random.Random | None = None,
+        observe: Observe | None = None,
     ) -> None:
         kinds = [type(actor) for actor in actors]
         owners(kinds)
@@ -58,7 +59,7 @@ class Runtime:
         self._drain = Drain()
         self._drain_s = drain_s
         self._rng = rng
-        self._lives = [Life(actor, bus, self._clock, self._drain) for actor in actors if actor.role in roles]
+        self._lives = [Life(actor, bus, self._clock, self._drain, observe) for actor in actors if actor.role in roles]
         self._task: asyncio.Task[None] | None = None
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:

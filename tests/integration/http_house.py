@@ -281,7 +281,7 @@ async def house(folder: Path, **config: Any) -> AsyncIterator[House]:
     promotion = Promotion(registry, journal, NoCommits(), clock)  # type: ignore[arg-type]
     settings = HttpConfig(**{"port": 0, "min_free_mb": 1, "shutdown_s": 2.0, **config})
     server = HttpServer(bus, bus, process, metrics, settings, token=TOKEN, uploads=uploads)
-    async with Runtime(bus, [files, Shelf(), tuner, promotion]), server.running():
+    async with Runtime(bus, [files, Shelf(), tuner, promotion], observe=metrics.handled), server.running():
         headers = {"Authorization": f"Bearer {TOKEN}"}
         async with aiohttp.ClientSession(server.url, headers=headers) as client:
             yield House(server, client, bus, files, tuner, process, registry, metrics, uploads)

@@ -91,6 +91,9 @@ async def test_enqueue_is_durable_and_refuses_an_unknown_index(here: House) -> N
     status, body = await here.call("POST", "/vectors/agent/enqueue/docs?reason=new%20rows")
     assert (status, body["index"]) == (202, "docs")
     await until(lambda: here.tuner.enqueued)
+    async with here.client.get("/metrics") as response:
+        handled = 'lakehouse_messages_total{durable="tuner__autotune_enqueue",outcome="acked"} 1.0'
+        assert handled in await response.text()
     assert (here.tuner.enqueued[0].reason, here.tuner.enqueued[0].asked_by) == ("new rows", "http")
     assert (await here.call("POST", "/vectors/agent/enqueue/other"))[0] == 404
 
