@@ -41,7 +41,8 @@ class Campaign(msgspec.Struct, frozen=True, kw_only=True):
     running: TrialId | None = None
     running_since: Timestamp | None = None
     running_proposal: Proposal | None = None
-    attempts: int = 0  # failures in a row
+    attempts: int = 0  # failures of the running trial
+    failed: int = 0  # trials given up
     trials: list[TrialId] = []  # done
     champion_trial: TrialId | None = None  # the live graph at its best ef: what challengers are measured against
     promoted: TrialId | None = None  # promoted already, before the end of the campaign

@@ -1,0 +1,152 @@
+"""Whose turn it is: the queue with one place per index, cooldown, the hourly budget, one trial
+at a time, and the memory of what was answered. Functions on the agent's document; what happens
+within a campaign is in `core`."""
+
+from collections.abc import Collection, Sequence
+from typing import TypeVar
+
+import msgspec
+
+from actors.autotune.config import AgentConfig
+from schemas.documents.agent import AgentDocument, Answered, Campaign, Emitted
+from schemas.events.autotune import Decision, QueuedTuning
+from schemas.names import CampaignId, IndexName, MessageId, Rows, Timestamp, TrialId
+
+V = TypeVar("V")
+
+HOUR_S = 3600.0
+DECISIONS_KEPT = 50
+ANSWERS_KEPT = 32
+MANUAL_TAGS = ("autotune.enqueue", "autotune.start")
+"""What only a person sends: it waits for no cooldown and is done though the agent is disabled."""
+
+
+def is_manual(place: QueuedTuning) -> bool:
+    return place.trigger_tag in MANUAL_TAGS
+
+
+def enqueued(state: AgentDocument, place: QueuedTuning) -> AgentDocument:
+    """With a place for the index. One that waits already keeps it, and both wishes are met: the
+    later version, and a full campaign if either asks for one, a person's wish before a rule's."""
+    for i, waiting in enumerate(state.queue):
+        if waiting.index != place.index:
+            continue
+        first = place if is_manual(place) and not is_manual(waiting) else waiting
+        both = msgspec.structs.replace(
+            first,
+            version=max(waiting.version, place.version),
+            recalibrate=waiting.recalibrate and place.recalibrate,
+        )
+        return msgspec.structs.replace(state, queue=[*state.queue[:i], both, *state.queue[i + 1 :]])
+    return msgspec.structs.replace(state, queue=[*state.queue, place])
+
+
+def next_place(
+    state: AgentDocument, config: AgentConfig, live: Collection[IndexName], now: Timestamp
+) -> QueuedTuning | None:
+    """The first place whose time has come: a person's before a rule's. `live` are the indexes
+    that have a generation; the agent leaves the others alone until they have."""
+    busy = {campaign.index for campaign in state.campaigns}
+    free = [
+        place
+        for place in state.queue
+        if place.index not in busy and state.covered.get(place.index, -1) >= place.version
+    ]
+    for place in free:
+        if is_manual(place):
+            return place
+    if not config.enabled or budget(state, config, now) == 0:
+        return None
+    for place in free:
+        if place.index in live and state.cooldown_until.get(place.index, 0.0) <= now:
+            return place
+    return None
+
+
+def next_campaign(state: AgentDocument, config: AgentConfig, now: Timestamp) -> Campaign | None:
+    """The campaign that runs a trial next; None while one is running, or when the hour's
+    budget is spent and nobody asked in person."""
+    if running(state) is not None:
+        return None
+    spent = budget(state, config, now) == 0
+    return next((campaign for campaign in state.campaigns if campaign.manual or not spent), None)
+
+
+def running(state: AgentDocument) -> Campaign | None:
+    return next((campaign for campaign in state.campaigns if campaign.running is not None), None)
+
+
+def budget(state: AgentDocument, config: AgentConfig, now: Timestamp) -> int:
+    """Trials left in this hour."""
+    return max(0, config.max_trials_per_hour - len(this_hour(state, now)))
+
+
+def this_hour(state: AgentDocument, now: Timestamp) -> list[Timestamp]:
+    return [time for time in state.trial_times if time > now - HOUR_S]
+
+
+def with_campaign(state: AgentDocument, campaign: Campaign, *, last: bool = False) -> AgentDocument:
+    """With the index's campaign replaced or added; `last`: the others have their turn first."""
+    others = [other for other in state.campaigns if other.index != campaign.index]
+    if last:
+        return msgspec.structs.replace(state, campaigns=[*others, campaign])
+    if len(others) == len(state.campaigns):
+        return msgspec.structs.replace(state, campaigns=[campaign, *others])
+    same = [campaign if other.index == campaign.index else other for other in state.campaigns]
+    return msgspec.structs.replace(state, campaigns=same)
+
+
+def ended(state: AgentDocument, campaign: Campaign, config: AgentConfig, now: Timestamp) -> AgentDocument:
+    """Without the campaign; its index cools down."""
+    return msgspec.structs.replace(
+        state,
+        campaigns=[other for other in state.campaigns if other.index != campaign.index],
+        cooldown_until={**state.cooldown_until, campaign.index: now + config.cooldown_s},
+        tuned={**state.tuned, campaign.index: now},
+    )
+
+
+def forgotten(state: AgentDocument, index: IndexName) -> AgentDocument:
+    """Without anything about a dropped index."""
+
+    def without(known: dict[IndexName, V]) -> dict[IndexName, V]:
+        return {name: value for name, value in known.items() if name != index}
+
+    return msgspec.structs.replace(
+        state,
+        queue=[place for place in state.queue if place.index != index],
+        campaigns=[campaign for campaign in state.campaigns if campaign.index != index],
+        cooldown_until=without(state.cooldown_until),
+        changed=without(state.changed),
+        tuned=without(state.tuned),
+        covered=without(state.covered),
+    )
+
+
+def changed(state: AgentDocument, index: IndexName, rows: Rows) -> AgentDocument:
+    """`rows` more have come or gone since the last tuning."""
+    total = state.changed.get(index, 0) + rows
+    return msgspec.structs.replace(state, changed={**state.changed, index: total})
+
+
+def decided(
+    state: AgentDocument,
+    index: IndexName,
+    now: Timestamp,
+    action: str,
+    reason: str,
+    campaign: CampaignId | None = None,
+    trial: TrialId | None = None,
+) -> AgentDocument:
+    """With one more decision on record."""
+    decision = Decision(index, now, action, reason, campaign, trial)
+    return msgspec.structs.replace(state, decisions=[decision, *state.decisions][:DECISIONS_KEPT])
+
+
+def answer_to(state: AgentDocument, cause: MessageId) -> list[Emitted] | None:
+    """What this message was answered with before; None when it is new."""
+    return next((list(answered.messages) for answered in state.answered if answered.cause == cause), None)
+
+
+def answered(state: AgentDocument, cause: MessageId, messages: Sequence[Emitted]) -> AgentDocument:
+    return msgspec.structs.replace(state, answered=[Answered(cause, list(messages)), *state.answered][:ANSWERS_KEPT])

@@ -1,0 +1,371 @@
+"""The agent (control): hears what happened to an index, keeps the queue and the campaigns, orders
+one trial after another, and promotes what won.
+
+Each handler loads the agent's document, decides, and saves it by compare-and-set before it
+returns; what it returns is saved with it, so a redelivered message gets the same answer and is
+decided once. Whose turn it is: `scheduler`; what a campaign does: `core`.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import aclosing
+
+import anyio
+import msgspec
+import structlog
+
+from actors.autotune import agenda, core
+from actors.autotune.config import AgentConfig
+from actors.autotune.replay import replay
+from actors.autotune.scheduler import AGENT, Scheduler
+from actors.base import Actor, Origin, every, handles
+from actors.errors import Conflict
+from actors.ports import Bus, Clock, Journal, Registry
+from schemas.documents.agent import AgentDocument, Campaign, Emitted
+from schemas.documents.harness import HarnessDocument
+from schemas.documents.index import GenerationDocument, IndexDocument
+from schemas.events.autotune import (
+    AgentStatus,
+    AutotuneStarted,
+    EnqueueTuning,
+    GetAgentStatus,
+    ListTrials,
+    QueuedTuning,
+    Replay,
+    ReplayReport,
+    RunningTrial,
+    RunTrial,
+    StartAutotune,
+    TrialCompleted,
+    TrialFailed,
+    TrialList,
+    TuningFinished,
+    TuningQueued,
+)
+from schemas.events.base import Progress, Refusal, subject_of, tag_of
+from schemas.events.dataset import DatasetAppended
+from schemas.events.index import GenerationReady, IndexAppended, IndexDropped, RebuildIndex, RecallDrifted
+from schemas.events.promotion import Promote
+from schemas.names import IndexName, MessageId, Timestamp, TrialId
+
+SAVE_ATTEMPTS = 5
+LOST_AFTER_S = 3600.0
+"""A trial that nothing was heard of for so long is ordered again."""
+
+Orders = Sequence[RunTrial | Promote | RebuildIndex | TuningQueued | TuningFinished]
+Change = Callable[[AgentDocument, Timestamp], Awaitable[tuple[AgentDocument, list[Emitted]]]]
+
+log = structlog.get_logger(__name__)
+
+
+class Agent(Actor):
+    """Keeps every index at the cheapest configuration that holds its recall target."""
+
+    role = "control"
+
+    def __init__(self, registry: Registry, journal: Journal, bus: Bus, clock: Clock, config: AgentConfig) -> None:
+        self._registry = registry
+        self._journal = journal
+        self._bus = bus
+        self._clock = clock
+        self._config = config
+        self.wake_s = config.wake_s
+        self._scheduler = Scheduler(registry, journal, config)
+        self._one_at_a_time = anyio.Lock()
+        self._progress: dict[TrialId, tuple[Timestamp, Progress]] = {}
+        self._ears: asyncio.Task[None] | None = None
+
+    async def start(self) -> Sequence[RunTrial]:
+        """A running trial is ordered once more: its first order may have died with the last
+        process before it was published. The lab does each trial once."""
+        self._ears = asyncio.create_task(self._hear())
+        state, _ = await self._load()
+        return [core.order(campaign) for campaign in state.campaigns if campaign.running is not None]
+
+    async def stop(self) -> None:
+        if self._ears is not None:
+            self._ears.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._ears
+
+    # --- what sets tuning off ------------------------------------------------------------------
+
+    @handles
+    async def on_dataset_appended(self, event: DatasetAppended, origin: Origin) -> Orders:
+        async def change(state: AgentDocument, now: Timestamp) -> tuple[AgentDocument, list[Emitted]]:
+            for _, document, _ in await self._registry.all(IndexDocument):
+                if document.dataset == event.dataset:
+                    state = agenda.changed(state, document.index, event.rows)
+                    place = self._place(state, document.index, f"{event.rows} rows appended", event, origin, now)
+                    state = self._by_rule(state, msgspec.structs.replace(place, version=event.version), now)
+            return await self._scheduler.advance(state, now)
+
+        return await self._decide(origin.id, change)  # type: ignore[return-value]
+
+    @handles
+    async def on_index_appended(self, event: IndexAppended, origin: Origin) -> Orders:
+        async def change(state: AgentDocument, now: Timestamp) -> tuple[AgentDocument, list[Emitted]]:
+            covered = max(event.version, state.covered.get(event.index, -1))
+            state = msgspec.structs.replace(state, covered={**state.covered, event.index: covered})
+            if event.deleted:
+                state = agenda.changed(state, event.index, event.deleted)
+                place = self._place(state, event.index, f"{event.deleted} rows went", event, origin, now)
+                state = self._by_rule(state, place, now)
+            return await self._scheduler.advance(state, now)
+
+        return await self._decide(origin.id, change)  # type: ignore[return-value]
+
+    @handles
+    async def on_generation_ready(self, event: GenerationReady, origin: Origin) -> Orders:
+        """The first generation of an index sets off its first campaign."""
+
+        async def change(state: AgentDocument, now: Timestamp) -> tuple[AgentDocument, list[Emitted]]:
+            state = await self._scheduler.first(state, event.index, origin.id, tag_of(GenerationReady), now)
+            return await self._scheduler.advance(state, now)
+
+        return await self._decide(origin.id, change)  # type: ignore[return-value]
+
+    @handles
+    async def on_drift(self, event: RecallDrifted, origin: Origin) -> Orders:
+        async def change(state: AgentDocument, now: Timestamp) -> tuple[AgentDocument, list[Emitted]]:
+            live = event.recall
+            reason = (
+                f"live recall {live.mean:.4f} (at most {live.upper:.4f}) over {live.samples} queries, "
+                f"target {event.target:g}"
+            )
+            place = self._place(state, event.index, reason, event, origin, now)
+            if self._config.enabled:
+                state = agenda.enqueued(state, msgspec.structs.replace(place, recalibrate=False))
+                state = agenda.decided(state, event.index, now, "queued", reason)
+            return await self._scheduler.advance(state, now)
+
+        return await self._decide(origin.id, change)  # type: ignore[return-value]
+
+    @handles
+    async def on_enqueue(
+        self, command: EnqueueTuning, origin: Origin
+    ) -> Sequence[TuningQueued | RunTrial | Promote | RebuildIndex | TuningFinished | Refusal]:
+        if await self._registry.load(IndexDocument, command.index) is None:
+            return [_no_index(command.index)]
+
+        async def change(state: AgentDocument, now: Timestamp) -> tuple[AgentDocument, list[Emitted]]:
+            place = QueuedTuning(command.index, command.reason, command.asked_by, origin.id, tag_of(EnqueueTuning), now)
+            state = agenda.decided(
+                agenda.enqueued(state, place), command.index, now, "queued", f"{command.asked_by}: {command.reason}"
+            )
+            state, orders = await self._scheduler.advance(state, now)
+            return state, [TuningQueued(command.index, command.reason), *orders]
+
+        return await self._decide(origin.id, change)  # type: ignore[return-value]
+
+    @handles
+    async def on_start_autotune(
+        self, command: StartAutotune, origin: Origin
+    ) -> Sequence[AutotuneStarted | RunTrial | Promote | RebuildIndex | TuningFinished | Refusal]:
+        facts = await self._scheduler.facts(command.index)
+        if facts is None:
+            return [_no_index(command.index)]
+        if command.grid == []:
+            return [Refusal("invalid", "the grid is empty", "leave it out for the default grid")]
+        if command.harness is not None:
+            found = await self._registry.load(HarnessDocument, command.harness)
+            if found is None or found[0].index != command.index:
+                reason = f"index {command.index!r} has no eval set {command.harness!r}"
+                return [Refusal("not_found", reason, "leave it out for the index's own")]
+
+        async def change(state: AgentDocument, now: Timestamp) -> tuple[AgentDocument, list[Emitted]]:
+            for campaign in state.campaigns:
+                if campaign.index == command.index:
+                    reason = (
+                        f"index {command.index!r} is being tuned: campaign {campaign.campaign}, "
+                        f"{len(campaign.trials)} trials done"
+                    )
+                    return state, [Refusal("busy", reason, "one autotune per index at a time: wait for its end")]
+            campaign = core.begin_asked(command, origin.id, facts, self._config, now)
+            state = agenda.with_campaign(state, campaign)
+            state = agenda.decided(
+                state, command.index, now, "started", f"asked by {command.asked_by}", campaign.campaign
+            )
+            builds = len(campaign.grid)
+            state, orders = await self._scheduler.advance(state, now)
+            return state, [AutotuneStarted(campaign.campaign, command.index, builds), *orders]
+
+        return await self._decide(origin.id, change)  # type: ignore[return-value]
+
+    @every("wake_s")
+    async def on_wake(self) -> Orders:
+        """Picks up what no message will: a cooldown that is over, an hour's new budget, an index
+        that was never tuned, a trial that was lost."""
+
+        async def change(state: AgentDocument, now: Timestamp) -> tuple[AgentDocument, list[Emitted]]:
+            for name, _, _ in await self._registry.all(GenerationDocument):
+                state = await self._scheduler.first(state, name, f"wake-{now:.0f}", "autotune.wake", now)
+            campaign = agenda.running(state)
+            if campaign is not None and self._heard_of(campaign) < now - LOST_AFTER_S:
+                reason = f"nothing was heard of trial {campaign.running} for {LOST_AFTER_S:.0f} s"
+                state = agenda.decided(
+                    state, campaign.index, now, "failed", reason, campaign.campaign, campaign.running
+                )
+                state = agenda.with_campaign(state, core.failed(campaign))
+            return await self._scheduler.advance(state, now)
+
+        return await self._decide(None, change)  # type: ignore[return-value]
+
+    # --- how a campaign goes on ----------------------------------------------------------------
+
+    @handles
+    async def on_completed(self, event: TrialCompleted, origin: Origin) -> Orders:
+        async def change(state: AgentDocument, now: Timestamp) -> tuple[AgentDocument, list[Emitted]]:
+            campaign = _running(state, event)
+            facts = await self._scheduler.facts(event.index) if campaign else None
+            if campaign is None or facts is None:
+                return state, []
+            campaign, promote, reason = core.completed(campaign, event, facts, self._config)
+            state = agenda.with_campaign(state, campaign, last=True)
+            action = "promoted" if promote else "measured"
+            state = agenda.decided(state, event.index, now, action, reason, campaign.campaign, event.trial)
+            state, orders = await self._scheduler.advance(state, now)
+            return state, [*([promote] if promote else []), *orders]
+
+        self._progress.pop(event.trial, None)
+        return await self._decide(origin.id, change)  # type: ignore[return-value]
+
+    @handles
+    async def on_failed(self, event: TrialFailed, origin: Origin) -> Orders:
+        async def change(state: AgentDocument, now: Timestamp) -> tuple[AgentDocument, list[Emitted]]:
+            campaign = _running(state, event)
+            if campaign is None:
+                return state, []
+            state = agenda.with_campaign(state, core.failed(campaign))
+            state = agenda.decided(state, event.index, now, "failed", event.reason, event.campaign, event.trial)
+            return await self._scheduler.advance(state, now)
+
+        self._progress.pop(event.trial, None)
+        return await self._decide(origin.id, change)  # type: ignore[return-value]
+
+    @handles
+    async def on_index_dropped(self, event: IndexDropped, origin: Origin) -> Orders:
+        async def change(state: AgentDocument, now: Timestamp) -> tuple[AgentDocument, list[Emitted]]:
+            return await self._scheduler.advance(agenda.forgotten(state, event.index), now)
+
+        return await self._decide(origin.id, change)  # type: ignore[return-value]
+
+    # --- questions -----------------------------------------------------------------------------
+
+    @handles
+    async def on_status(self, query: GetAgentStatus) -> Sequence[AgentStatus]:
+        state, _ = await self._load()
+        now = self._clock.now()
+        return [
+            AgentStatus(
+                enabled=self._config.enabled,
+                queue=state.queue,
+                running=[self._shown(campaign) for campaign in state.campaigns if campaign.running],
+                trials_this_hour=len(agenda.this_hour(state, now)),
+                max_trials_per_hour=self._config.max_trials_per_hour,
+                cooldown_until={name: until for name, until in state.cooldown_until.items() if until > now},
+                decisions=state.decisions,
+            )
+        ]
+
+    @handles
+    async def on_list_trials(self, query: ListTrials) -> Sequence[TrialList | Refusal]:
+        points = await self._journal.points(query.index)
+        if not points and await self._registry.load(IndexDocument, query.index) is None:
+            return [_no_index(query.index)]
+        return [TrialList(query.index, points[::-1][: query.limit], len(points))]
+
+    @handles
+    async def on_replay(self, query: Replay) -> Sequence[ReplayReport | Refusal]:
+        started = self._clock.monotonic()
+        facts = await self._scheduler.facts(query.index)
+        points = facts.points if facts else await self._journal.points(query.index)
+        if facts is None and not points:
+            return [_no_index(query.index)]
+        target = facts.target_recall if facts else points[-1].target_recall
+        report = replay(query.index, points, core.policy(target, self._config))
+        return [msgspec.structs.replace(report, seconds=self._clock.monotonic() - started)]
+
+    # --- the shell's own -----------------------------------------------------------------------
+
+    async def _decide(self, cause: MessageId | None, change: Change) -> Sequence[Emitted]:
+        """Load, decide, save; again when someone else saved meanwhile. Raises Conflict when that
+        happens too often."""
+        async with self._one_at_a_time:
+            for _ in range(SAVE_ATTEMPTS):
+                before, revision = await self._load()
+                known = agenda.answer_to(before, cause) if cause else None
+                if known is not None:
+                    return known
+                state, messages = await change(before, self._clock.now())
+                if state == before:
+                    return messages
+                if cause:
+                    state = agenda.answered(state, cause, messages)
+                try:
+                    await self._registry.save(AGENT, state, expected=revision)
+                except Conflict:
+                    continue
+                return messages
+        raise Conflict(f"the agent's state was changed {SAVE_ATTEMPTS} times while it decided")
+
+    def _place(
+        self,
+        state: AgentDocument,
+        index: IndexName,
+        reason: str,
+        event: DatasetAppended | IndexAppended | RecallDrifted,
+        origin: Origin,
+        now: Timestamp,
+    ) -> QueuedTuning:
+        """A place that an event asks for. An index that was tuned before is re-calibrated first."""
+        return QueuedTuning(index, reason, AGENT, origin.id, tag_of(type(event)), now, recalibrate=index in state.tuned)
+
+    def _by_rule(self, state: AgentDocument, place: QueuedTuning, now: Timestamp) -> AgentDocument:
+        """With the place, if enough has changed."""
+        changed, least = state.changed.get(place.index, 0), self._config.min_new_rows
+        if not self._config.enabled:
+            return agenda.decided(state, place.index, now, "skipped", f"{place.reason}; the agent is disabled")
+        if changed < least:
+            reason = f"{place.reason}; {changed} changed since the last tuning, below {least}"
+            return agenda.decided(state, place.index, now, "skipped", reason)
+        return agenda.decided(agenda.enqueued(state, place), place.index, now, "queued", place.reason)
+
+    async def _load(self) -> tuple[AgentDocument, int | None]:
+        return await self._registry.load(AgentDocument, AGENT) or (AgentDocument(), None)
+
+    async def _hear(self) -> None:
+        """Keeps the newest progress of each trial, for the status and to know what is lost."""
+        async with aclosing(self._bus.listen(subject_of(Progress))) as envelopes:  # type: ignore[type-var]
+            async for envelope in envelopes:
+                if isinstance(envelope.message, Progress) and envelope.message.job.startswith("t-"):
+                    self._progress[envelope.message.job] = (self._clock.now(), envelope.message)
+
+    def _heard_of(self, campaign: Campaign) -> Timestamp:
+        heard = self._progress.get(campaign.running or "")
+        return max(campaign.running_since or 0.0, heard[0] if heard else 0.0)
+
+    def _shown(self, campaign: Campaign) -> RunningTrial:
+        if campaign.running is None or campaign.running_proposal is None or campaign.running_since is None:
+            raise ValueError(f"campaign {campaign.campaign} runs no trial")
+        _, progress = self._progress.get(campaign.running, (0.0, None))
+        return RunningTrial(
+            trial=campaign.running,
+            campaign=campaign.campaign,
+            index=campaign.index,
+            proposal=campaign.running_proposal,
+            since=campaign.running_since,
+            phase=progress.phase if progress else "ordered",
+            done=progress.done if progress else 0,
+            total=progress.total if progress else None,
+        )
+
+
+def _running(state: AgentDocument, event: TrialCompleted | TrialFailed) -> Campaign | None:
+    """The campaign that waits for this trial."""
+    return next((campaign for campaign in state.campaigns if campaign.running == event.trial), None)
+
+
+def _no_index(index: IndexName) -> Refusal:
+    return Refusal("not_found", f"there is no index {index!r}", "lakehouse indexes lists them")

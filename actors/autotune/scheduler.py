@@ -1,0 +1,101 @@
+"""Goes through the agenda: starts what can start and ends what is over, at most one trial at a
+time. Reads documents and the journal; the state it is given it returns changed, unsaved."""
+
+import msgspec
+import structlog
+
+from actors.autotune import agenda, core
+from actors.autotune.config import AgentConfig
+from actors.autotune.core import Facts
+from actors.ports import Journal, Registry
+from schemas.documents.agent import AgentDocument, Emitted
+from schemas.documents.index import GenerationDocument, IndexDocument
+from schemas.events.autotune import QueuedTuning
+from schemas.names import IndexName, MessageId, Timestamp
+
+AGENT = "agent"
+"""Its document's name, and who asked when nobody did."""
+
+log = structlog.get_logger(__name__)
+
+
+class Scheduler:
+    def __init__(self, registry: Registry, journal: Journal, config: AgentConfig) -> None:
+        self._registry = registry
+        self._journal = journal
+        self._config = config
+
+    async def facts(self, index: IndexName) -> Facts | None:
+        found = await self._registry.load(IndexDocument, index)
+        if found is None:
+            return None
+        live = await self._registry.load(GenerationDocument, index)
+        points = await self._journal.points(index)
+        return Facts(found[0].target_recall, live[0].config if live else found[0].config, live is not None, points)
+
+    async def advance(self, state: AgentDocument, now: Timestamp) -> tuple[AgentDocument, list[Emitted]]:
+        """Starts what can start: the next trial of a campaign, or the next campaign. At most one
+        trial runs afterwards."""
+        said: list[Emitted] = []
+        while agenda.running(state) is None:
+            campaign = agenda.next_campaign(state, self._config, now)
+            facts = await self.facts(campaign.index) if campaign else None
+            if campaign is None:
+                place = await self._next_place(state, now)
+                if place is None:
+                    break
+                facts = await self.facts(place.index)
+                state = msgspec.structs.replace(
+                    state,
+                    queue=[other for other in state.queue if other.index != place.index],
+                    changed={**state.changed, place.index: 0},
+                )
+                if facts is None:
+                    continue
+                campaign = core.begin(place, facts, now)
+                state = agenda.with_campaign(state, campaign)
+                state = agenda.decided(state, place.index, now, "started", place.reason, campaign.campaign)
+            elif facts is None:
+                state = agenda.forgotten(state, campaign.index)
+                continue
+            proposal = (
+                "a trial failed for good"
+                if core.gave_up(campaign)
+                else core.next_proposal(campaign, facts, self._config)
+            )
+            if isinstance(proposal, str):
+                finished, orders = core.finish(campaign, facts, self._config, proposal)
+                state = agenda.ended(state, campaign, self._config, now)
+                state = agenda.decided(
+                    state, campaign.index, now, finished.outcome, finished.reason, campaign.campaign, finished.promoted
+                )
+                log.info("tuned", index=campaign.index, outcome=finished.outcome, reason=finished.reason)
+                said += orders
+                continue
+            campaign, order = core.issued(campaign, proposal, now)
+            state = agenda.with_campaign(state, campaign)
+            state = msgspec.structs.replace(state, trial_times=[*agenda.this_hour(state, now), now])
+            state = agenda.decided(
+                state, campaign.index, now, "proposed", proposal.rule, campaign.campaign, order.trial
+            )
+            said.append(order)
+        return state, said
+
+    async def _next_place(self, state: AgentDocument, now: Timestamp) -> QueuedTuning | None:
+        if not state.queue:
+            return None
+        live = {name for name, _, _ in await self._registry.all(GenerationDocument)}
+        return agenda.next_place(state, self._config, live, now)
+
+    async def first(
+        self, state: AgentDocument, index: IndexName, trigger: MessageId, tag: str, now: Timestamp
+    ) -> AgentDocument:
+        """With a place for an index that was never tuned, is live and has rows enough."""
+        known = {place.index for place in state.queue} | {campaign.index for campaign in state.campaigns}
+        if index in state.tuned or index in known or not self._config.enabled:
+            return state
+        found = await self._registry.load(GenerationDocument, index)
+        if found is None or found[0].rows < self._config.min_new_rows:
+            return state
+        place = QueuedTuning(index, f"{found[0].rows} rows, never tuned", AGENT, trigger, tag, now)
+        return agenda.decided(agenda.enqueued(state, place), index, now, "queued", place.reason)
