@@ -194,11 +194,20 @@ class Catalog(Actor):
         return await self._serve(event.index, "rolled back")
 
     @handles
-    async def on_rebuild(self, command: RebuildIndex) -> Sequence[RebuildQueued | BuildGeneration | Refusal]:
+    async def on_rebuild(
+        self, command: RebuildIndex, origin: Origin
+    ) -> Sequence[RebuildQueued | BuildGeneration | Refusal]:
         name = command.index
         async with self._lock(name):
             order = await self._generations.rebuild(name, command.reason, await self._rows(name))
-        return (order,) if isinstance(order, Refusal) else (RebuildQueued(name, order.generation), order)
+        return (
+            (order,)
+            if isinstance(order, Refusal)
+            else (
+                RebuildQueued(name, order.generation, origin.id),
+                order,
+            )
+        )
 
     @handles
     async def on_built(self, event: GenerationBuilt) -> Sequence[GenerationReady]:

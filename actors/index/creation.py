@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Sequence
 
+import msgspec
 import numpy as np
 
 from actors.index import artifacts
@@ -75,6 +76,8 @@ class Creation:
         if isinstance(fitted, Refusal):
             return fitted
         dim, key = fitted
+        if spec.kind != "none":
+            spec = msgspec.structs.replace(spec, dim=dim)  # a server needn't be asked again at every load
         document = IndexDocument(
             index=command.name,
             dataset=command.dataset,
