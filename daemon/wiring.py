@@ -1,0 +1,110 @@
+"""The composition root: every actor and the ports that it is given, by hand.
+
+Which actors exist is ACTORS; everything that lists them (topology, docs, the runtime) reads it
+from here. How the process lives and dies is daemon/service.py.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from actors.autotune.agent import Agent
+from actors.autotune.lab import Lab
+from actors.base import Actor
+from actors.graphs import GraphCache
+from actors.index.builder import Builder
+from actors.index.catalog import Catalog
+from actors.index.searcher import Searcher
+from actors.ingest.actor import Ingest
+from actors.promotion.actor import Promotion
+from daemon.bus.base import MessageBus
+from daemon.bus.heads import Heads
+from daemon.compute import WorkerCompute
+from daemon.config import Config
+from daemon.embedding.factory import EmbedderFactory
+from daemon.state_dir import StateDir
+from daemon.storage.buckets import ObjectBuckets
+from daemon.storage.journal import TableJournal
+from daemon.storage.query_log import TableQueryLog
+from daemon.storage.registry import DocumentRegistry
+from daemon.storage.snapshots import TableSnapshots
+from daemon.storage.tables import DeltaTables
+from schemas.events.index import EmbedderSpec
+
+ACTORS: tuple[type[Actor], ...] = (Ingest, Catalog, Builder, Searcher, Agent, Lab, Promotion)
+
+
+@dataclass
+class House:
+    """One process's actors, and what has to be closed after them."""
+
+    actors: list[Actor]
+    lab: WorkerCompute
+    embed: WorkerCompute
+    embedders: EmbedderFactory
+
+    async def give_up_jobs(self) -> None:
+        """Kill the workers: jobs in hand go back to the queue."""
+        await self.lab.aclose()
+        await self.embed.aclose()
+
+    async def aclose(self) -> None:
+        await self.give_up_jobs()
+        await self.embedders.aclose()
+
+
+def open_buckets(config: Config, state: StateDir) -> ObjectBuckets:
+    """The configured buckets with `primary` and `rescue`. Raises ValueError for a bad URL."""
+    named = config.buckets()
+    return ObjectBuckets(
+        {bucket.name: bucket.url for bucket in named},
+        state.cache,
+        {bucket.name: bucket.options for bucket in named},
+    )
+
+
+def build(config: Config, state: StateDir, bus: MessageBus, heads: Heads, buckets: ObjectBuckets, host: str) -> House:
+    """Every actor with its ports; starts nothing. `host` names this process in events."""
+    clock = bus.clock
+    registry = DocumentRegistry(buckets, heads)
+    tables = DeltaTables(buckets, state.cache)
+    journal = TableJournal(tables)
+    query_log = TableQueryLog(tables)
+    snapshots = TableSnapshots(tables, registry, state.cache)
+    graphs = GraphCache(state.cache / "graphs", config.index.graph_cache_mb << 20)
+    lab, embed = WorkerCompute("lab"), WorkerCompute("embed")
+    embedders = EmbedderFactory(config.embedding, embed)
+    default_embedder = EmbedderSpec(kind=config.embedding.kind, model=config.embedding.model)
+    actors: list[Actor] = [
+        Ingest(tables, registry, buckets, bus, clock, config.ingest, state.uploads),
+        Catalog(
+            registry,
+            tables,
+            buckets,
+            snapshots,
+            embedders,
+            bus,
+            clock,
+            config.index,
+            config.agent.target_recall,
+            default_embedder,
+        ),
+        Builder(registry, snapshots, buckets, lab, graphs, bus, clock),
+        Searcher(
+            registry,
+            tables,
+            buckets,
+            snapshots,
+            embedders,
+            query_log,
+            bus,
+            clock,
+            config.index,
+            host,
+            np.random.default_rng(),
+        ),
+        Agent(registry, journal, bus, clock, config.agent),
+        Lab(registry, journal, snapshots, buckets, lab, graphs, query_log, embedders, bus, clock, host, config.agent),
+        Promotion(registry, journal, tables, clock),
+    ]
+    return House(actors, lab, embed, embedders)
