@@ -222,8 +222,19 @@ def replay(index: str, /, *, json: Json = False, to: Connection = Connection()) 
     return 0 if same else 1
 
 
-def agent(*, json: Json = False, to: Connection = Connection()) -> None:
-    """Show the agent's queue, running trial, budget, cooldowns and last decisions."""
+def agent(
+    *,
+    decisions: Annotated[int, Parameter(validator=Number(gte=0))] = 10,
+    json: Json = False,
+    to: Connection = Connection(),
+) -> None:
+    """Show the agent's queue, running trial, budget, cooldowns and last decisions.
+
+    Parameters
+    ----------
+    decisions
+        How many of the last decisions to print.
+    """
     answer = Client(to).get("/vectors/agent/status")
     if json:
         print_json(answer)
@@ -241,7 +252,7 @@ def agent(*, json: Json = False, to: Connection = Connection()) -> None:
     console.print()
     print_table(
         ["time", "index", "action", "reason"],
-        ((moment(one["time"]), one["index"], one["action"], one["reason"]) for one in answer["decisions"]),
+        ((moment(one["time"]), one["index"], one["action"], one["reason"]) for one in answer["decisions"][:decisions]),
         empty="It has decided nothing yet.",
     )
 

@@ -4,6 +4,7 @@ route table (path, parameters, body, token) and answers with real replies, given
 
 import re
 import threading
+from collections.abc import Callable
 from email.message import Message
 from email.parser import BytesParser
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,6 +19,8 @@ from daemon.http.routes import ROUTES
 from schemas.http import ErrorBody, IngestFileBody
 
 TOKEN = "a-token"
+Run = Callable[..., tuple[int, str, str]]
+"""A command line; its exit code, stdout and stderr."""
 Answer = msgspec.Struct | dict[str, Any] | tuple[int, ErrorBody] | list[bytes]
 
 

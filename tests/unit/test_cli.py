@@ -1,80 +1,35 @@
-"""The command line against a daemon that speaks the real routes: what it asks, what it prints,
-how it fails, what it imports."""
+"""The command line against a daemon that speaks the real routes: what it asks, what it prints."""
 
 import json
-import os
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
+import time
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from daemon.cli import main
-from daemon.cli.app import COMMANDS
-from daemon.state_dir import Runtime, StateDir
 from schemas.config import HnswConfig
 from schemas.documents.promotion import PromotionEntry
 from schemas.documents.trial import TrialPoint
-from schemas.events.autotune import AutotuneStarted, Replayed, ReplayReport, TrialCompleted, TrialList, TuningFinished
+from schemas.events.autotune import (
+    AgentStatus,
+    AutotuneStarted,
+    Decision,
+    Proposal,
+    QueuedTuning,
+    Replayed,
+    ReplayReport,
+    RunningTrial,
+    TrialCompleted,
+    TrialList,
+    TuningFinished,
+)
 from schemas.events.base import Progress
 from schemas.events.dataset import ColumnInfo, CommitInfo, DatasetInfo, DatasetList, IngestReport, RejectedRow
-from schemas.events.index import Hit, IndexDropped, IndexInfo, IndexList, IndexStats, SearchResult
+from schemas.events.index import Hit, IndexDropped, IndexInfo, IndexList, IndexStats, RebuildQueued, SearchResult
 from schemas.events.promotion import ConfigPromoted, PromotionState, WhyChain, WhyLink
-from schemas.http import AgentSummary, ErrorBody, StatusReport, StreamedEvent
-from tests.unit.cli_daemon import TOKEN, CliDaemon, ndjson
-
-Run = Callable[..., tuple[int, str, str]]
-REPOSITORY = Path(__file__).parents[2]
-HEAVY = [
-    "numpy",
-    "pyarrow",
-    "duckdb",
-    "aiohttp",
-    "nats",
-    "hnswlib",
-    "deltalake",
-    "obstore",
-    "structlog",
-    "asyncio",
-    "anyio",
-]
-
-
-@pytest.fixture
-def daemon() -> Iterator[CliDaemon]:
-    server = CliDaemon()
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def state(tmp_path: Path, daemon: CliDaemon) -> StateDir:
-    """The state directory of a running daemon (this process stands in for it)."""
-    state = StateDir(tmp_path / "state")
-    state.path.mkdir()
-    state.admin_token.write_text(TOKEN + "\n")
-    state.nats_password.write_text("nats-password")
-    state.write_runtime(Runtime(daemon.url, "nats://127.0.0.1:4222", os.getpid()))
-    return state
-
-
-@pytest.fixture
-def run(state: StateDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    for variable in ("LAKEHOUSE_URL", "LAKEHOUSE_TOKEN_FILE", "LAKEHOUSE_CONFIG"):
-        monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setenv("LAKEHOUSE_STATE_DIR", str(state.path))
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main(words)
-        out, err = capsys.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    return run
+from schemas.http import AgentSummary, Enqueued, StatusReport, StreamedEvent
+from tests.unit.cli_daemon import TOKEN, CliDaemon, Run, ndjson
 
 
 def point(**more: object) -> TrialPoint:
@@ -301,110 +256,43 @@ def test_env_is_ready_for_eval(run: Run, daemon: CliDaemon) -> None:
     assert "nats-password" not in out
 
 
-# --- how it fails --------------------------------------------------------------------------------
+# --- the agent, new indexes -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        (["serch", "docs"], 'Did you mean "search"'),
-        (["search", "docs"], "Exactly one of TEXT and --vector"),
-        (["search", "docs", "--vector", "[1,"], "--vector is not a JSON array"),
-        (["search", "docs", "x", "-k", "0"], "-k"),
-        (["ingest", "/nowhere/x.csv", "--dataset", "d"], "/nowhere/x.csv is no file"),
-        (["ingest", "x.csv"], "--dataset"),
-        (["tune", "docs", "--grid", "80"], "no point of a grid"),
-        (["tune", "docs", "--agent", "--grid", "80:30"], "exclude each other"),
-        (["index", "create", "x", "--dataset", "d", "--column", "c", "--metric", "hamming"], "cosine"),
-        (["run", "--role", "king"], "control"),
-        (["status", "--url", "ftp://x"], "no http address"),
-    ],
-)
-def test_wrong_use_is_one_sentence_and_exit_code_2(run: Run, words: list[str], expected: str) -> None:
-    code, out, err = run(*words)
-    assert (code, out) == (2, "")
-    assert expected in err
-    assert "hint: " in err
-    assert "Traceback" not in err
-    assert len(err.splitlines()) == 2
-
-
-def test_a_refusal_of_the_daemon_is_said_in_its_words(run: Run, daemon: CliDaemon) -> None:
-    daemon.answers["GET /vectors/trials/{index}"] = (404, ErrorBody("not_found", "there is no index x", "see indexes"))
-    assert run("trials", "x") == (1, "", "There is no index x.\nhint: see indexes\n")
-
-
-def test_a_wrong_token_is_refused(run: Run, state: StateDir) -> None:
-    state.admin_token.write_text("other")
-    code, _, err = run("status")
-    assert (code, "bearer token" in err) == (1, True)
-
-
-def test_no_daemon_running(run: Run, state: StateDir) -> None:
-    state.runtime_file.unlink()
-    code, _, err = run("status")
-    assert (code, err.splitlines()[0]) == (1, f"No daemon runs on {state.path}.")
-
-
-def test_a_note_left_behind_by_a_killed_daemon_counts_for_nothing(run: Run, state: StateDir) -> None:
-    with subprocess.Popen(["true"]) as ended:
-        pass
-    state.write_runtime(Runtime("http://127.0.0.1:1", "", ended.pid))
-    assert "No daemon runs" in run("status")[2]
-
-
-def test_a_daemon_that_went_away(run: Run) -> None:
-    code, _, err = run("status", "--url", "http://127.0.0.1:1")
-    assert (code, "can't be reached: Connection refused" in err) == (1, True)
-
-
-def test_an_internal_error_shows_no_traceback_unless_asked(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from daemon.cli import watching
-
-    monkeypatch.setattr(watching.Client, "get", lambda *_: {}["bug"])
-    code, out, err = run("status")
-    assert (code, out) == (1, "")
-    assert err.startswith("internal error: KeyError: 'bug'\nhint: ")
-    with pytest.raises(KeyError):
-        main(["status", "--debug"])
-
-
-def test_a_wrong_config_file_is_a_sentence(run: Run, tmp_path: Path) -> None:
-    (tmp_path / "lakehouse.toml").write_text("[agent]\nepsilom = 1\n")
-    code, _, err = run("check-config")
-    assert (code, err.count("\n")) == (1, 1)
-    assert 'lakehouse.toml: agent.epsilom is not a known key; did you mean "epsilon"?' in err
-
-
-# --- init, help, imports -------------------------------------------------------------------------
-
-
-def test_init_writes_a_file_that_holds(run: Run, tmp_path: Path) -> None:
-    code, out, _ = run("init", "new")
-    assert (code, "made" in out) == (0, True)
-    assert (tmp_path / "new/data").stat().st_mode & 0o777 == 0o700
-    assert run("check-config", "--config", "new/lakehouse.toml")[0] == 0
-    assert run("init", "new")[0] == 1
-    assert run("init", "new", "--force")[0] == 0
-
-
-@pytest.mark.parametrize("command", [name for group in COMMANDS.values() for name in group])
-def test_every_command_has_help(run: Run, command: str) -> None:
-    code, out, err = run(command, "--help")
-    assert (code, err) == (0, "")
-    assert f"Usage: lakehouse {command}" in out
-
-
-@pytest.mark.parametrize("words", [["--help"], ["status"], ["search", "docs", "x"], ["check-config"]])
-def test_client_commands_import_nothing_heavy(words: list[str], tmp_path: Path) -> None:
-    """What keeps start-up under half a second; benchmarks/startup.py has the figure."""
-    code = (
-        "import sys\nfrom daemon.cli import main\n"
-        f"try:\n    main({words!r})\nexcept SystemExit: pass\n"
-        f"print('HEAVY', [name for name in {HEAVY!r} if name in sys.modules])"
+def test_agent_shows_queue_running_trial_and_decisions(run: Run, daemon: CliDaemon) -> None:
+    proposal = Proposal(HnswConfig(24, 80, 30), "explore", "drawn")
+    daemon.answers["GET /vectors/agent/status"] = AgentStatus(
+        True,
+        [QueuedTuning("docs", "2,000 new rows", "agent", "m1", "dataset.appended", 1.0)],
+        [RunningTrial("t1", "c1", "docs", proposal, 1.0, "build", 500, 2000)],
+        3,
+        20,
+        {"docs": time.time() + 125},
+        [Decision("docs", float(n), "kept", f"reason-{n}") for n in range(30)],
     )
-    environment = {**os.environ, "LAKEHOUSE_STATE_DIR": str(tmp_path), "LAKEHOUSE_URL": "http://127.0.0.1:1"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, env=environment, check=True
-    )
-    assert done.stdout.splitlines()[-1] == "HEAVY []"
+    code, out, _ = run("agent", "--decisions", "2")
+    assert code == 0
+    assert "3 of 20 trials" in out
+    assert "docs (2,000 new rows)" in out
+    assert "M 24 · efc 80 · ef 30, build 500 of 2,000" in out
+    assert "docs 2 min" in out
+    assert ("reason-1" in out, "reason-2" in out) == (True, False)
+
+
+def test_enqueue_and_rebuild(run: Run, daemon: CliDaemon) -> None:
+    daemon.answers["POST /vectors/agent/enqueue/{index}"] = Enqueued("docs", "m1")
+    daemon.answers["POST /vectors/indexes/{index}/rebuild"] = RebuildQueued("docs", 4)
+    assert run("enqueue", "docs", "--reason", "new model")[0] == 0
+    assert daemon.seen[0][1].reason == "new model"
+    assert "generation 4" in run("index", "rebuild", "docs", "--reason", "deletes")[1]
+    assert daemon.seen[1][1].reason == "deletes"
+
+
+def test_index_create_sends_only_what_was_given(run: Run, daemon: CliDaemon) -> None:
+    daemon.answers["POST /vectors/indexes"] = INDEX
+    code, _, _ = run("index", "create", "docs", "--dataset", "d", "--column", "text", "--target-recall", "0.9")
+    assert code == 0
+    body = daemon.seen[0][2]
+    assert (body.name, body.dataset, body.column, body.target_recall, body.embedder) == ("docs", "d", "text", 0.9, None)
+    run("index", "create", "v", "--dataset", "d", "--column", "c", "--embedder", "ollama", "--model", "bge-m3")
+    assert (daemon.seen[1][2].embedder.kind, daemon.seen[1][2].embedder.model) == ("ollama", "bge-m3")
