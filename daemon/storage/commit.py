@@ -52,9 +52,11 @@ class Commit:
         self._staged = data_files.write_rows(self._files.folder, self._schema, rows, self._first_row)
         self._written = list(self._staged)
 
-    async def plan(self, before: Version | None, note: CommitInfo, now: float, thread: Thread) -> Version:
+    async def plan(
+        self, before: Version | None, note: CommitInfo, now: float, thread: Thread, *, merge: bool
+    ) -> Version:
         """The version that this commit makes of `before`; its new files are written and in the
-        bucket. thread: runs a function in a thread."""
+        bucket. thread: runs a function in a thread. merge: gather small files on the way."""
         next_row = before.next_row if before else 0
         if next_row != self._first_row and self._staged:
             await self._renumber(next_row - self._first_row, thread)
@@ -71,7 +73,8 @@ class Commit:
             files += left
             removed += file.rows - sum(f.rows for f in left)
         added = sum(file.rows for file in self._staged)
-        files = await self._merged(list(ordered(files)), thread)
+        if merge:
+            files = await self._merged(list(ordered(files)), thread)
         version = before.version + 1 if before else 0
         there = {file.path for file in before.files} if before else set()
         fresh = [file for file in files if file.path not in there | self._published]

@@ -18,7 +18,7 @@ from actors.ports import ROW
 from daemon.storage import durable
 from daemon.storage.columns import conform
 
-ROTATE_BYTES = 64 << 20
+ROTATE_BYTES = 32 << 20
 """A delete rewrites whole files, so they stay small enough for that to take under a second."""
 GROUP_BYTES = 8 << 20
 GROUP_ROWS = 16_384
@@ -42,7 +42,10 @@ class FileWriter:
         self.files: list[DataFile] = []
         self._folder = folder
         self._schema = schema
-        self._strings = [f.name for f in schema if pa.types.is_string(f.type) or pa.types.is_binary(f.type)]
+        leaves = [leaf for field in schema for leaf in _leaves(field.type, field.name)]
+        # Floats hardly repeat: compressing a vector costs seconds and saves a few percent.
+        self._compression = {path: "none" if pa.types.is_floating(of) else "zstd" for path, of in leaves}
+        self._dictionaries = [path for path, of in leaves if pa.types.is_string(of) or pa.types.is_binary(of)]
         self._path: Path | None = None
         self._writer: pq.ParquetWriter | None = None
         self._pending: list[pa.Table] = []
@@ -50,12 +53,11 @@ class FileWriter:
 
     def write(self, table: pa.Table) -> None:
         """table: rows in ascending _row, above all written before. Raises OSError."""
-        for start in range(0, table.num_rows, GROUP_ROWS):
-            self._pending.append(table.slice(start, GROUP_ROWS))
-            if (
-                sum(t.nbytes for t in self._pending) >= GROUP_BYTES
-                or sum(t.num_rows for t in self._pending) >= GROUP_ROWS
-            ):
+        step = max(1, min(GROUP_ROWS, GROUP_BYTES * table.num_rows // max(1, table.nbytes)))
+        for start in range(0, table.num_rows, step):
+            self._pending.append(table.slice(start, step))
+            rows = sum(pending.num_rows for pending in self._pending)
+            if rows >= GROUP_ROWS or sum(pending.nbytes for pending in self._pending) >= GROUP_BYTES // 2:
                 self._flush()
 
     def close(self) -> list[DataFile]:
@@ -83,7 +85,11 @@ class FileWriter:
         if self._writer is None:
             self._path = self._folder / f"part-{first:012d}-{uuid.uuid4().hex}.parquet"
             self._writer = pq.ParquetWriter(
-                self._path, self._schema, compression="zstd", use_dictionary=self._strings, write_statistics=[ROW]
+                self._path,
+                self._schema,
+                compression=self._compression,
+                use_dictionary=self._dictionaries,
+                write_statistics=[ROW],
             )
             self._bounds = (0, first, last)
         self._writer.write_table(group, row_group_size=group.num_rows)
@@ -114,6 +120,8 @@ def write_rows(folder: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch
     except BaseException:
         writer.discard()
         raise
+    finally:
+        pa.default_memory_pool().release_unused()
 
 
 def rewrite(
@@ -134,6 +142,8 @@ def rewrite(
     except BaseException:
         writer.discard()
         raise
+    finally:
+        pa.default_memory_pool().release_unused()  # the pool would keep what the largest group took
 
 
 def row_numbers(path: Path) -> NDArray[np.int64]:
@@ -192,3 +202,14 @@ def _tables(paths: Sequence[Path], schema: pa.Schema) -> Iterator[pa.Table]:
                     if field.name not in table.column_names:
                         table = table.add_column(index, field, pa.nulls(table.num_rows, field.type))
                 yield table.select(schema.names).cast(schema)
+
+
+def _leaves(of: pa.DataType, path: str) -> list[tuple[str, pa.DataType]]:
+    """A column's leaves as Parquet names them, with their types."""
+    if pa.types.is_list(of):
+        return _leaves(of.value_type, f"{path}.list.element")
+    if pa.types.is_struct(of):
+        return [leaf for field in of for leaf in _leaves(field.type, f"{path}.{field.name}")]
+    if pa.types.is_map(of):
+        return _leaves(of.key_type, f"{path}.key_value.key") + _leaves(of.item_type, f"{path}.key_value.value")
+    return [(path, of)]

@@ -12,7 +12,7 @@ import anyio.to_thread
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
-from actors.errors import CorruptState
+from actors.errors import CorruptState, Transient
 from actors.ports import TableRef
 from daemon.storage import delta_log, durable
 from daemon.storage.buckets import ObjectBuckets
@@ -81,15 +81,19 @@ class TableLog:
         return notes
 
     async def maintain(self) -> None:
-        """Write a checkpoint, and delete files that left the table long ago. The table is whole
-        without either, so a failure is left for the next time."""
-        with contextlib.suppress(DeltaError, OSError):
+        """Write a checkpoint, and delete files that left the table long ago or that a killed
+        commit left behind. The table is whole without, so a failure is left for the next time."""
+        with contextlib.suppress(DeltaError, OSError, Transient, CorruptState):
             table = await self._load(None)
             if table is None:
                 return
             await anyio.to_thread.run_sync(self._checkpoint, table)
-            stale = await anyio.to_thread.run_sync(lambda: table.vacuum(retention_hours=RETENTION_H, dry_run=True))
+            stale = await anyio.to_thread.run_sync(
+                lambda: table.vacuum(retention_hours=RETENTION_H, dry_run=True, full=True)
+            )
             for path in stale:
+                if not path.startswith("part-"):  # not one of ours
+                    continue
                 await self._buckets.delete(self._ref.bucket, f"{self._ref.path}/{path}")
 
     async def drop(self) -> None:

@@ -30,7 +30,7 @@ from schemas.events.dataset import CommitInfo
 
 T = TypeVar("T")
 
-ATTEMPTS = 20
+ATTEMPTS = 100
 MAINTAIN_EVERY = 50
 KEPT_MATCHES = 64
 
@@ -81,8 +81,9 @@ class DeltaTables:
             commit = Commit(files, np.unique(np.asarray(remove, np.int64)), replace)
             await self._thread(lambda: commit.stage(before, batches, schema))
             try:
-                for _ in range(ATTEMPTS):
-                    after = await commit.plan(before, note, self._now(), self._thread)
+                for attempt in range(ATTEMPTS):
+                    # merging can wait: who lost a race must be quick to win the next
+                    after = await commit.plan(before, note, self._now(), self._thread, merge=attempt == 0)
                     commit.keep(after)  # from here on it may be made, even if we never hear of it
                     try:
                         await log.append(before, after, after.note or note)
