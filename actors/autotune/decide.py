@@ -114,8 +114,10 @@ def verdict(
         measured = [*points, *([champion] if champion else [])]
         return Verdict("infeasible", _miss(measured, target), best=max(measured, key=lambda p: p.recall_lower))
     cost = relative_costs(points)
-    key = (lambda p: (-p.recall, cost[id(p)])) if objective == "recall_first" else (lambda p: (cost[id(p)],))
-    best = min(feasible, key=key)
+    if objective == "recall_first":
+        best = max(feasible, key=lambda p: (p.recall, -cost[id(p)]))
+    else:  # only chosen points were compared with the champion, and on its graph each is the cheapest
+        best = min(chosen_points(feasible), key=lambda p: cost[id(p)])
     compared = [p.champion_recall_lower for p in points if p.champion_recall_lower is not None]
     held_lower = max(compared, default=champion.recall_lower if champion else None)
     what = (

@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 
 from actors.autotune.decide import better, chosen_points
+from actors.autotune.surrogate import predicted_cost
 from schemas.config import DEFAULT_CONFIG, EF_CONSTRUCTION_BOUNDS, EF_SEARCH_BOUNDS, M_BOUNDS, GraphConfig, HnswConfig
 from schemas.documents.trial import TrialPoint
 from schemas.events.autotune import Proposal
@@ -60,7 +61,11 @@ def propose(index: IndexName, points: Sequence[TrialPoint], policy: Policy, ladd
     near = _neighbours(champion, ms, efcs, policy.target_recall) if champion else []
     steps = [graph for graph in near if graph not in tried]
     explore = draw < policy.epsilon or not steps
-    m, efc = (untried if explore else steps)[int(rng.integers(len(untried if explore else steps)))]
+    if explore:
+        pool = untried
+    else:
+        pool = _likeliest(steps, points, champion, policy.target_recall)
+    m, efc = pool[int(rng.integers(len(pool)))]
     if not explore and champion:
         rule = f"exploit: champion M {champion.M} → {m}, ef_construction {champion.ef_construction} → {efc}"
     elif draw < policy.epsilon:
@@ -126,6 +131,17 @@ def _neighbours(champion: TrialPoint, ms: Sequence[int], efcs: Sequence[int], ta
     near_efc = _steps(champion.ef_construction, efcs, up_only)
     here = (champion.M, champion.ef_construction)
     return [graph for graph in itertools.product(near_m, near_efc) if graph != here]
+
+
+def _likeliest(
+    steps: list[tuple[int, int]], points: Sequence[TrialPoint], champion: TrialPoint | None, target: float
+) -> list[tuple[int, int]]:
+    """The steps that are predicted to be the cheapest; several when they tie."""
+    if champion is None:
+        return steps
+    trials = [p for p in chosen_points(points) if p.dataset_version == points[-1].dataset_version]
+    costs = predicted_cost(steps, trials, champion, target)
+    return [step for step, cost in zip(steps, costs, strict=True) if cost == costs.min()]
 
 
 def _steps(value: int, rungs: Sequence[int], up_only: bool) -> list[int]:
