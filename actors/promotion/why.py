@@ -71,9 +71,9 @@ def causing_commit(commits: Sequence[CommitInfo], version: int | None, message: 
 def _generation(generation: GenerationDocument, entry: PromotionEntry | None) -> WhyLink:
     config = generation.config
     text = (
-        f"Generation {generation.generation} serves with M {config.M}, ef_construction {config.ef_construction}, "
-        f"ef_search {config.ef_search}; it was built because it was {generation.reason or 'asked for'}, "
-        f"over {generation.rows} rows of dataset version {generation.version}."
+        f"Generation {generation.generation} ({generation.reason or 'no reason given'}) serves with M {config.M}, "
+        f"ef_construction {config.ef_construction}, ef_search {config.ef_search}, built over {generation.rows} rows "
+        f"of dataset version {generation.version}."
     )
     if entry is not None and entry.config != config:
         text += f" The promoted configuration of trial {entry.trial} is still being built."
