@@ -28,6 +28,7 @@ class Answers:
         self._bus = bus
         self._ready = ready
         self._running: set[asyncio.Task[Message]] = set()
+        self._closing = False
 
     async def open(self, handlers: Sequence[Handler]) -> None:
         """Take asks for every request among the handlers."""
@@ -36,7 +37,9 @@ class Answers:
                 await self._bus.answer(handler.takes, partial(self.answer, handler))
 
     async def finish(self) -> None:
-        """Wait for asked commands in hand; cancelled, cancel them."""
+        """Wait for asked commands in hand; cancelled, cancel them. Once the actor has stopped,
+        asks are refused instead of waiting for it to start again."""
+        self._closing = True
         try:
             while self._running:
                 await asyncio.wait(self._running)
@@ -46,6 +49,8 @@ class Answers:
 
     async def answer(self, handler: Handler, request: Message, origin: Origin) -> Message:
         if not self._ready.is_set():
+            if self._closing:
+                raise Unavailable("the daemon is stopping")
             await self._ready.wait()
         if handler.is_query:
             return await self._reply(handler, request, origin)

@@ -5,7 +5,8 @@ else fails (the bus, `start`), the life ends with an exception and the superviso
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import anyio
@@ -69,6 +70,7 @@ class Life:
         self.name = actor.name()
         self.ready = asyncio.Event()
         self.in_hand: dict[Delivery, None] = {}
+        self.at_work = 0  # handlers, periodic methods and starts that run now
         self.beat = clock.monotonic()
         self._actor, self._bus, self._clock, self._drain = actor, bus, clock, drain
         self._observe = observe
@@ -82,6 +84,16 @@ class Life:
     def turn(self) -> None:
         """A loop turned."""
         self.beat = self._clock.monotonic()
+
+    @contextmanager
+    def _working(self) -> Iterator[None]:
+        self.turn()
+        self.at_work += 1
+        try:
+            yield
+        finally:
+            self.at_work -= 1
+            self.turn()
 
     async def run(self) -> None:
         consumers: list[Consumer] = []
@@ -110,9 +122,9 @@ class Life:
     async def _start(self) -> bool:
         """False when the drain began first."""
         while not self._drain.begun.is_set():
-            self.turn()
             try:
-                said = await self._actor.start()
+                with self._working():
+                    said = await self._actor.start()
             except (Transient, Conflict, Unavailable) as error:
                 log.warning("not ready to start", actor=self.name, reason=str(error))
                 await self._drain.unless(self._clock.sleep(getattr(error, "delay_s", 1.0)))
@@ -149,11 +161,12 @@ class Life:
         self.in_hand[delivery] = None
         began, outcome = self._clock.monotonic(), "acked"
         try:
-            message = wire.decode(handler.takes, delivery.body)
-            said = await handler(message, delivery.origin)
-            said = [_unasked(handler, each) for each in said]
-            await emit(self._bus, said, delivery.origin, handler.said_by)
-            await delivery.ack()
+            with self._working():
+                message = wire.decode(handler.takes, delivery.body)
+                said = await handler(message, delivery.origin)
+                said = [_unasked(handler, each) for each in said]
+                await emit(self._bus, said, delivery.origin, handler.said_by)
+                await delivery.ack()
         except asyncio.CancelledError:
             outcome = "returned"
             with anyio.move_on_after(STOP_S, shield=True):
@@ -164,7 +177,6 @@ class Life:
         finally:
             del self.in_hand[delivery]
             slots.release()
-            self.turn()
             if self._observe is not None:
                 self._observe(durable.name, outcome, self._clock.monotonic() - began)
 
@@ -202,9 +214,9 @@ class Life:
             await self._drain.unless(self._clock.sleep(seconds))
             if self._drain.begun.is_set():
                 return
-            self.turn()
             try:
-                said = await method()
+                with self._working():
+                    said = await method()
             except (Transient, Conflict, Unavailable) as error:
                 log.warning("will try again", actor=self.name, method=period.method, reason=str(error))
             except Exception:

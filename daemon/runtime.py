@@ -130,11 +130,12 @@ class Runtime:
                 finishing.start_soon(life.answers.finish)
 
     async def _hold(self) -> None:
-        """Report every message in hand as in progress, so that nobody else gets it."""
+        """Report every message in hand as in progress, so that nobody else gets it, and keep the
+        beat of those at work: a trial takes minutes. A blocked event loop stops both."""
         while True:
             await self._clock.sleep(HOLD_S)
             for life in self._lives:
                 for delivery in list(life.in_hand):
                     await delivery.in_progress()
-                if life.in_hand:
+                if life.at_work:
                     life.turn()

@@ -17,14 +17,15 @@ import nats.js.errors
 from daemon.bus import wire
 from daemon.bus.base import Consumer, ConsumerGone, Delivery
 from daemon.bus.heads import UNREACHABLE
-from daemon.bus.streams import Durable
+from daemon.bus.streams import COMMANDS, Durable
 
 PULL_S = 20.0
-"""How long a pull waits at the server. One that a dead server took with it is missed for no
-longer than MISSED_S: after a reconnect it is made again."""
+"""How long a pull waits at the server. After a reconnect it is made again."""
 ACK_S = 2.0
 
-NO_RESPONDERS, HEARTBEAT = "503", "100"
+RETRY_S = 0.2
+
+NO_RESPONDERS, CONFLICT = "503", "409"  # of a pull; 404 and 408 just say that it is over
 
 
 class PullConsumer(Consumer):
@@ -46,7 +47,7 @@ class PullConsumer(Consumer):
         until = time.monotonic() + wait_s
         while True:
             if self._arrived:
-                return _NatsDelivery(self._arrived.popleft(), self._durable)
+                return _NatsDelivery(self._arrived.popleft(), confirm=self._durable.stream == COMMANDS.name)
             if self._lost:
                 self._lost = False
                 await self._find()
@@ -68,23 +69,26 @@ class PullConsumer(Consumer):
 
     async def _pull(self, now: float) -> None:
         if not self._client.is_connected:
-            self._pull_ends = now + 0.2  # look again soon
+            self._pull_ends = now + RETRY_S
             return
         self._pull_ends = now + PULL_S
         self._connection = self._client.stats["reconnects"]
         request = {"batch": 1, "expires": int(PULL_S * 1e9)}
-        with contextlib.suppress(nats.errors.Error):
+        try:
             await self._client.publish(self._next, json.dumps(request).encode(), self._inbox)
+        except nats.errors.Error:
+            self._pull_ends = now + RETRY_S
 
     async def _take(self, message: Any) -> None:
-        status = (message.headers or {}).get("Status") if not message.data else None
-        if status == HEARTBEAT:
-            return
+        headers = message.headers or {}
+        status = headers.get("Status") if not message.data else None
         self._pull_ends = 0.0  # answered, one way or another
         if status is None:
             self._arrived.append(message)
-        elif status == NO_RESPONDERS or "Consumer Deleted" in (message.headers or {}).get("Description", ""):
+        elif status == NO_RESPONDERS or "Consumer Deleted" in headers.get("Description", ""):
             self._lost = True
+        elif status == CONFLICT:  # the server stops, the leader changes: no use asking at once
+            self._pull_ends = time.monotonic() + RETRY_S
         self._wake.set()
 
     async def _find(self) -> None:
@@ -97,12 +101,15 @@ class PullConsumer(Consumer):
             raise ConsumerGone(f"NATS no longer knows {self._durable.name}") from error
         except UNREACHABLE:
             pass
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(RETRY_S)
 
 
 class _NatsDelivery(Delivery):
-    def __init__(self, message: Any, durable: Durable) -> None:
+    def __init__(self, message: Any, *, confirm: bool) -> None:
+        """confirm: wait until the server has the ack. A command done twice costs a trial; an
+        event heard twice costs little, and not waiting halves the time between two events."""
         self._message = message
+        self._confirm = confirm
         self.subject: str = message.subject
         self.body: bytes = message.data
         metadata = message.metadata
@@ -115,7 +122,10 @@ class _NatsDelivery(Delivery):
 
     async def ack(self) -> None:
         with contextlib.suppress(nats.errors.Error, TimeoutError):
-            await self._message.ack_sync(ACK_S)
+            if self._confirm:
+                await self._message.ack_sync(ACK_S)
+            else:
+                await self._message.ack()
 
     async def nak(self, delay_s: float = 0.0) -> None:
         with contextlib.suppress(nats.errors.Error):

@@ -328,6 +328,31 @@ async def test_an_asked_commands_events_outlast_an_outage_of_the_bus(clock: Virt
 
 
 @simulated
+async def test_asks_after_a_drain_are_refused_at_once(clock: VirtualClock, bus: MemoryBus) -> None:
+    async with Runtime(bus, [Door()]):
+        await bus.ask(Anyone())
+    with pytest.raises(Unavailable, match="stopping"):
+        await bus.ask(Anyone())
+    assert clock.monotonic() < 1
+
+
+@simulated
+async def test_a_long_start_has_a_heartbeat(clock: VirtualClock, bus: MemoryBus) -> None:
+    class Slow(Door):
+        async def start(self) -> Sequence[Message]:
+            await clock.sleep(500)
+            return []
+
+    runtime = Runtime(bus, [Slow()])
+    running = asyncio.create_task(runtime.run())
+    for _ in range(40):
+        await clock.sleep(10)
+        assert clock.monotonic() - runtime.heartbeats()["slow"] <= HOLD_S
+    runtime.drain()
+    await running
+
+
+@simulated
 async def test_corrupt_state_is_a_refusal_to_the_asker(clock: VirtualClock, bus: MemoryBus) -> None:
     async def corrupt(n: int, origin: Origin) -> None:
         raise CorruptState("document index.docs fails its checksum")
