@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 
 from daemon.cli.connection import Connection
 from daemon.cli.errors import CliError
@@ -76,20 +77,27 @@ def repair(*, config: ConfigFile = None) -> int | None:
     return service.repair(settings)
 
 
-def demo(*, stay: Annotated[bool, Parameter(negative="")] = False, config: ConfigFile = None) -> int | None:
+def demo(
+    *,
+    stay: Annotated[bool, Parameter(negative="")] = False,
+    rows: Annotated[int | None, Parameter(validator=Number(gte=1000))] = None,
+    config: ConfigFile = None,
+) -> int:
     """Ingest the documentation of this machine's Python packages, index, tune, promote, search.
 
-    Starts a daemon if none runs.
+    Starts a daemon if none runs. Run again it does only what is missing.
 
     Parameters
     ----------
     stay
         Keep a daemon that was started for the demo running until Ctrl-C.
+    rows
+        At most so many docstrings; default all there are, up to a bound.
     """
     settings = load(config)
-    from daemon.demo import main
+    from daemon.demo.run import demo as main_job
 
-    return main.main(settings, stay=stay)
+    return main_job(state_dir=settings.state_dir, config=find_file(config), stay=stay, rows=rows)
 
 
 def env(*, to: Connection = Connection()) -> None:

@@ -64,6 +64,7 @@ def test_the_heavy_libraries_work_without_writable_code_pages() -> None:
 import ctypes, sys
 if ctypes.CDLL(None).prctl(65, 1, 0, 0, 0) != 0:  # PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN
     sys.exit(77)
+assert ctypes.CFUNCTYPE(ctypes.c_int)(lambda: 7)() == 7  # what libffi needs
 import duckdb, hnswlib, numpy as np, pyarrow as pa, pyarrow.compute as pc, obstore, deltalake, msgspec, aiohttp
 vectors = np.random.default_rng(0).standard_normal((200, 16), dtype=np.float32)
 index = hnswlib.Index("l2", 16)
