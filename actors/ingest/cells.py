@@ -185,7 +185,7 @@ def _caster(type_: pa.DataType) -> Callable[[str], Any]:
 def _json_list(text: str) -> Any:
     try:
         return msgspec.json.decode(text, type=list)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         raise ValueError(f"expected a JSON array, found {_shown(text)}") from None
 
 

@@ -2,7 +2,8 @@
 
 A column has the narrowest type that all sampled cells fit. If none does, it has the one that
 all but a few fit (at most a tenth, or a single cell when more than one fits), and those few
-rows are refused later; failing that, it is text.
+rows are refused later; failing that, it is text. For vectors a majority is enough: arrays of
+floats don't come about by chance.
 """
 
 from collections import Counter
@@ -39,7 +40,7 @@ class Tally:
             try:
                 self._see_array(msgspec.json.decode(text))
                 return
-            except msgspec.DecodeError:
+            except (msgspec.DecodeError, RecursionError):
                 pass
         if text.lower() not in MISSING:
             self.kinds[_kind_of_text(text)] += 1
@@ -70,12 +71,12 @@ class Tally:
         """The decision."""
         seen = self.kinds.total()
         vectors = self.kinds["floats"] + self.kinds["integers"]
-        implied = vector_column is None and self.kinds["floats"] and _holds(vectors, seen)
+        implied = vector_column is None and self.kinds["floats"] and 2 * vectors > seen
         if name == vector_column or implied:
             return Column(name, VECTOR, "vector", most_common(self.lengths))
         if name == id_column:
             whole = _holds(self.kinds["integer"], seen)
-            return Column(name, pa.int64() if whole else pa.string(), "value" if whole else "text")
+            return Column(name, pa.int64() if whole else pa.string(), "id")
         numbers = self.kinds["integer"] + self.kinds["float"]
         fits = (
             (self.kinds["text"], pa.string()),

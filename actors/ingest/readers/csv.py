@@ -29,8 +29,9 @@ from actors.ingest.readers.base import SHOWN, Chunk, Converted, Reject, Survey
 _BLOCK = 1024 * 1024
 """Bytes parsed at a time; no record may be longer."""
 _HEADER = 1024 * 1024
-_SAMPLED = (4096, 64)
-"""Rows of the first block, and of each later one, that types are inferred from."""
+_SAMPLED = 8192
+"""Rows that types are inferred from, as many of each block; at least _LEAST of each."""
+_LEAST = 64
 _DELIMITERS = ",\t;|"
 
 
@@ -65,8 +66,9 @@ class CsvReader:
     def survey(self, vector_column: str | None, id_column: str | None) -> Survey:
         tallies = [Tally() for _ in self._names]
         rows = 0
+        share = max(_LEAST, _SAMPLED // (self.size // _BLOCK + 1))
         for batch, _, rejects, _ in self._records():
-            sample = np.arange(0, batch.num_rows, max(1, batch.num_rows // _SAMPLED[rows > 0]))
+            sample = np.arange(0, batch.num_rows, max(1, batch.num_rows // share))
             rows += batch.num_rows + len(rejects)
             for tally, cells in zip(tallies, batch.columns, strict=True):
                 for cell in cells.take(pa.array(sample)).to_pylist():

@@ -19,6 +19,8 @@ _LONGEST = 2 * 1024 * 1024
 _SAMPLED = 128
 """Lines of each block that types are inferred from; names are gathered from all."""
 
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
 _objects = msgspec.json.Decoder(dict[str, Any])
 _names = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
@@ -47,14 +49,14 @@ class JsonLinesReader:
             for line in lines:
                 try:
                     tallies.update((name, Tally()) for name in _names.decode(line) if name not in tallies)
-                except (msgspec.DecodeError, UnicodeDecodeError):
+                except _UNREADABLE:
                     continue
             if len(tallies) > MAX_COLUMNS:
                 raise BadFile(f"the rows have over {MAX_COLUMNS} different names", "put them into one nested object")
             for line in lines[:: max(1, len(lines) // _SAMPLED)]:
                 try:
                     see(_objects.decode(line), tallies)
-                except (msgspec.DecodeError, UnicodeDecodeError):
+                except _UNREADABLE:
                     continue
         return Survey(columns_of(tallies, vector_column, id_column), rows, cells_decide=True)
 
@@ -69,7 +71,7 @@ class JsonLinesReader:
                 try:
                     rows.append(_objects.decode(line))
                     numbers.append(number)
-                except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                except _UNREADABLE as error:
                     rejects.append(Reject(number, "", _why(line, error), line[:SHOWN].decode(errors="replace")))
             yield to_chunk(rows, numbers, columns, rejects, bytes_read)
 
@@ -103,8 +105,10 @@ class JsonLinesReader:
 
 
 def _why(line: bytes, error: Exception) -> str:
-    if isinstance(error, msgspec.ValidationError):
+    if str(error).startswith("Expected `object`"):
         return "expected a JSON object"
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
     try:
         line.decode()
     except UnicodeDecodeError as wrong:
