@@ -114,7 +114,7 @@ def knn(
     than k. Sets the graph's ef: not to be called while another query with another ef runs."""
     graph.set_ef(max(ef, k))
     labels, distances = graph.knn_query(queries, k=k, num_threads=threads)
-    return labels.astype(np.int64), distances
+    return labels.view(np.int64), distances
 
 
 def sha256_of(path: Path) -> Sha256:

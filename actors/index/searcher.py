@@ -207,11 +207,11 @@ class Searcher(Actor):
 
     def _sample(self, index: ServedIndex, query: Search, answer: Answer) -> None:
         """Some queries are logged, some kept to be run again exactly."""
-        draws = self._rng.random(2)
-        if draws[0] < self._config.log_share:
+        if self._rng.random() < self._config.log_share:
             for vector in answer.queries:
                 self._logged.append((query.index, vector, self._clock.now()))
-        if draws[1] < self._config.sample_share and answer.strategy == "graph" and query.ef_search is None:
+        sampled = self._rng.random() < self._config.sample_share
+        if sampled and answer.strategy == "graph" and query.ef_search is None:
             for vector, distances in zip(answer.queries, answer.found[1], strict=True):
                 sample = Sample(answer.result.generation, vector, distances[:K], answer.vectors)
                 self._samples.append((query.index, sample))

@@ -132,7 +132,8 @@ class IndexHouse:
         return await self.bus.ask(GetIndex(index))
 
     async def _serves(self, index: str, generation: int) -> bool:
-        return (await self.bus.ask(GetIndexStats(index))).generation >= generation
+        stats = await self.bus.ask(GetIndexStats(index))
+        return stats.loaded and stats.generation >= generation
 
     async def promote(self, index: str, config: HnswConfig, trial: str) -> None:
         """As the promotion actor does it: the document, then the event."""
