@@ -17,6 +17,7 @@ from schemas.documents.promotion import PromotionDocument, PromotionEntry
 from schemas.documents.trial import TrialPoint
 from schemas.events.dataset import CommitInfo
 from schemas.events.promotion import WhyChain, WhyLink
+from schemas.names import Timestamp
 
 COMMITS = 1000
 """How far back in a dataset's history the causing commit is looked for."""
@@ -29,7 +30,7 @@ async def chain(index: IndexDocument, registry: Registry, journal: Journal, tabl
     dataset = await registry.load(DatasetDocument, index.dataset)
     commits = await tables.history(TableRef(dataset[0].bucket, dataset[0].path), COMMITS) if dataset else []
     entry = promotion[0].current if promotion else None
-    points = await journal.trial(index.index, entry.trial) if entry else []
+    points = await journal.points(index.index) if entry else []
     return WhyChain(index.index, links(index, generation[0] if generation else None, entry, points, commits))
 
 
@@ -40,18 +41,27 @@ def links(
     points: Sequence[TrialPoint],
     commits: Sequence[CommitInfo],
 ) -> list[WhyLink]:
-    """The links, newest first. `points` are the promoted trial's, `commits` the dataset's,
-    newest first."""
+    """The links, newest first. `points` are the index's journal, `commits` the dataset's, newest
+    first."""
     found = [_generation(generation, entry)] if generation else []
     if entry is None:
         found.append(_created(index))
         return found + _data(commits, generation.version if generation else None, None)
     found.append(_promotion(index, entry))
-    point = next((p for p in points if p.ef_search == entry.config.ef_search), points[0] if points else None)
+    sweep = [point for point in points if point.trial == entry.trial]
+    point = next((p for p in sweep if p.ef_search == entry.config.ef_search), None)
     if point is None:
-        found.append(WhyLink("trial", entry.trial, entry.time, f"The journal has no points of trial {entry.trial}."))
+        found.append(
+            WhyLink(
+                "trial",
+                entry.trial,
+                entry.time,
+                f"The journal lacks trial {entry.trial} at ef_search {entry.config.ef_search}.",
+            )
+        )
         return found + _data(commits, None, None)
-    found += [_trial(point, points), _proposal(point), _trigger(point, commits)]
+    began = min(p.time for p in points if p.campaign == point.campaign)
+    found += [_trial(point, sweep), _proposal(point), _trigger(point, began, commits)]
     return found + _data(commits, point.dataset_version, point.trigger)
 
 
@@ -129,17 +139,21 @@ def _proposal(point: TrialPoint) -> WhyLink:
         point.time,
         f"It was proposed by the rule “{point.rule}” ({point.proposer}{draw}), from {point.journal_rows} rows "
         f"of the journal, in campaign {point.campaign}.",
-        _facts(point, "proposer", "rule", "draw", "journal_rows", "M", "ef_construction", "ef_search", "seed"),
+        _facts(
+            point, "proposer", "rule", "draw", "policy", "journal_rows", "M", "ef_construction", "ef_search", "seed"
+        ),
         point.trigger,
     )
 
 
-def _trigger(point: TrialPoint, commits: Sequence[CommitInfo]) -> WhyLink:
+def _trigger(point: TrialPoint, began: Timestamp, commits: Sequence[CommitInfo]) -> WhyLink:
+    """Its time is the commit's that set it off, or when the campaign's first point was written."""
     commit = causing_commit(commits, point.dataset_version, point.trigger)
-    by_data = point.trigger_tag.startswith(("dataset.", "index.", "ingest."))
+    by_data = point.trigger_tag in ("dataset.appended", "index.appended")
     said = {
         "dataset.appended": "Rows were appended to the dataset",
         "index.appended": "The index took in new rows",
+        "index.ready": "The index served for the first time",
         "recall.drifted": "Live recall drifted below the target",
         "autotune.enqueue": "Tuning was asked for on the queue",
         "autotune.start": "Tuning was asked for out of turn",
@@ -147,10 +161,10 @@ def _trigger(point: TrialPoint, commits: Sequence[CommitInfo]) -> WhyLink:
     return WhyLink(
         "trigger",
         point.trigger,
-        commit.time if by_data and commit else point.time,
+        commit.time if by_data and commit else began,
         f"{said} ({point.trigger_tag}), asked by {point.asked_by}.",
         _facts(point, "trigger_tag", "asked_by", "campaign"),
-        commit.message if by_data and commit else None,
+        commit.message if commit else None,
     )
 
 

@@ -85,11 +85,6 @@ class HttpServer:
             with anyio.CancelScope(shield=True):  # a cancelled block still lets requests finish
                 await self.stop()
 
-    async def run(self) -> None:
-        """Serves until cancelled; for a task group."""
-        async with self.running():
-            await anyio.sleep_forever()
-
 
 def _sentence(error: OSError, config: HttpConfig) -> str:
     where = f"{config.host}:{config.port}"

@@ -146,6 +146,8 @@ class Files(Actor):
                 raise CorruptState("head dataset.corrupt fails its checksum: run `lakehouse repair`")
             case "broken":
                 raise RuntimeError("secret detail of the inside")
+            case "slow":
+                await asyncio.sleep(0.3)
             case "full":
                 return [Refusal("busy", "too much at once", "later", retry_after_s=3)]
         return [Refusal("not_found", f"there is no dataset {query.dataset}", "lakehouse datasets")]

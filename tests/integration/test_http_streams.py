@@ -111,6 +111,11 @@ async def test_a_stop_ends_streams_at_once_and_finishes_requests(tmp_path: Path)
     async with house(tmp_path, shutdown_s=30) as here:
         response = await here.client.get("/events")
         await opened(response)
+        in_flight = asyncio.create_task(here.call("GET", "/datasets/slow"))
+        await asyncio.sleep(0.1)
         async with asyncio.timeout(5):
             await here.server.stop()
             assert await response.content.read() == b""
+            assert (await in_flight)[0] == 404, "the actor's own answer"
+        with pytest.raises(aiohttp.ClientConnectionError):
+            await here.call("GET", "/health")

@@ -86,6 +86,19 @@ async def test_a_trigger_that_is_the_ingest_itself_is_matched_by_its_id(tmp_path
     assert (commit.id, file.id) == ("0", "first.csv")
 
 
+async def test_a_campaign_that_no_data_set_off_is_dated_by_its_first_point(here: Setting) -> None:
+    tag, times = "autotune.enqueue", (100.0, 90.0, 80.0)
+    here.journal.rows = [
+        point(1, trigger_tag=tag, time=times[0], campaign="c2"),
+        point(2, trigger_tag=tag, time=times[1], campaign="c2"),
+        point(3, trigger_tag=tag, time=times[2], campaign="c1"),
+    ]
+    await here.actor.on_promote(Promote("docs", "t1"), origin("cmd-p"))
+    trigger = (await why(here)).links[-1]
+    assert (trigger.what, trigger.time) == ("trigger", 90.0)
+    assert trigger.text == "Tuning was asked for on the queue (autotune.enqueue), asked by agent."
+
+
 async def test_a_promotion_that_is_not_served_yet_is_said_so(here: Setting) -> None:
     await here.registry.save("docs", GENERATION, expected=None)
     await here.actor.on_promote(Promote("docs", "t2"), origin("cmd-p"))
