@@ -34,6 +34,7 @@ class PullConsumer(Consumer):
         self._next = f"$JS.API.CONSUMER.MSG.NEXT.{durable.stream}.{durable.name}"
         self._inbox = client.new_inbox()
         self._arrived: deque[Any] = deque()
+        self._acked: deque[str] = deque(maxlen=16)  # where the last messages were acked
         self._wake = asyncio.Event()
         self._pull_ends = 0.0  # monotonic; a pull waits at the server until then
         self._connection = -1  # of how many reconnects ago the pull is
@@ -47,7 +48,7 @@ class PullConsumer(Consumer):
         until = time.monotonic() + wait_s
         while True:
             if self._arrived:
-                return _NatsDelivery(self._arrived.popleft(), confirm=self._durable.stream == COMMANDS.name)
+                return _NatsDelivery(self._arrived.popleft(), self._acked, self._durable.stream == COMMANDS.name)
             if self._lost:
                 self._lost = False
                 await self._find()
@@ -72,9 +73,14 @@ class PullConsumer(Consumer):
             self._pull_ends = now + RETRY_S
             return
         self._pull_ends = now + PULL_S
-        self._connection = self._client.stats["reconnects"]
         request = {"batch": 1, "expires": int(PULL_S * 1e9)}
         try:
+            if self._connection != self._client.stats["reconnects"]:
+                self._connection = self._client.stats["reconnects"]
+                # An ack that was on its way when the server died would hold up what is behind
+                # its message until ack_wait. Acking twice does no harm.
+                for reply in self._acked:
+                    await self._client.publish(reply)
             await self._client.publish(self._next, json.dumps(request).encode(), self._inbox)
         except nats.errors.Error:
             self._pull_ends = now + RETRY_S
@@ -105,10 +111,11 @@ class PullConsumer(Consumer):
 
 
 class _NatsDelivery(Delivery):
-    def __init__(self, message: Any, *, confirm: bool) -> None:
+    def __init__(self, message: Any, acked: deque[str], confirm: bool) -> None:
         """confirm: wait until the server has the ack. A command done twice costs a trial; an
         event heard twice costs little, and not waiting halves the time between two events."""
         self._message = message
+        self._acked = acked
         self._confirm = confirm
         self.subject: str = message.subject
         self.body: bytes = message.data
@@ -121,6 +128,7 @@ class _NatsDelivery(Delivery):
         )
 
     async def ack(self) -> None:
+        self._acked.append(self._message.reply)
         with contextlib.suppress(nats.errors.Error, TimeoutError):
             if self._confirm:
                 await self._message.ack_sync(ACK_S)
