@@ -37,3 +37,12 @@ class CorruptState(Exception):
 
 class Unavailable(Exception):
     """Nobody answers an ask in time, or the bus is down. An asker gets 503."""
+
+
+class Failed(Unavailable):
+    """The owner's handler broke while it answered. The log has the traceback under `id`; an
+    asker over HTTP gets 500 with the id and nothing of the inside."""
+
+    def __init__(self, reason: str, id: str) -> None:
+        super().__init__(reason)
+        self.id = id

@@ -12,7 +12,7 @@ from functools import partial
 import structlog
 
 from actors.base import Actor, Origin
-from actors.errors import Conflict, CorruptState, Poison, Refused, Transient, Unavailable
+from actors.errors import Conflict, CorruptState, Failed, Poison, Refused, Transient, Unavailable
 from daemon.bus.base import MessageBus
 from daemon.handling import Handler, emit
 from schemas.events.base import Message, Refusal, Reply
@@ -85,8 +85,8 @@ class Answers:
             raise Unavailable("the daemon is stopping") from None
         except Exception as error:
             log.exception("handler failed", actor=handler.route.actor, handler=handler.route.method, id=origin.id)
-            raise Unavailable(
-                f"{handler.route.actor}.{handler.route.method} failed: {type(error).__name__}: {error}"
+            raise Failed(
+                f"{handler.route.actor}.{handler.route.method} failed: {type(error).__name__}: {error}", origin.id
             ) from error
         for message in said:
             if isinstance(message, handler.replies):
