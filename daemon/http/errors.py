@@ -10,7 +10,7 @@ import uuid
 import msgspec
 from aiohttp import web
 
-from actors.errors import Conflict, CorruptState, Poison, Refused, Transient, Unavailable
+from actors.errors import Conflict, CorruptState, Failed, Poison, Refused, Transient, Unavailable
 from schemas.events.base import Refusal
 from schemas.http import ErrorBody
 
@@ -57,16 +57,20 @@ def answer(error: Exception) -> web.Response:
         case Transient():
             headers = {"Retry-After": str(max(1, round(error.delay_s)))}
             return _response(503, ErrorBody("unavailable", str(error)), headers)
+        case Failed():  # logged where it happened
+            return _internal(error.id)
         case Unavailable() | CorruptState():
             return _response(503, ErrorBody("unavailable", str(error)))
         case TimeoutError():
             return _response(408, ErrorBody("timeout", "the request was not received in time"))
     number = uuid.uuid4().hex
     log.error("internal error %s", number, exc_info=error)
-    body = ErrorBody(
-        "internal", "something went wrong inside the daemon", f"the log has more under id {number}", number
-    )
-    return _response(500, body)
+    return _internal(number)
+
+
+def _internal(id: str) -> web.Response:
+    reason = "something went wrong inside the daemon"
+    return _response(500, ErrorBody("internal", reason, f"the log has more under id {id}", id))
 
 
 def _refusal(refusal: Refusal) -> web.Response:

@@ -188,10 +188,11 @@ async def test_nothing_of_the_inside_leaks(
     assert "secret detail" in caplog.text
 
 
-async def test_a_handler_that_fails_is_unavailable_and_the_next_request_is_answered(here: House) -> None:
+async def test_a_handler_that_fails_is_a_500_with_an_id_and_the_next_request_is_answered(here: House) -> None:
     status, body = await here.call("GET", "/datasets/broken")
-    assert (status, body["error"]) == (503, "unavailable")
-    assert "Traceback" not in str(body)
+    assert (status, body["error"]) == (500, "internal")
+    assert "secret detail" not in str(body)
+    assert body["id"] in body["hint"]
     assert (await here.call("GET", "/datasets"))[0] == 200
 
 
