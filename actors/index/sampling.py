@@ -69,6 +69,10 @@ class Checker:
     """Runs samples again. One thread, niced: it takes what queries leave over."""
 
     def __init__(self) -> None:
+        self._thread: ThreadPoolExecutor | None = None
+
+    def open(self) -> None:
+        self.close()
         self._thread = ThreadPoolExecutor(1, "recall", initializer=_be_nice)
 
     async def recalls(self, samples: list[Sample]) -> list[float]:
@@ -77,7 +81,9 @@ class Checker:
         return await loop.run_in_executor(self._thread, lambda: [recall_of(sample) for sample in samples])
 
     def close(self) -> None:
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        if self._thread is not None:
+            self._thread.shutdown(wait=False, cancel_futures=True)
+            self._thread = None
 
 
 def recall_of(sample: Sample) -> float:

@@ -79,6 +79,7 @@ class Searcher(Actor):
 
     async def start(self) -> Sequence[GenerationSwapped | RebuildIndex]:
         """Loads every index, as far as the memory budget goes; nothing is rebuilt."""
+        self._checker.open()
         swapped: list[GenerationSwapped] = []
         for name, _, _ in await self._registry.all(IndexDocument):
             if swapped and self._shelf.bytes > self._config.memory_budget_mb << 20:
