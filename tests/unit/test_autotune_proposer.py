@@ -52,7 +52,8 @@ def test_replay_makes_every_proposal_again(index: str, epsilon: float, trials: i
 def test_replay_sees_a_journal_that_was_tampered_with() -> None:
     journal = journal_of(5)
     forged = [msgspec.structs.replace(p, M=p.M + 1) if p.trial == "t-3" else p for p in journal]
-    assert [p.trial for p in replay("docs", forged, RULE).proposals if not p.same] == ["t-3"]
+    different = [p.trial for p in replay("docs", forged, RULE).proposals if not p.same]
+    assert different[0] == "t-3"  # and what was proposed from a forged row may differ too
 
 
 def test_an_index_name_or_one_more_row_gives_another_draw() -> None:

@@ -15,7 +15,7 @@ from schemas.events.autotune import RunTrial
 def recall(M: int, ef_construction: int, ef: int) -> float:
     """Grows with all three and never reaches 1."""
     quality = 0.25 * math.log2(M / 4 + 1) + 0.2 * math.log2(ef_construction / 10)
-    return 1 - 0.6 * math.exp(-quality) * ef**-0.75
+    return 1 - 1.7 * math.exp(-quality) * ef**-0.75
 
 
 def cost(M: int, ef: int) -> float:
