@@ -90,7 +90,8 @@ class WorkerCompute:
         if self._worker is None:
             process, connection = _spawn(self._nice, self._env)
             with anyio.CancelScope(shield=True):
-                self._worker = _Worker(process, *await asyncio.open_connection(sock=connection, limit=READ_LIMIT))
+                streams = await asyncio.open_connection(sock=connection, limit=READ_LIMIT)
+            self._worker = _Worker(process, *streams)
         return self._worker
 
     async def _kill(self, worker: "_Worker") -> str:

@@ -95,7 +95,7 @@ async def _live(
     config: Config, roles: Collection[Role], state: StateDir, bus: NatsBus, nats_url: str, stop: anyio.Event
 ) -> None:
     """From an open bus to the end of the actors' drain."""
-    buckets, heads = open_buckets(config, state), await bus.heads()
+    buckets, heads = open_buckets(config, state), await bus.heads(replicas=config.nats.replicas)
     if not await heads.keys():  # a new NATS store; the buckets may know better
         for finding in await repair_heads(buckets, heads):
             log.warning("head rebuilt", document=finding.document, what=finding.what, text=finding.text)
@@ -237,7 +237,11 @@ async def _nats(config: Config, state: StateDir, lock: int, group: TaskGroup) ->
     if settings.url:
         credentials = Path(settings.credentials_file) if settings.credentials_file else None
         bus = await NatsBus.connect(
-            settings.url, _password(settings.password_file), user=settings.user, credentials=credentials
+            settings.url,
+            _password(settings.password_file),
+            user=settings.user,
+            credentials=credentials,
+            replicas=settings.replicas,
         )
         async with _closed(bus.close):
             yield bus, settings.url
@@ -289,7 +293,7 @@ async def _repair(config: Config) -> int:
     state = _open_state(config)
     with _locked(state) as lock:
         async with anyio.create_task_group() as group, _nats(config, state, lock, group) as (bus, _):
-            findings = await repair_heads(open_buckets(config, state), await bus.heads())
+            findings = await repair_heads(open_buckets(config, state), await bus.heads(replicas=config.nats.replicas))
             group.cancel_scope.cancel()
     for finding in findings:
         print(f"{finding.document}: {finding.what}: {finding.text}")
