@@ -52,12 +52,14 @@ class Bus(Protocol):
 
     async def publish(self, message: Message, *, cause: Origin | None = None, id: MessageId | None = None) -> MessageId:
         """Store an event or command; returns its id once it is durable. The same id twice is
-        one message. Raises Unavailable when no ack came, ValueError when it is too large."""
+        one message. Raises Unavailable when no ack came, Refused (busy) when a command's
+        queue is full, ValueError when it is too large."""
         ...
 
     async def ask(self, request: Request[R], *, cause: Origin | None = None, timeout_s: float = 60.0) -> R:
         """The owner's reply. A direct call when the owner lives in this process, NATS
-        request/reply otherwise. Raises Refused, Unavailable."""
+        request/reply otherwise. Raises Refused, Unavailable, Failed. An asked command goes on
+        to its end when the asker stops waiting."""
         ...
 
     async def signal(self, message: Message) -> None:

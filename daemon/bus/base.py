@@ -12,7 +12,7 @@ from contextlib import aclosing
 from typing import Any, NamedTuple, TypeVar, cast
 
 from actors.base import Origin
-from actors.errors import Poison, Refused, Unavailable
+from actors.errors import Failed, Poison, Refused, Unavailable
 from actors.ports import Clock, Envelope
 from daemon.bus import letters, wire
 from daemon.bus.letters import DeadLetter
@@ -34,9 +34,10 @@ from schemas.names import MessageId
 R = TypeVar("R")
 
 Answer = Callable[[Any, Origin], Awaitable[Any]]
-"""The owner's side of an ask: a reply, or raises Refused or Unavailable and nothing else."""
+"""The owner's side of an ask: a reply, or raises Refused, Unavailable or Failed, nothing else."""
 
-OUTCOME = "Lakehouse-Outcome"  # header of a remote reply: ok, refused (a Refusal) or failed (words)
+OUTCOME = "Lakehouse-Outcome"
+"""Header of a remote reply: ok, refused (a Refusal), failed or unavailable (words)."""
 
 
 class Raw(NamedTuple):
@@ -163,8 +164,10 @@ class MessageBus(ABC):
                 return self._fit(reply), {OUTCOME: "ok"}
             except Refused as refused:
                 return wire.encode(refused.refusal), {OUTCOME: "refused"}
+            except Failed as error:
+                return str(error).encode(), {OUTCOME: "failed", wire.ID: error.id}
             except (Unavailable, ValueError) as error:
-                return str(error).encode(), {OUTCOME: "failed"}
+                return str(error).encode(), {OUTCOME: "unavailable"}
 
         await self._serve(ask_subject_of(request), respond)
 
@@ -260,6 +263,8 @@ class MessageBus(ABC):
         outcome = reply.headers.get(OUTCOME)
         if outcome == "refused":
             raise Refused(wire.decode(Refusal, reply.body))
+        if outcome == "failed":
+            raise Failed(reply.body.decode(errors="replace"), reply.headers.get(wire.ID, ""))
         if outcome != "ok":
             raise Unavailable(reply.body.decode(errors="replace"))
         replies = replies_of(kind)

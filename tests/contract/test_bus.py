@@ -15,7 +15,7 @@ import nats
 import pytest
 
 from actors.base import Actor, Origin, every, handles
-from actors.errors import Conflict, Poison, Refused, Transient, Unavailable
+from actors.errors import Conflict, Failed, Poison, Refused, Transient, Unavailable
 from actors.ports import Envelope
 from daemon.bus.base import MessageBus
 from daemon.bus.letters import DeadLetter
@@ -453,9 +453,10 @@ class BusContract(ABC):
         assert refused.value.refusal.status == status
         assert (refused.value.refusal.retry_after_s == 0.05) == (n == -3)
 
-    async def test_a_bug_in_a_handler_is_unavailable_to_the_asker(self, asker: MessageBus) -> None:
-        with pytest.raises(Unavailable, match="the glass broke"):
+    async def test_a_bug_in_a_handler_is_failed_to_the_asker(self, asker: MessageBus) -> None:
+        with pytest.raises(Failed, match="the glass broke") as failed:
             await asker.ask(Pour(-5))
+        assert failed.value.id, "under which the log has the traceback"
 
     async def test_an_ask_gives_up_in_time(self, asker: MessageBus) -> None:
         with pytest.raises(Unavailable, match="within"):
