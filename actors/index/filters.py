@@ -13,9 +13,13 @@ from numpy.typing import NDArray
 
 from actors.index.vectors import VectorSet
 from actors.ports import TableRef, Tables
-from schemas.names import IndexName
+from schemas.documents.index import IndexDocument
+from schemas.names import IndexName, Timestamp
 
 LIMIT_BYTES = 128 << 20
+
+Key = tuple[IndexName, Timestamp, int, str]
+"""An index as it was made, the dataset version, the predicate."""
 
 
 class Matching(msgspec.Struct, frozen=True):
@@ -40,13 +44,13 @@ class Matching(msgspec.Struct, frozen=True):
 class Filters:
     def __init__(self, tables: Tables) -> None:
         self._tables = tables
-        self._kept: OrderedDict[tuple[IndexName, int, str], Matching] = OrderedDict()
+        self._kept: OrderedDict[Key, Matching] = OrderedDict()
         self._bytes = 0
-        self._asking: dict[tuple[IndexName, int, str], anyio.Lock] = {}
+        self._asking: dict[Key, anyio.Lock] = {}
 
-    async def matching(self, index: IndexName, dataset: TableRef, predicate: str, vectors: VectorSet) -> Matching:
+    async def matching(self, index: IndexDocument, dataset: TableRef, predicate: str, vectors: VectorSet) -> Matching:
         """Raises ValueError with the engine's words for a predicate that isn't one."""
-        key = (index, vectors.version, predicate)
+        key = (index.index, index.created, vectors.version, predicate)
         lock = self._asking.setdefault(key, anyio.Lock())
         try:
             async with lock:
@@ -62,7 +66,7 @@ class Filters:
             if lock.statistics().tasks_waiting == 0:
                 self._asking.pop(key, None)
 
-    def _keep(self, key: tuple[IndexName, int, str], found: Matching) -> None:
+    def _keep(self, key: Key, found: Matching) -> None:
         self._kept[key] = found
         self._bytes += _bytes(found)
         while self._bytes > LIMIT_BYTES and len(self._kept) > 1:

@@ -30,6 +30,9 @@ FIRST_US_PER_FLOAT = 0.005
 WRITE_S = 0.002
 """Time that readers may wait for one step of taking fresh rows in."""
 
+TAKE_IN_S = 2.0
+"""Time that one call of `take_in` works, so that a drain of the daemon needn't wait longer."""
+
 MARK_STEP = 2000
 """Rows marked as deleted in one step: 2 ms."""
 
@@ -86,10 +89,11 @@ class LiveGraph:
             self._held, self._taken = np.setdiff1d(held, gone, assume_unique=True), []
             self.deleted += len(gone)
 
-    async def take_in(self) -> None:
-        """Adds the fresh rows to the graph, in steps that hold readers up for WRITE_S at most,
-        half of the time. Returns when none is left."""
-        while len(self.view.fresh_rows):
+    async def take_in(self, for_s: float = TAKE_IN_S) -> None:
+        """Adds fresh rows to the graph, in steps that hold readers up for WRITE_S at most, half
+        of the time. Returns when none is left or the time is up."""
+        end = time.perf_counter() + for_s
+        while len(self.view.fresh_rows) and time.perf_counter() < end:
             async with self._changing:
                 step = max(1, min(512, int(WRITE_S / self._row_s)))
                 rows, vectors = self.view.fresh_rows[:step], self.view.fresh_vectors[:step]

@@ -73,7 +73,7 @@ async def search(index: ServedIndex, query: Search, filters: Filters) -> Answer 
     matching: Matching | None = None
     if query.filter is not None:
         try:
-            matching = await filters.matching(index.document.index, index.dataset, query.filter, vectors)
+            matching = await filters.matching(index.document, index.dataset, query.filter, vectors)
         except ValueError as error:
             return Refusal("invalid", f"the filter can't be used: {error}", "a SQL predicate: \"module = 'json'\"")
         watch.step("filter", f"{len(matching)} rows match")

@@ -84,7 +84,7 @@ def test_a_live_graph_finds_what_brute_force_finds(metric, start, steps, seed):
             elif action == "delete" and rows:
                 rows -= set(rng.choice(sorted(rows), min(n, len(rows)), replace=False).tolist())
             elif action == "take in":
-                await live.take_in()
+                await live.take_in(60)
                 assert len(live.view.fresh_rows) == 0
             if action in ("add", "delete"):
                 version += 1
@@ -128,7 +128,7 @@ async def test_searches_go_on_and_stay_whole_while_rows_come_go_and_are_taken_in
                 rows |= set(range(1000 + 200 * step, 1200 + 200 * step))
                 rows -= set(range(100 * step, 100 * step + 100))
                 await live.reconcile(at(step + 1, rows, vectors, "l2"))
-                await live.take_in()
+                await live.take_in(60)
             done = True
     assert asked > 50
     assert live.deleted == 1000
