@@ -54,7 +54,8 @@ def _canonical(columns: Mapping[str, pa.Array], rows: int) -> pa.Array:
         )
     if not pieces:
         return pa.array([b""] * rows, pa.binary())
-    return pc.binary_join_element_wise(*pieces, b"", null_handling="skip")
+    # "skip" would leave out rows that have nothing but nulls.
+    return pc.binary_join_element_wise(*pieces, b"", null_handling="replace", null_replacement="")
 
 
 def _bytes_of(values: pa.Array) -> pa.Array:

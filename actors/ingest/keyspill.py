@@ -1,8 +1,9 @@
 """Which of many ids were met before, in bounded memory: keys are spilled to disk by partition,
 and each partition is joined on its own.
 
-Memory: a partition (16 bytes a key, 500,000 keys or so) plus, in the result, 16 bytes for each
-*repeated* row and 8 for each replaced one. Disk: 16 bytes a key.
+Memory: a partition (16 bytes a key, 500,000 keys or so), one byte a staged row for the result,
+8 more when it has to be told why a row is dropped, and 8 for each stored row that is replaced.
+Disk: 16 bytes a key.
 """
 
 from pathlib import Path
@@ -17,11 +18,15 @@ _PAIR = np.dtype([("key", np.uint64), ("value", np.int64)])
 
 
 class Repeats(msgspec.Struct, frozen=True):
-    """What to do about ids that occur more than once. `dropped` and `earlier` go together."""
+    """What to do about ids that occur more than once."""
 
-    dropped: NDArray[np.int64]  # (m,) ordinals of staged rows that are not to be stored, ascending
-    earlier: NDArray[np.int64]  # (m,) ordinal of the staged row that is stored instead; -1: the stored row stays
+    kept: NDArray[np.bool_]  # (n,) which staged rows are stored
+    earlier: NDArray[np.int64] | None  # (n,) the staged row that is stored instead; -1: the stored row stays
     removed: NDArray[np.int64]  # (r,) _row of stored rows that staged ones replace, ascending
+
+    @property
+    def dropped(self) -> int:
+        return len(self.kept) - int(np.count_nonzero(self.kept))
 
 
 class KeySpill:
@@ -60,29 +65,28 @@ def partitions_for(keys: int) -> int:
     return min(_MOST, 1 + keys // _PER_PARTITION)
 
 
-def repeats(staged: KeySpill, stored: KeySpill, *, rewrite: bool) -> Repeats:
-    """Join staged rows (key → ordinal) with stored ones (key → _row). With `rewrite` the last
-    staged row of an id wins and takes the place of the stored one; otherwise the stored row
-    stays, else the first staged one."""
-    dropped, earlier, removed = [], [], []
+def repeats(staged: KeySpill, stored: KeySpill, rows: int, *, rewrite: bool, explain: bool = False) -> Repeats:
+    """Join staged rows (key → ordinal, of `rows`) with stored ones (key → _row). With `rewrite`
+    the last staged row of an id wins and takes the place of the stored one; otherwise the
+    stored row stays, else the first staged one. `explain` fills `earlier`."""
+    kept = np.ones(rows, dtype=bool)
+    earlier = np.full(rows, -1, dtype=np.int64) if explain else None
+    removed = [np.empty(0, np.int64)]
     for i in range(len(staged)):
         new, old = staged.partition(i), stored.partition(i)
         # Stable: within a key, ordinals ascend.
         new = new[np.argsort(new["key"], kind="stable")]
         starts = np.flatnonzero(np.r_[True, new["key"][1:] != new["key"][:-1]]) if len(new) else np.empty(0, np.int64)
         counts = np.diff(np.r_[starts, len(new)])
-        winner_at = starts + counts - 1 if rewrite else starts
-        winner = np.repeat(new["value"][winner_at], counts)
-        known = np.isin(new["key"], old["key"])
+        winner = np.repeat(new["value"][starts + counts - 1 if rewrite else starts], counts)
         loses = new["value"] != winner
         if rewrite:
             removed.append(old["value"][np.isin(old["key"], new["key"])])
         else:
-            loses = loses | known
+            known = np.isin(new["key"], old["key"])
+            loses |= known
             winner = np.where(known, -1, winner)
-        dropped.append(new["value"][loses])
-        earlier.append(winner[loses])
-    ordinals = np.concatenate(dropped)
-    order = np.argsort(ordinals)
-    gone = np.sort(np.concatenate(removed)) if removed else np.empty(0, np.int64)
-    return Repeats(ordinals[order], np.concatenate(earlier)[order], gone)
+        kept[new["value"][loses]] = False
+        if earlier is not None:
+            earlier[new["value"][loses]] = winner[loses]
+    return Repeats(kept, earlier, np.sort(np.concatenate(removed)))

@@ -154,7 +154,8 @@ class Loading:
                 if scanned:
                     await self._scan(stage, known)
                 rewrite = core.rewrites(job.mode, plan.generated_id)
-                await to_thread.run_sync(lambda: stage.settle(rewrite=rewrite))
+                allowed = self._config.max_rejected_share
+                await to_thread.run_sync(lambda: stage.settle(rewrite=rewrite, allowed=allowed))
                 return await self._commit(job, origin, known, stage, look.digest, meter)
             finally:
                 with anyio.CancelScope(shield=True):

@@ -2,7 +2,7 @@
 is visible: how many rows are bad, which ids repeat, which stored rows are replaced.
 
 Memory is bounded by the batch, not by the file: rows lie in an Arrow stream (LZ4), refused rows
-in another, ids in partitions (keyspill.py). In memory per row: one byte. All of it is in one
+in another, ids in partitions (keyspill.py, which says what a row takes). All of it is in one
 folder, which goes when the stage is closed; after a crash `Ingest.start` removes it.
 """
 
@@ -98,19 +98,23 @@ class Stage:
         valid = ids.is_valid()
         self._stored.add(keys_of(ids.filter(valid)), rows[valid.to_numpy(zero_copy_only=False)])
 
-    def settle(self, *, rewrite: bool) -> None:
+    def settle(self, *, rewrite: bool, allowed: float) -> None:
         """Decide what becomes of ids that occur more than once. Those that the file brought
-        and that can't be stored are refused rows; a generated id just is the same row."""
-        found = repeats(self._staged, self._stored, rewrite=rewrite)
-        if not rewrite and not self.plan.generated_id and len(found.dropped):
-            self._reject_repeated(found)
+        and that can't be stored are refused rows; a generated id just is the same row.
+        allowed: share of refused rows above which the file is refused anyway, so that only the
+        first of them need be told."""
+        refuses = not rewrite and not self.plan.generated_id
+        found = repeats(self._staged, self._stored, self.rows, rewrite=rewrite, explain=refuses)
+        if refuses and found.dropped:
+            hopeless = self.rejected + found.dropped > allowed * self.seen
+            self._reject_repeated(found, FIRST if hopeless else found.dropped)
         self._rejects_out.close()
         self.repeats = found
 
     @property
     def stored_rows(self) -> int:
         """Rows that will be added."""
-        return self.rows - (len(self.repeats.dropped) if self.repeats else 0)
+        return self.rows - (self.repeats.dropped if self.repeats else 0)
 
     def ids(self) -> pa.Array:
         """Ids of all staged rows. For small stages only."""
@@ -180,33 +184,34 @@ class Stage:
         self._rows_out.write_batch(batch)
         self.rows += len(lines)
 
-    def _reject_repeated(self, found: Repeats) -> None:
-        wanted = np.unique(found.earlier[found.earlier >= 0])
-        line_of: dict[int, int] = {}
+    def _reject_repeated(self, found: Repeats, told: int) -> None:
+        """Refuse the dropped rows, telling the first `told` of them."""
+        assert found.earlier is not None
+        dropped = np.flatnonzero(~found.kept)[:told]
+        wanted = np.unique(found.earlier[dropped])  # ordinals; -1 among them
+        line_of = np.zeros(len(wanted), dtype=np.int64)
         for batch, first, _ in self._kept():
-            inside = wanted[(wanted >= first) & (wanted < first + batch.num_rows)]
-            lines = batch.column(LINE).take(pa.array(inside - first)).to_pylist()
-            line_of.update(zip(inside.tolist(), lines, strict=True))
-            here = slice(*np.searchsorted(found.dropped, [first, first + batch.num_rows]))
-            for ordinal, earlier in zip(found.dropped[here].tolist(), found.earlier[here].tolist(), strict=True):
-                row = ordinal - first
-                where = "in the dataset" if earlier < 0 else f"on line {line_of[earlier]}"
-                shown = batch.column(self.plan.id_column)[row].as_py()
-                columns = dict(zip(batch.schema.names, batch.columns, strict=True))
-                line = columns.pop(LINE)[row].as_py()
-                reason = f"id {shown!r} is already {where}"
-                self._reject([Reject(line, self.plan.id_column, reason, _content(columns, row))])
+            end = first + batch.num_rows
+            lines = batch.column(LINE).to_numpy()
+            inside = slice(*np.searchsorted(wanted, [first, end]))
+            line_of[inside] = lines[wanted[inside] - first]
+            rejects = []
+            columns = dict(zip(self.plan.schema.names, batch.columns, strict=False))
+            for ordinal in dropped[slice(*np.searchsorted(dropped, [first, end]))]:
+                row, earlier = int(ordinal - first), found.earlier[ordinal]
+                where = "in the dataset" if earlier < 0 else f"on line {line_of[np.searchsorted(wanted, earlier)]}"
+                reason = f"id {columns[self.plan.id_column][row].as_py()!r} is already {where}"
+                rejects.append(Reject(int(lines[row]), self.plan.id_column, reason, _content(columns, row)))
+            self._reject(rejects)
+        self.rejected += found.dropped - len(dropped)
 
     def _kept(self) -> Iterator[tuple[pa.RecordBatch, int, NDArray[np.bool_]]]:
         """Staged batches, the ordinal of their first row, and which rows stay (n,)."""
         first = 0
-        dropped = self.repeats.dropped if self.repeats else np.empty(0, np.int64)
         with self._read("rows") as stream:
             for batch in stream:
-                keep = np.ones(batch.num_rows, dtype=bool)
-                inside = slice(*np.searchsorted(dropped, [first, first + batch.num_rows]))
-                keep[dropped[inside] - first] = False
-                yield batch, first, keep
+                everything = np.ones(batch.num_rows, dtype=bool)
+                yield batch, first, self.repeats.kept[first : first + batch.num_rows] if self.repeats else everything
                 first += batch.num_rows
 
     def _reject(self, rejects: Iterator[Reject] | list[Reject]) -> None:
