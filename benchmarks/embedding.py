@@ -9,7 +9,6 @@ Peers beside it: the same features with fewer kinds, without IDF, with one compo
 """
 
 import argparse
-import re
 import time
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -19,40 +18,14 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from daemon.demo.corpus import Definition, harvest
+from daemon.demo.corpus import harvest, questions
 from daemon.embedding import lexical
 from daemon.embedding.lexical import KINDS, LexicalFit, LexicalModel
 
 BATCH = 512
-MIN_WORDS = 3  # of a query: with fewer left it asks for nothing
 
 Vectors = NDArray[np.float32]
 Embed = Callable[[Sequence[str]], Vectors]
-
-
-def first_sentence(doc: str) -> str:
-    paragraph = " ".join(re.split(r"\n\s*\n", doc.strip(), maxsplit=1)[0].split())
-    end = re.search(r"[.!?](?=\s|$)", paragraph)
-    return paragraph[: end.end()] if end else paragraph
-
-
-def query_of(row: Definition) -> str:
-    name = row.qualname.rpartition(".")[2]
-    sentence = first_sentence(row.text.partition("\n")[2])
-    return re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", " ", sentence, flags=re.IGNORECASE)
-
-
-def sampled(rows: Sequence[Definition], n: int, seed: int) -> tuple[list[int], list[str]]:
-    """Which rows are looked for, and the queries."""
-    functions = [i for i, row in enumerate(rows) if row.kind in ("function", "method")]
-    wanted: list[int] = []
-    queries: list[str] = []
-    for i in np.random.default_rng(seed).permutation(functions):
-        query = query_of(rows[i])
-        if len(re.findall(r"\w+", query)) >= MIN_WORDS and len(wanted) < n:
-            wanted.append(int(i))
-            queries.append(query)
-    return wanted, queries
 
 
 def fitted(texts: Sequence[str]) -> LexicalModel:
@@ -134,7 +107,8 @@ def main() -> None:
     args = parser.parse_args()
     rows = harvest(args.rows).rows
     texts = [row.text for row in rows]
-    wanted, queries = sampled(rows, args.queries, args.seed)
+    asked = questions(rows, args.queries, args.seed)
+    wanted, queries = [i for i, _ in asked], [text for _, text in asked]
     started = time.process_time()
     model = fitted(texts)
     fit_ms = (time.process_time() - started) / len(texts) * 1e3

@@ -8,11 +8,14 @@ Rows: id, package, module, qualname, kind, signature, text, file, line.
 import ast
 import inspect
 import os
+import random
+import re
 import sys
 import sysconfig
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -20,7 +23,8 @@ import msgspec
 
 MIN_CHARS = 40  # of a docstring: shorter ones say nothing that could be searched for
 MAX_TEXT = 2000  # characters of text per row
-MAX_ROWS = 30_000
+MAX_ROWS = 20_000
+MIN_WORDS = 3  # of a question
 MAX_FILE = 1_000_000  # bytes: larger sources are generated tables
 SKIPPED_FOLDERS = frozenset(
     {"__pycache__", "test", "tests", "testing", "idle_test", "lib2to3", "site-packages", "_vendor"}
@@ -98,6 +102,24 @@ def harvest(
                 break
     del found.rows[limit:]
     return found
+
+
+def question(row: Definition) -> str:
+    """What someone might ask who doesn't know the name: the docstring's first sentence without it."""
+    paragraph = " ".join(re.split(r"\n\s*\n", row.text.partition("\n")[2].strip(), maxsplit=1)[0].split())
+    end = re.search(r"[.!?](?=\s|$)", paragraph)
+    sentence = paragraph[: end.end()] if end else paragraph
+    name = row.qualname.rpartition(".")[2]
+    return re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", " ", sentence, flags=re.IGNORECASE).strip()
+
+
+def questions(rows: Sequence[Definition], n: int, seed: int) -> list[tuple[int, str]]:
+    """Up to n functions, drawn at random, and their questions: (position in rows, text). Those
+    with fewer than MIN_WORDS words left ask for nothing and are passed over."""
+    functions = [i for i, row in enumerate(rows) if row.kind in ("function", "method")]
+    random.Random(seed).shuffle(functions)
+    asked = ((i, question(rows[i])) for i in functions)
+    return list(islice(((i, text) for i, text in asked if len(re.findall(r"\w+", text)) >= MIN_WORDS), n))
 
 
 def write(rows: Sequence[Definition], path: Path) -> None:

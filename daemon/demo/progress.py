@@ -80,7 +80,7 @@ class Steps:
             TimeElapsedColumn(),
             Remaining(),
         )
-        with Progress(*columns, console=console, transient=True) as progress:
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
             self._bars = Bars(progress, progress.add_task(description, total=total))
             try:
                 yield self._bars

@@ -27,7 +27,7 @@ def found(outcome: Outcome, target: float, generation: int) -> None:
         rows.append(("after", *_figures(outcome.after)))
     console.print()
     columns = ["", "configuration", "recall@10 ", "lower bound ", "holds", "p50 ", "p95 ", "p99 ", "vs champion "]
-    title = f"What the agent found: target recall@10 ≥ {target:g}, {outcome.points[0]['queries']} held-out queries"
+    title = f"What the agent found: target recall@10 ≥ {target:g}, {outcome.points[0]['queries']} questions"
     print_table(columns, rows, empty="The journal holds neither point.", title=title)
     console.print()
     entry = outcome.promoted
