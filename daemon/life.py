@@ -164,7 +164,7 @@ class Life:
             with self._working():
                 message = wire.decode(handler.takes, delivery.body)
                 said = await handler(message, delivery.origin)
-                said = [_unasked(handler, each) for each in said]
+                said = [_unasked(message, each) for each in said]
                 await emit(self._bus, said, delivery.origin, handler.said_by)
                 await delivery.ack()
         except asyncio.CancelledError:
@@ -231,8 +231,11 @@ class Life:
             await self._drain.unless(self._clock.sleep(FETCH_S))
 
 
-def _unasked(handler: Handler, said: Message) -> Message:
+def _unasked(command: Message, said: Message) -> Message:
     """A refusal of a command that nobody waits for is told to all."""
     if isinstance(said, Refusal):
-        return CommandRefused(tag_of(handler.takes), said.status, said.reason, said.hint)
+        about = next(
+            (str(getattr(command, name)) for name in ("index", "dataset", "name") if hasattr(command, name)), ""
+        )
+        return CommandRefused(tag_of(type(command)), said.status, said.reason, said.hint, about)
     return said

@@ -102,7 +102,7 @@ async def _live(
     name = config.daemon.name or socket.gethostname()
     house = build(config, state, bus, heads, buckets, name)
     process, metrics = Process(bus, config, roles), Metrics()
-    runtime = Runtime(bus, house.actors, roles, drain_s=config.daemon.drain_s)
+    runtime = Runtime(bus, house.actors, roles, drain_s=config.daemon.drain_s, observe=metrics.handled)
     http = HttpServer(bus, bus, process, metrics, config.http, token=_token(state), uploads=state.uploads)
     async with _closed(house.aclose), http.running():
         async with anyio.create_task_group() as living:

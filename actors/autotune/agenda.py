@@ -9,7 +9,7 @@ import msgspec
 
 from actors.autotune.config import AgentConfig
 from schemas.documents.agent import AgentDocument, Answered, Campaign, Emitted
-from schemas.events.autotune import Decision, QueuedTuning
+from schemas.events.autotune import Decision, QueuedTuning, TuningFinished
 from schemas.names import CampaignId, IndexName, MessageId, Rows, Timestamp, TrialId
 
 V = TypeVar("V")
@@ -106,6 +106,22 @@ def ended(state: AgentDocument, campaign: Campaign, config: AgentConfig, now: Ti
     )
 
 
+def settled(
+    state: AgentDocument, index: IndexName, promoted: Collection[TrialId], refused: str = ""
+) -> tuple[AgentDocument, list[TuningFinished]]:
+    """The verdicts on an index that can be told now: their trial is among `promoted`, or its
+    promotion was refused, which makes them another verdict."""
+    told: list[TuningFinished] = []
+    for verdict in state.verdicts:
+        if verdict.index == index and verdict.promoted in promoted:
+            told.append(verdict)
+        elif verdict.index == index and refused:
+            reason = f"{verdict.reason}; the promotion was refused: {refused}"
+            told.append(msgspec.structs.replace(verdict, outcome="kept", promoted=None, reason=reason))
+    done = {verdict.campaign for verdict in told}
+    return msgspec.structs.replace(state, verdicts=[v for v in state.verdicts if v.campaign not in done]), told
+
+
 def forgotten(state: AgentDocument, index: IndexName) -> AgentDocument:
     """Without anything about a dropped index."""
 
@@ -116,6 +132,7 @@ def forgotten(state: AgentDocument, index: IndexName) -> AgentDocument:
         state,
         queue=[place for place in state.queue if place.index != index],
         campaigns=[campaign for campaign in state.campaigns if campaign.index != index],
+        verdicts=[verdict for verdict in state.verdicts if verdict.index != index],
         cooldown_until=without(state.cooldown_until),
         changed=without(state.changed),
         tuned=without(state.tuned),

@@ -43,10 +43,10 @@ from schemas.events.autotune import (
     TuningFinished,
     TuningQueued,
 )
-from schemas.events.base import Progress, Refusal, subject_of, tag_of
+from schemas.events.base import CommandRefused, Progress, Refusal, subject_of, tag_of
 from schemas.events.dataset import DatasetAppended
 from schemas.events.index import GenerationReady, IndexAppended, IndexDropped, RebuildIndex, RecallDrifted
-from schemas.events.promotion import Promote
+from schemas.events.promotion import ConfigPromoted, Promote
 from schemas.names import IndexName, MessageId, Timestamp, TrialId
 
 SAVE_ATTEMPTS = 5
@@ -242,6 +242,30 @@ class Agent(Actor):
             return await self._scheduler.advance(state, now)
 
         self._progress.pop(event.trial, None)
+        return await self._decide(origin.id, change)  # type: ignore[return-value]
+
+    @handles
+    async def on_promoted(self, event: ConfigPromoted, origin: Origin) -> Sequence[TuningFinished]:
+        """The verdict that waited for this promotion is told."""
+
+        async def change(state: AgentDocument, now: Timestamp) -> tuple[AgentDocument, list[Emitted]]:
+            promoted = {event.entry.trial} | await self._scheduler.promoted(event.index)
+            state, told = agenda.settled(state, event.index, promoted)
+            return state, [*told]
+
+        return await self._decide(origin.id, change)  # type: ignore[return-value]
+
+    @handles
+    async def on_refused(self, event: CommandRefused, origin: Origin) -> Sequence[TuningFinished]:
+        """The promotion that a verdict waited for won't be: another won the race, say."""
+        if event.command != tag_of(Promote):
+            return []
+
+        async def change(state: AgentDocument, now: Timestamp) -> tuple[AgentDocument, list[Emitted]]:
+            promoted = await self._scheduler.promoted(event.about)
+            state, told = agenda.settled(state, event.about, promoted, refused=event.reason)
+            return state, [*told]
+
         return await self._decide(origin.id, change)  # type: ignore[return-value]
 
     @handles

@@ -10,8 +10,9 @@ from actors.autotune.core import Facts
 from actors.ports import Journal, Registry
 from schemas.documents.agent import AgentDocument, Emitted
 from schemas.documents.index import GenerationDocument, IndexDocument
+from schemas.documents.promotion import PromotionDocument
 from schemas.events.autotune import QueuedTuning
-from schemas.names import IndexName, MessageId, Timestamp
+from schemas.names import IndexName, MessageId, Timestamp, TrialId
 
 AGENT = "agent"
 """Its document's name, and who asked when nobody did."""
@@ -32,6 +33,15 @@ class Scheduler:
         live = await self._registry.load(GenerationDocument, index)
         points = await self._journal.points(index)
         return Facts(found[0].target_recall, live[0].config if live else found[0].config, live is not None, points)
+
+    async def promoted(self, index: IndexName) -> set[TrialId]:
+        """Every trial whose promotion is durable, whatever became of it later."""
+        found = await self._registry.load(PromotionDocument, index)
+        if found is None:
+            return set()
+        document = found[0]
+        current = [document.current] if document.current else []
+        return {entry.trial for entry in [*current, *document.history, *document.rolled_back]}
 
     async def advance(self, state: AgentDocument, now: Timestamp) -> tuple[AgentDocument, list[Emitted]]:
         """Starts what can start: the next trial of a campaign, or the next campaign. At most one
@@ -70,7 +80,11 @@ class Scheduler:
                     state, campaign.index, now, finished.outcome, finished.reason, campaign.campaign, finished.promoted
                 )
                 log.info("tuned", index=campaign.index, outcome=finished.outcome, reason=finished.reason)
-                said += orders
+                said += [order for order in orders if order is not finished]
+                if finished.promoted is None or finished.promoted in await self.promoted(campaign.index):
+                    said.append(finished)
+                else:
+                    state = msgspec.structs.replace(state, verdicts=[*state.verdicts, finished])
                 continue
             campaign, order = core.issued(campaign, proposal, now)
             state = agenda.with_campaign(state, campaign)

@@ -69,4 +69,5 @@ class AgentDocument(Document, frozen=True, kw_only=True, tag="agent"):
     tuned: dict[IndexName, Timestamp] = {}  # when the index's last campaign ended
     covered: dict[IndexName, int] = {}  # dataset version that its vectors cover, as last heard
     decisions: list[Decision] = []  # newest first, the last 50
+    verdicts: list[TuningFinished] = []  # told once the promotion that they speak of is durable
     answered: list[Answered] = []  # newest first, the last 50

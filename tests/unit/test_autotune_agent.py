@@ -20,7 +20,7 @@ from schemas.events.autotune import (
     TuningFinished,
     TuningQueued,
 )
-from schemas.events.base import Refusal
+from schemas.events.base import CommandRefused, Refusal
 from schemas.events.index import GenerationReady, IndexAppended, IndexDropped, LiveRecall, RebuildIndex, RecallDrifted
 from schemas.events.promotion import Promote
 from tests.unit import tuning_surface
@@ -84,6 +84,41 @@ async def test_a_campaign_promotes_the_null_baseline_at_once_and_a_better_graph_
     assert tuning_surface.cost(point.M, point.ef_search) <= 0.95 * tuning_surface.cost(16, first.ef_search)
     assert won.promoted_by == "agent"
     assert "faster" in won.note
+
+
+async def _grid_to_its_promotion(play: Play) -> Promote:
+    """An asked grid is measured; what it ends with is ordered and not carried out."""
+    orders = await play.deliver(StartAutotune("docs"), "m-1")
+    while True:
+        trials = [order for order in orders if isinstance(order, RunTrial)]
+        if not trials:
+            (promote,) = [order for order in orders if isinstance(order, Promote)]
+            return promote
+        orders = await play.deliver(await play.measure(trials[0]), f"done-{trials[0].trial}")
+
+
+async def test_a_campaign_is_not_told_as_promoted_before_the_promotion_is_durable(tmp_path: Path) -> None:
+    play = await live(tmp_path)
+    promote = await _grid_to_its_promotion(play)
+    assert not play.of(TuningFinished)
+    await play.carry_out([promote])
+    (finished,) = play.of(TuningFinished)
+    assert finished.outcome == "promoted"
+    assert finished.promoted == promote.trial
+    assert not (await play.state()).verdicts
+
+
+async def test_a_refused_promotion_is_told_as_kept_with_the_reason(tmp_path: Path) -> None:
+    play = await live(tmp_path)
+    await _grid_to_its_promotion(play)
+    await play.deliver(CommandRefused("index.create", "invalid", "no", about="docs"), "r-1")
+    await play.deliver(CommandRefused("promotion.promote", "conflict", "another won", about="other"), "r-2")
+    assert not play.of(TuningFinished)
+    await play.deliver(CommandRefused("promotion.promote", "conflict", "another won", about="docs"), "r-3")
+    (finished,) = play.of(TuningFinished)
+    assert finished.outcome == "kept"
+    assert finished.promoted is None
+    assert "another won" in finished.reason
 
 
 async def test_before_anything_is_live_the_default_is_built(play: Play) -> None:
@@ -222,10 +257,9 @@ async def test_every_crash_point_of_a_campaign_ends_in_the_same_campaign(tmp_pat
     while pending:
         order = pending.pop(0)
         if isinstance(order, Promote):
-            point = next(p for p in bumpy.journal.rows if p.trial == order.trial and p.chosen)
-            await bumpy.go_live(
-                "docs", HnswConfig(point.M, point.ef_construction, point.ef_search, point.seed), order.trial
-            )
+            promoted = await bumpy.promote(order)
+            await bumpy.deliver(promoted, f"promoted-{order.trial}", crash=True)
+            pending += await bumpy.deliver(promoted, f"promoted-{order.trial}", delivery=2)
         if isinstance(order, RunTrial):
             done = await bumpy.measure(order)
             await bumpy.deliver(done, f"done-{order.trial}", crash=True)

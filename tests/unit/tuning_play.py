@@ -16,12 +16,13 @@ from daemon.storage.registry import DocumentRegistry
 from schemas.config import HnswConfig
 from schemas.documents.agent import AgentDocument
 from schemas.documents.index import GenerationDocument, IndexDocument
+from schemas.documents.promotion import PromotionEntry
 from schemas.documents.trial import TrialPoint
 from schemas.events.autotune import RunTrial, TrialCompleted
 from schemas.events.base import Message
 from schemas.events.dataset import DatasetAppended
 from schemas.events.index import EmbedderSpec, GenerationReady, IndexAppended
-from schemas.events.promotion import Promote
+from schemas.events.promotion import ConfigPromoted, Promote
 from tests.unit import tuning_surface
 
 M = TypeVar("M", bound=Message)
@@ -156,7 +157,7 @@ class Play:
         written = await self.journal.trial(order.index, order.trial)
         if not written:
             live = await self.registry.load(GenerationDocument, order.index)
-            serving = live[0].config if live else HnswConfig()
+            serving = await self.serving(order.index)
             ef = serving.ef_search
             changed.setdefault("champion_recall_lower", tuning_surface.recall(serving.M, serving.ef_construction, ef))
             if order.champion_trial:
@@ -174,6 +175,21 @@ class Play:
         holds = best.recall_lower >= order.target_recall
         return TrialCompleted(order.trial, order.campaign, order.index, best, holds, len(written))
 
+    async def promote(self, order: Promote) -> ConfigPromoted:
+        """What promotion and the index do: the head moves, the configuration goes live."""
+        point = next(p for p in self.journal.rows if p.trial == order.trial and p.ef_search == order.ef_search)
+        config = HnswConfig(point.M, point.ef_construction, point.ef_search, point.seed)
+        entry = PromotionEntry(
+            config=config, trial=order.trial, recall=point.recall, recall_lower=point.recall_lower,
+            p50_us=point.p50_us, promoted_by=order.promoted_by, note=order.note, time=self.clock.time, cause="p-1",
+        )  # fmt: skip
+        await self.go_live(order.index, config, order.trial)
+        return ConfigPromoted(order.index, entry, None)
+
+    async def serving(self, index: str) -> HnswConfig:
+        live = await self.registry.load(GenerationDocument, index)
+        return live[0].config if live else HnswConfig()
+
     async def carry_out(self, orders: Sequence[Message], **changed: Any) -> None:
         """Lab and promotion do what was ordered, until nothing is ordered any more."""
         pending = list(orders)
@@ -182,9 +198,8 @@ class Play:
             if isinstance(order, RunTrial):
                 pending += await self.deliver(await self.measure(order, **changed), f"done-{order.trial}")
             elif isinstance(order, Promote):
-                point = next(p for p in self.journal.rows if p.trial == order.trial and p.ef_search == order.ef_search)
-                config = HnswConfig(point.M, point.ef_construction, point.ef_search, point.seed)
-                await self.go_live(order.index, config, order.trial)
+                pending += await self.deliver(await self.promote(order), f"promoted-{order.trial}")
+                config = await self.serving(order.index)
                 pending += await self.deliver(
                     GenerationReady(order.index, 9, config, "promoted"), f"live-{order.trial}"
                 )
