@@ -248,7 +248,7 @@ class Agent(Actor):
     async def on_promoted(self, event: ConfigPromoted, origin: Origin) -> Sequence[TuningFinished]:
         """The verdict that waited for this promotion is told."""
 
-        async def change(state: AgentDocument, now: Timestamp) -> tuple[AgentDocument, list[Emitted]]:
+        async def change(state: AgentDocument, _: Timestamp) -> tuple[AgentDocument, list[Emitted]]:
             promoted = {event.entry.trial} | await self._scheduler.promoted(event.index)
             state, told = agenda.settled(state, event.index, promoted)
             return state, [*told]
@@ -261,7 +261,7 @@ class Agent(Actor):
         if event.command != tag_of(Promote):
             return []
 
-        async def change(state: AgentDocument, now: Timestamp) -> tuple[AgentDocument, list[Emitted]]:
+        async def change(state: AgentDocument, _: Timestamp) -> tuple[AgentDocument, list[Emitted]]:
             promoted = await self._scheduler.promoted(event.about)
             state, told = agenda.settled(state, event.about, promoted, refused=event.reason)
             return state, [*told]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from schemas.config import DEFAULT_CONFIG, HnswConfig
+from schemas.config import DEFAULT_CONFIG
 from schemas.documents.agent import AgentDocument
 from schemas.events.autotune import (
     AutotuneStarted,
