@@ -192,8 +192,9 @@ def report(game: Game, seeds: int) -> None:
             f"  {name:36} {median:16.1f} {f'{low:.0f} to {high:.0f}':>16} {reached:5}/{seeds} {median / single:15.2f}"
         )
     default_s = game.build_s(DEFAULT[:2])
-    print(f"  {'null: default graph, ef bisected':36} {default_s:16.1f} {'':16} "
-          f"{'yes' if game.null <= NEAR * game.optimum else 'never':>8}   ({game.null / game.optimum - 1:+.1%} over the cheapest)")  # fmt: skip
+    near = "yes" if game.null <= NEAR * game.optimum else "never"
+    print(f"  {'null: default graph, ef bisected':36} {default_s:16.1f} {'':16} {near:>8}"
+          f"   ({game.null / game.optimum - 1:+.1%} over the cheapest)")  # fmt: skip
     ends = [list(ours(game, seed, whole_campaign=True)) for seed in range(seeds)]
     final = np.array([steps[-1][1] for steps in ends])
     print(f"  one campaign of ours ends after {np.median([len(s) for s in ends]):.0f} builds, "

@@ -180,15 +180,17 @@ def _sweep(order: TrialOrder, graph: hnsw.Graph, eval_set: EvalSet) -> Generator
 def _against_champion(
     order: TrialOrder, built: Built, eval_set: EvalSet, points: list[Point], chosen: int
 ) -> Generator[Phase, None, tuple[Ratio | None, float | None]]:
-    """The latency ratio, and the lower bound of the champion's recall. None where the champion's
-    graph is nowhere to be had."""
+    """The latency ratio, and the lower bound of the champion's recall. None for a challenger that
+    misses the target, and where the champion's graph is nowhere to be had."""
     champion = order.champion
     if champion is None:
         return None, None
-    if order.reuse_live and order.live is not None and champion.config.graph == order.live.config.graph:
-        graph = built.graph  # the same graph at two ef
-    elif order.live is not None and champion.config.graph == order.live.config.graph:
-        graph = (yield from _live(order, order.live)).graph
+    serves = order.live is not None and champion.config.graph == order.live.config.graph
+    held = next(p for p in points if p.ef_search == chosen).recall_lower >= order.target_recall
+    if not held and not order.reuse_live:
+        return None, None  # it can't win, however fast it is
+    if serves and order.live is not None:  # the graph in hand, at another ef, when that is the live one
+        graph = built.graph if order.reuse_live else (yield from _live(order, order.live)).graph
     else:
         cached = order.cache.find(order.vectors.index, champion.config.graph, order.vectors.version)
         if cached is None:

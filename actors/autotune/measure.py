@@ -20,7 +20,7 @@ from actors.autotune.harness import EvalSet
 from schemas.names import Micros, Share
 
 K = 10
-PAIRS = 300
+PAIRS = 200
 """Queries that champion and challenger are compared on."""
 ROUNDS = 3
 """Times each of them is asked on each side; the fastest counts, the others met a busy machine."""

@@ -61,10 +61,7 @@ def propose(index: IndexName, points: Sequence[TrialPoint], policy: Policy, ladd
     near = _neighbours(champion, ms, efcs, policy.target_recall) if champion else []
     steps = [graph for graph in near if graph not in tried]
     explore = draw < policy.epsilon or not steps
-    if explore:
-        pool = untried
-    else:
-        pool = _likeliest(steps, points, champion, policy.target_recall)
+    pool = untried if explore else _likeliest(steps, points, champion, policy.target_recall)
     m, efc = pool[int(rng.integers(len(pool)))]
     if not explore and champion:
         rule = f"exploit: champion M {champion.M} → {m}, ef_construction {champion.ef_construction} → {efc}"
