@@ -1,7 +1,7 @@
 """Which of many ids were met before, in bounded memory: keys are spilled to disk by partition,
 and each partition is joined on its own.
 
-Memory: a partition (16 bytes a key, 500,000 keys or so), one byte a staged row for the result,
+Memory: a partition (16 bytes a key, 200,000 keys or so), one byte a staged row for the result,
 8 more when it has to be told why a row is dropped, and 8 for each stored row that is replaced.
 Disk: 16 bytes a key.
 """
@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-_PER_PARTITION = 500_000
+_PER_PARTITION = 200_000
 _MOST = 256
 _PAIR = np.dtype([("key", np.uint64), ("value", np.int64)])
 

@@ -43,7 +43,7 @@ Said = DatasetAppended | IngestRejected | IngestReport | Refusal
 
 FEW = 500
 """Ids that are looked up by name instead of scanning the table's id column."""
-_WINDOW = 262_144
+_WINDOW = 32_768
 """Row numbers of a table scanned at a time."""
 _PROGRESS_S = 0.25
 

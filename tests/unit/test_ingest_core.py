@@ -101,7 +101,7 @@ def test_repeats_against_a_model(staged: list[int], stored: set[int], rewrite: b
 
 def test_partitions_stay_bounded() -> None:
     assert keyspill.partitions_for(0) == 1
-    assert keyspill.partitions_for(1_200_000) == 3
+    assert keyspill.partitions_for(500_000) == 3
     assert keyspill.partitions_for(10**12) == 256
 
 

@@ -1,8 +1,8 @@
 """Parquet and Arrow IPC (files and streams): batches of bounded size, whatever the file says.
 
-A few kilobytes of Parquet can unfold to gigabytes: text is read as dictionaries and unfolded
-piece by piece, and a file that unfolds out of all proportion is refused (staging.py). A
-compressed Arrow record batch has to be unpacked whole; an uncompressed one is mapped, not read.
+A few kilobytes of Parquet can unfold to gigabytes: how many rows are read at a time follows from
+the longest text in a row group's dictionary, and a file that unfolds out of all proportion is
+refused (staging.py). A compressed Arrow record batch has to be unpacked whole; an uncompressed one is mapped, not read.
 """
 
 import mmap
@@ -22,6 +22,8 @@ from actors.ingest.core import BadFile, Column, column_of, is_vector, most_commo
 from actors.ingest.readers.base import SHOWN, Chunk, Converted, Reject, Survey
 
 _DAMAGED = (pa.ArrowException, OSError, UnicodeDecodeError)
+_COPIES = 4
+"""Times that a batch is in memory on its way: read, cast, hashed, staged."""
 _PROBES = 8
 """Batches that the dimension of a vector column is learned from."""
 
@@ -34,7 +36,7 @@ class _Columnar:
         self.file = file
         self.size = path.stat().st_size
         self._batch_rows = batch_rows
-        self._batch_bytes = batch_bytes
+        self._batch_bytes = batch_bytes // _COPIES
 
     def _describe(
         self, schema: pa.Schema, samples: Iterator[pa.RecordBatch], vector_column: str | None
@@ -69,8 +71,9 @@ class ParquetReader(_Columnar):
         super().__init__(path, file, batch_rows, batch_bytes)
         try:
             self._schema = pq.read_schema(path)
-            folded = [f.name for f in self._schema if _is_long(f.type)]
-            self._file = pq.ParquetFile(path, read_dictionary=folded, pre_buffer=False, buffer_size=1 << 20)
+            self._texts = [f.name for f in self._schema if _is_long(f.type)]
+            self._file = pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20)
+            self._folded = pq.ParquetFile(path, read_dictionary=self._texts, pre_buffer=False, buffer_size=1 << 20)
         except _DAMAGED as error:
             raise BadFile(f"not a readable Parquet file: {error}") from None
 
@@ -86,22 +89,29 @@ class ParquetReader(_Columnar):
         total = max(1, self._file.metadata.num_rows)
         try:
             for group in range(self._file.num_row_groups):
-                for batch in self._file.iter_batches(self._rows_at_once(), row_groups=[group]):
+                for batch in self._file.iter_batches(self._rows_at_once(group), row_groups=[group]):
                     for part in bounded(batch, self._batch_bytes):
                         yield self._chunk(part, row, columns, self.size * min(row, total) // total)
                         row += part.num_rows
         except _DAMAGED as error:
             raise BadFile(f"the Parquet file is damaged near row {row}: {error}") from None
 
-    def _rows_at_once(self) -> int:
-        """Rows whose fixed-width columns stay within the budget, by the schema alone."""
+    def _rows_at_once(self, group: int) -> int:
+        """Rows of a row group that stay within the budget, however they unfold: by the schema,
+        and by the longest text of each dictionary, all of which comes with its first row."""
         width = sum(_width(field.type) for field in self._schema)
+        if self._texts:
+            for batch in _first(self._folded.iter_batches(1, row_groups=[group], columns=self._texts)):
+                for column in batch.columns:
+                    if pa.types.is_dictionary(column.type) and len(column.dictionary):
+                        width += pc.max(pc.binary_length(column.dictionary)).as_py() or 0
         return max(1, min(self._batch_rows, self._batch_bytes // max(1, width)))
 
     def _samples(self) -> Iterator[pa.RecordBatch]:
         groups = self._file.num_row_groups
         for group in range(0, groups, max(1, groups // _PROBES)):
-            yield from _first(self._file.iter_batches(64, row_groups=[group]))
+            rows = min(64, self._rows_at_once(group))
+            yield from _first(self._file.iter_batches(rows, row_groups=[group]))
 
 
 class ArrowReader(_Columnar):
