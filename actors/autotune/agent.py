@@ -196,7 +196,7 @@ class Agent(Actor):
     @every("wake_s")
     async def on_wake(self) -> Orders:
         """Picks up what no message will: a cooldown that is over, an hour's new budget, an index
-        that was never tuned, a trial that was lost."""
+        that was never tuned, a trial or a promotion that was lost."""
 
         async def change(state: AgentDocument, now: Timestamp) -> tuple[AgentDocument, list[Emitted]]:
             for name, _, _ in await self._registry.all(GenerationDocument):
@@ -208,7 +208,9 @@ class Agent(Actor):
                     state, campaign.index, now, "failed", reason, campaign.campaign, campaign.running
                 )
                 state = agenda.with_campaign(state, core.failed(campaign))
-            return await self._scheduler.advance(state, now)
+            state, overdue = await self._scheduler.overdue(state, now)
+            state, orders = await self._scheduler.advance(state, now)
+            return state, [*overdue, *orders]
 
         return await self._decide(None, change)  # type: ignore[return-value]
 

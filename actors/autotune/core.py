@@ -241,6 +241,12 @@ def finish(campaign: Campaign, facts: Facts, config: AgentConfig, why: str) -> t
     return finished, [*orders, finished]
 
 
+def promotion(verdict: TuningFinished) -> Promote:
+    """The order that a verdict speaks of, once more."""
+    points = [point for point in (verdict.best, verdict.champion) if point and point.trial == verdict.promoted]
+    return _promote(points[0], verdict.reason)
+
+
 def _finished(
     campaign: Campaign,
     outcome: Literal["promoted", "kept", "infeasible", "failed"],

@@ -12,10 +12,13 @@ from schemas.documents.agent import AgentDocument, Emitted
 from schemas.documents.index import GenerationDocument, IndexDocument
 from schemas.documents.promotion import PromotionDocument
 from schemas.events.autotune import QueuedTuning
-from schemas.names import IndexName, MessageId, Timestamp, TrialId
+from schemas.names import CampaignId, IndexName, MessageId, Timestamp, TrialId
 
 AGENT = "agent"
 """Its document's name, and who asked when nobody did."""
+
+PROMOTION_LOST_S = 300.0
+"""A promotion that isn't durable after so long is ordered again."""
 
 log = structlog.get_logger(__name__)
 
@@ -25,6 +28,7 @@ class Scheduler:
         self._registry = registry
         self._journal = journal
         self._config = config
+        self._waiting: dict[CampaignId, Timestamp] = {}  # verdicts, since when
 
     async def facts(self, index: IndexName) -> Facts | None:
         found = await self._registry.load(IndexDocument, index)
@@ -42,6 +46,20 @@ class Scheduler:
         document = found[0]
         current = [document.current] if document.current else []
         return {entry.trial for entry in [*current, *document.history, *document.rolled_back]}
+
+    async def overdue(self, state: AgentDocument, now: Timestamp) -> tuple[AgentDocument, list[Emitted]]:
+        """Verdicts whose promotion is durable though nobody said so are told; a promotion that
+        a verdict has waited for too long got lost, and is ordered again."""
+        said: list[Emitted] = []
+        for verdict in state.verdicts:
+            promoted = await self.promoted(verdict.index)
+            state, told = agenda.settled(state, verdict.index, promoted)
+            said += told
+            since = self._waiting.setdefault(verdict.campaign, now)
+            if verdict.promoted not in promoted and now - since >= PROMOTION_LOST_S:
+                self._waiting[verdict.campaign] = now
+                said.append(core.promotion(verdict))
+        return state, said
 
     async def advance(self, state: AgentDocument, now: Timestamp) -> tuple[AgentDocument, list[Emitted]]:
         """Starts what can start: the next trial of a campaign, or the next campaign. At most one

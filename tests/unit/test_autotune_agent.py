@@ -108,6 +108,22 @@ async def test_a_campaign_is_not_told_as_promoted_before_the_promotion_is_durabl
     assert not (await play.state()).verdicts
 
 
+async def test_a_promotion_that_got_lost_is_ordered_again(tmp_path: Path) -> None:
+    play = await live(tmp_path, enabled=False)
+    promote = await _grid_to_its_promotion(play)
+    assert await play.wake() == []
+    play.clock.time += 299
+    assert await play.wake() == []
+    play.clock.time += 2
+    (again,) = await play.wake()
+    assert isinstance(again, Promote)
+    assert (again.trial, again.ef_search) == (promote.trial, promote.ef_search)
+    play.clock.time += 60
+    assert await play.wake() == []  # once, not at every wake
+    await play.carry_out([again])
+    assert [finished.promoted for finished in play.of(TuningFinished)] == [promote.trial]
+
+
 async def test_a_refused_promotion_is_told_as_kept_with_the_reason(tmp_path: Path) -> None:
     play = await live(tmp_path)
     await _grid_to_its_promotion(play)
