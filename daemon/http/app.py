@@ -17,6 +17,7 @@ from daemon.http.fields import body_decoder, converted
 from daemon.http.guard import Guard
 from daemon.http.route import Call, Route, Services
 from daemon.http.routes import ROUTES
+from daemon.http.silent import Silent
 
 Endpoint = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -24,10 +25,10 @@ _JSON = {"Content-Type": "application/json"}
 _encode = msgspec.json.Encoder(enc_hook=str).encode  # enc_hook: values of a dataset's own types
 
 
-def build(services: Services, guard: Guard) -> web.Application:
+def build(services: Services, guard: Guard, silent: Silent) -> web.Application:
     """The application over the whole table."""
     app = web.Application(
-        middlewares=[_border(guard, services)], client_max_size=services.config.max_body_mb * 1024 * 1024
+        middlewares=[_border(guard, silent, services)], client_max_size=services.config.max_body_mb * 1024 * 1024
     )
     for route in ROUTES:
         app.router.add_route(route.method, route.path, _endpoint(route, services))
@@ -39,12 +40,13 @@ def build(services: Services, guard: Guard) -> web.Application:
     return app
 
 
-def _border(guard: Guard, services: Services) -> Any:
+def _border(guard: Guard, silent: Silent, services: Services) -> Any:
     metrics = services.metrics
 
     @web.middleware
     async def border(request: web.Request, handler: Endpoint) -> web.StreamResponse:
         began = perf_counter()
+        silent.asked(request)
         try:
             guard.check(request)
             response = await handler(request)

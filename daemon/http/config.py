@@ -22,7 +22,7 @@ class HttpConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     min_free_mb: Annotated[int, Meta(ge=0)] = 512
     """Uploads are refused when they would leave less than this free on the disk."""
     read_timeout_s: Annotated[float, Meta(gt=0)] = 30.0
-    """A client that sends nothing for so long in the middle of a request is cut off."""
+    """A client that sends nothing for so long in the middle of a request, or no request, is cut off."""
     ask_timeout_s: Annotated[float, Meta(gt=0)] = 60.0
     """How long a request waits for the actor that answers it."""
     long_timeout_s: Annotated[float, Meta(gt=0)] = 7200.0

@@ -9,6 +9,7 @@ import uuid
 
 import msgspec
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from actors.errors import Conflict, CorruptState, Failed, Poison, Refused, Transient, Unavailable
 from schemas.events.base import Refusal
@@ -48,6 +49,10 @@ def answer(error: Exception) -> web.Response:
             return _refusal(error.refusal)
         case msgspec.DecodeError() | UnicodeDecodeError():
             return _response(400, ErrorBody("malformed", f"the body is not JSON: {error}"))
+        case RecursionError():  # of msgspec, which follows the C stack no further
+            return _response(400, ErrorBody("malformed", "the body is nested too deeply"))
+        case web.RequestPayloadError():  # a broken Content-Encoding or chunk
+            return _response(400, ErrorBody("malformed", f"the body can't be read: {_words(error)}"))
         case web.HTTPException():
             return _aiohttp(error)
         case Conflict():
@@ -92,6 +97,20 @@ def _aiohttp(error: web.HTTPException) -> web.Response:
         case web.HTTPRequestEntityTooLarge():
             return _response(413, ErrorBody("too_large", "the body is larger than allowed", "[http] max_body_mb"))
     return _response(error.status, ErrorBody("malformed", error.reason or str(error.status)))
+
+
+def _words(error: Exception) -> str:
+    """aiohttp's own words, without its status line."""
+    return str(error).partition("message:")[2].strip() or "it ended early"
+
+
+class ClientMistakes(logging.Filter):
+    """Drops what aiohttp logs, traceback and all, when a request isn't HTTP or its client leaves
+    in the middle: a port scan must not fill the disk."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        return not isinstance(error, HttpProcessingError | web.RequestPayloadError | ConnectionError)
 
 
 def _response(status: int, body: ErrorBody, headers: dict[str, str] | None = None) -> web.Response:

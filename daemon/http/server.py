@@ -1,5 +1,6 @@
 """The HTTP server's life: start, serve, stop within a deadline. What it answers is in app.py."""
 
+import asyncio
 import errno
 import logging
 from collections.abc import AsyncIterator
@@ -13,11 +14,17 @@ from actors.ports import Bus
 from daemon.bus.letters import DeadLetters
 from daemon.http import app, upload
 from daemon.http.config import HttpConfig
+from daemon.http.errors import ClientMistakes
 from daemon.http.guard import Guard
 from daemon.http.route import Closing, Process, Services
+from daemon.http.silent import Silent
 from daemon.metrics import Metrics
 
 log = logging.getLogger(__name__)
+logging.getLogger("aiohttp.server").addFilter(ClientMistakes())
+
+KEEPALIVE_S = 75.0
+"""A connection without a request is kept for so long after its last one."""
 
 
 class PortTaken(Exception):
@@ -45,9 +52,15 @@ class HttpServer:
         self._uploads = uploads
         services = Services(bus, process, dead, metrics, config, uploads, Closing())
         guard = Guard(token, config.allowed_hosts, config.allowed_origins)
+        self._silent = Silent(config.read_timeout_s)
         self._runner = web.AppRunner(
-            app.build(services, guard), access_log=None, shutdown_timeout=config.shutdown_s, handle_signals=False
+            app.build(services, guard, self._silent),
+            access_log=None,
+            shutdown_timeout=config.shutdown_s,
+            keepalive_timeout=KEEPALIVE_S,
+            handle_signals=False,
         )
+        self._watch: asyncio.Task[None] | None = None
         self.port = 0
 
     @property
@@ -69,10 +82,14 @@ class HttpServer:
             await self._runner.cleanup()
             raise PortTaken(_sentence(error, self._config)) from error
         self.port = self._runner.addresses[0][1]
+        assert self._runner.server is not None
+        self._watch = asyncio.create_task(self._silent.watch(self._runner.server))
         log.info("listening on %s", self.url)
 
     async def stop(self) -> None:
         """No new connections; streams are ended, requests in flight get `shutdown_s`."""
+        if self._watch is not None:
+            self._watch.cancel()
         await self._runner.cleanup()
 
     @asynccontextmanager

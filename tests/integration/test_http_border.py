@@ -93,6 +93,33 @@ async def test_a_body_that_does_not_fit_is_refused_with_the_path_of_the_field(
     assert set(answer) == {"error", "reason", "hint"}
 
 
+async def test_a_body_too_deep_for_the_decoder_is_refused(here: House, caplog: pytest.LogCaptureFixture) -> None:
+    body = b'{"dataset": "notes", "rows": [{"id": ' + b"[" * 50_000 + b"]" * 50_000 + b"}]}"
+    status, answer = await here.call("POST", "/ingest/rows", data=body)
+    assert (status, answer["reason"]) == (400, "the body is nested too deeply")
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("path", ["/vectors/search", "/ingest/file"])
+async def test_a_body_that_is_not_what_its_encoding_says_is_refused(
+    here: House, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    headers = {"Content-Encoding": "gzip", "Content-Type": "multipart/form-data; boundary=x"}
+    status, answer = await here.call("POST", path, data=b"no gzip", headers=headers)
+    assert (status, answer["error"]) == (400, "malformed")
+    assert "gzip" in answer["reason"]
+    assert caplog.text == "", "a client's mistake is no error of the daemon"
+
+
+async def test_a_request_that_is_no_http_leaves_no_traceback_in_the_log(
+    here: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    for mistake in ("/datasets/\r\nHost: evil", "/" + "a" * 10_000, "/é"):
+        status, _ = await raw_get(here, mistake)
+        assert status == 400
+    assert caplog.text == ""
+
+
 async def test_a_configuration_out_of_bounds_is_refused_with_the_bounds(here: House) -> None:
     grid = [{"ef_construction": 20, "ef_search": 30}, {"ef_construction": 20, "ef_search": 401}]
     status, body = await here.call("POST", "/vectors/hnsw/autotune", json={"index_name": "docs", "grid": grid})
@@ -152,6 +179,24 @@ async def test_a_client_that_stalls_in_its_body_is_cut_off(here: House) -> None:
         assert (await reader.readline()).startswith(b"HTTP/1.1 408 ")
     writer.close()
     await writer.wait_closed()
+
+
+async def test_a_client_that_never_finishes_its_header_is_cut_off_and_others_are_not(here: House) -> None:
+    assert (await here.call("GET", "/datasets"))[0] == 200  # kept alive by the client
+    reader, writer = await asyncio.open_connection("127.0.0.1", here.server.port)
+    writer.write(b"GET /status HTTP/1.1\r\nHost: loc")
+    async with asyncio.timeout(5), here.client.get("/events") as feed:
+        assert await reader.read() == b""
+        assert await feed.content.readline() == b": listening\n"
+    writer.close()
+    await writer.wait_closed()
+    assert here.client.connector is not None
+    assert (await here.call("GET", "/datasets"))[0] == 200
+
+
+async def test_a_filter_of_any_length_is_not_taken(here: House) -> None:
+    status, body = await here.call("POST", "/vectors/search", json={**SEARCH, "filter": "n = 1 OR " * 2000 + "n = 2"})
+    assert (status, "`$.filter`" in body["reason"]) == (422, True)
 
 
 @pytest.mark.parametrize(
