@@ -6,6 +6,7 @@ Headers are `Nats-Msg-Id`, `Lakehouse-Cause` and `Lakehouse-Time`; each may be m
 
 import contextlib
 import hashlib
+import math
 from collections.abc import Mapping
 from typing import Any, TypeVar, Union
 
@@ -23,6 +24,8 @@ ID = "Nats-Msg-Id"
 CAUSE = "Lakehouse-Cause"
 TIME = "Lakehouse-Time"
 
+MAX_ID = 128
+"""Characters of a MessageId."""
 HEADROOM = 4096
 """Bytes of the server's max_payload that headers may need: a message with headers over it
 closes the nats-py client for good."""
@@ -51,6 +54,8 @@ def decode_any(kinds: tuple[type[Message], ...], body: bytes) -> Message:
         return decoder.decode(body)  # type: ignore[no-any-return]
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Poison(f"not a {' or '.join(str(kind.__struct_config__.tag) for kind in kinds)}: {error}") from error
+    except RecursionError as error:
+        raise Poison("the body is nested too deeply") from error
 
 
 def type_of(subject: str) -> type[Message] | None:
@@ -65,12 +70,19 @@ def headers_of(origin: Origin) -> dict[str, str]:
 
 
 def origin_of(headers: Headers | None, id: MessageId, time: Timestamp, delivery: int = 1) -> Origin:
-    """Read the headers; `id` and `time` stand in where they are missing or unreadable."""
+    """Read the headers; `id` and `time` stand in where they are missing or unreadable. Anyone may
+    publish with any headers, but what is read here ends up in messages, which are checked."""
     headers = headers or {}
-    id = headers.get(ID) or id
+    id = _message_id(headers.get(ID)) or id
     with contextlib.suppress(ValueError):
-        time = float(headers.get(TIME, time))
-    return Origin(id=id, cause=headers.get(CAUSE) or id, time=time, delivery=delivery)
+        given = float(headers.get(TIME, time))
+        time = given if 0 <= given < math.inf else time
+    return Origin(id=id, cause=_message_id(headers.get(CAUSE)) or id, time=time, delivery=delivery)
+
+
+def _message_id(given: str | None) -> MessageId | None:
+    """A foreign id as one that a message may carry: one that is too long is hashed."""
+    return derived_id(given) if given is not None and len(given) > MAX_ID else given
 
 
 def derived_id(cause: MessageId, *parts: object) -> MessageId:

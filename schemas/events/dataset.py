@@ -78,7 +78,7 @@ class DatasetAppended(Event, tag="dataset.appended"):
     rows: Rows  # rows added by this commit
     total_rows: Rows
     replaced: Rows = 0  # rows of the same id that an upsert or replace took out
-    ingest: MessageId = ""
+    ingest: MessageId | None = None  # the ingest that committed them
     source: str = ""
 
 

@@ -266,4 +266,4 @@ class RebuildIndex(Request["RebuildQueued"], tag="index.rebuild"):
 class RebuildQueued(Reply, tag="index.rebuild_queued"):
     index: IndexName
     generation: int
-    cause: MessageId = ""
+    cause: MessageId | None = None  # id of the order, which the new generation names as its cause

@@ -25,6 +25,7 @@ from daemon.bus.server import NatsServer
 from daemon.bus.streams import COMMANDS, STREAMS, Durable, Stream
 from daemon.runtime import Runtime
 from schemas.events.base import Event, Message, Query, Refusal, Reply, Request, Signal, subject_of
+from schemas.names import MessageId, Timestamp
 
 ACK_WAIT_S = 0.4
 UNLUCKY = 1313
@@ -139,8 +140,8 @@ class BusContract(ABC):
         """Another connection to the same server."""
 
     @abstractmethod
-    async def foreign(self, subject: str, body: bytes) -> None:
-        """Publish as `nats pub` does: a body and no headers."""
+    async def foreign(self, subject: str, body: bytes, **headers: str) -> None:
+        """Publish as `nats pub` does: a body, and the headers that were given with -H."""
 
     @pytest.fixture
     async def bus(self) -> AsyncIterator[MessageBus]:
@@ -336,6 +337,25 @@ class BusContract(ABC):
         assert origin.id == origin.cause == "LAKEHOUSE_CMD:1"
         assert drinker.origins[0].cause == origin.id
 
+    @pytest.mark.parametrize("time", ["yesterday", "nan", "inf", "-1"])
+    async def test_foreign_headers_become_an_origin_that_messages_may_carry(self, bus: MessageBus, time: str) -> None:
+        tap, drinker = Tap(), Drinker()
+        async with Runtime(bus, [tap, drinker]):
+            long = "x" * 1000
+            await self.foreign(
+                "lakehouse.cmd.bustest.pour",
+                b'{"n": 5}',
+                Nats_Msg_Id=long,
+                Lakehouse_Cause=long + "y",
+                Lakehouse_Time=time,
+            )
+            await until(lambda: drinker.drunk == [5])
+        for origin in tap.origins + drinker.origins:
+            assert msgspec.convert(origin.id, MessageId) == origin.id
+            assert msgspec.convert(origin.cause, MessageId) == origin.cause
+            assert msgspec.convert(origin.time, Timestamp) > 1_000_000_000
+        assert drinker.origins[0].cause == tap.origins[0].id != tap.origins[0].cause
+
     async def test_events_are_handled_in_order(self, bus: MessageBus) -> None:
         drinker = Drinker()
         for n in range(30):
@@ -365,7 +385,18 @@ class BusContract(ABC):
 
     # --- dead letters --------------------------------------------------------------------------
 
-    @pytest.mark.parametrize("body", [b"no json", b'{"n": "five"}', b'{"type":"another.tag","n":1}', b"\xff\xfe"])
+    @pytest.mark.parametrize(
+        "body",
+        [
+            b"no json",
+            b'{"n": "five"}',
+            b'{"type":"another.tag","n":1}',
+            b"\xff\xfe",
+            b"",
+            b'{"unknown": ' + b"[" * 20_000 + b"]" * 20_000 + b"}",
+        ],
+        ids=lambda body: body[:20].decode(errors="replace"),
+    )
     async def test_what_cannot_be_read_becomes_a_dead_letter(self, bus: MessageBus, body: bytes) -> None:
         tap, drinker = Tap(), Drinker()
         async with Runtime(bus, [tap, drinker]), aclosing(bus.listen("lakehouse.evt.message.*")) as heard:
@@ -521,9 +552,9 @@ class TestMemoryBus(BusContract):
             self.memory = MemoryServer(streams=streams)
         return MemoryBus(self.memory)
 
-    async def foreign(self, subject: str, body: bytes) -> None:
+    async def foreign(self, subject: str, body: bytes, **headers: str) -> None:
         assert self.memory is not None
-        self.memory.store(subject, body, {})
+        self.memory.store(subject, body, {name.replace("_", "-"): value for name, value in headers.items()})
 
 
 class TestNatsBus(BusContract):
@@ -537,9 +568,10 @@ class TestNatsBus(BusContract):
     async def connect(self, streams: tuple[Stream, ...] = STREAMS) -> NatsBus:
         return await NatsBus.connect(self.nats.url, self.nats.password, streams=streams)
 
-    async def foreign(self, subject: str, body: bytes) -> None:
+    async def foreign(self, subject: str, body: bytes, **headers: str) -> None:
         client = await nats.connect(self.nats.url, user="lakehouse", password=self.nats.password)
-        await client.publish(subject, body)
+        given = {name.replace("_", "-"): value for name, value in headers.items()}
+        await client.publish(subject, body, headers=given or None)
         await client.drain()
 
     async def test_a_command_passes_to_its_new_owner(self) -> None:
