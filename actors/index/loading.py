@@ -47,7 +47,15 @@ class Loader:
         self._config = config
 
     async def load(self, name: IndexName) -> ServedIndex | Refusal:
-        """An index as it stands now, at its newest version and generation."""
+        """An index as it stands now, at its newest version and generation. One whose table or
+        documents are damaged is refused with the reason: the others must go on being served."""
+        try:
+            return await self._load(name)
+        except CorruptState as error:
+            log.error("index can't be loaded", index=name, why=str(error))
+            return Refusal("unavailable", f"index {name!r} can't be loaded: {error}", "restore it, or drop it")
+
+    async def _load(self, name: IndexName) -> ServedIndex | Refusal:
         found = await self._registry.load(IndexDocument, name)
         dataset = await self._registry.load(DatasetDocument, found[0].dataset) if found else None
         if found is None or dataset is None:

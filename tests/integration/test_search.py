@@ -1,5 +1,6 @@
 """Search on the main road: made, filled, changed, filtered, swapped, restarted, damaged."""
 
+import shutil
 import time
 
 import anyio
@@ -267,6 +268,22 @@ async def test_a_damaged_graph_is_served_exactly_and_built_again_and_others_go_o
         assert (await house.bus.ask(GetIndexStats("good"))).generation == 1
         await house.ready("docs", 2)
         assert await house.ids("docs", vectors[7], 1) == ["r7"]
+
+
+async def test_a_damaged_table_is_refused_with_its_reason_and_others_go_on(tmp_path):
+    house, vectors = IndexHouse(tmp_path), clustered(600, DIM)
+    async with house.running():
+        for name in ("bad", "good"):
+            await house.dataset(name, rows_of(vectors), "vector")
+            await house.create(name, name, "vector")
+    shutil.rmtree(tmp_path / "cache")
+    for entry in (tmp_path / "primary").glob("datasets/bad/table/_delta_log/*.json"):
+        entry.chmod(0o644)
+        entry.write_bytes(b"{")
+    async with house.running():
+        assert await house.ids("good", vectors[7], 1) == ["r7"]
+        with pytest.raises(Refused, match="bad"):
+            await house.ids("bad", vectors[7], 1)
 
 
 async def test_twenty_swaps_under_load_and_no_search_fails_or_sees_half_an_index(docs):
