@@ -13,6 +13,7 @@ import re
 import sys
 import sysconfig
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
@@ -83,8 +84,15 @@ def harvest(
     found = Harvest([])
     ids: set[str] = set()
     docs: set[str] = set()
-    with ProcessPoolExecutor(workers or os.cpu_count(), get_context("spawn")) as pool:
-        for (_, files), (definitions, unreadable) in zip(batches, pool.map(_parse, batches), strict=True):
+    workers = workers or os.cpu_count() or 1
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        # Few at a time: what is handed in can't be taken back (3.11 may deadlock on cancel_futures).
+        coming = iter(batches)
+        pending = deque((batch, pool.submit(_parse, batch)) for batch in islice(coming, 2 * workers))
+        while pending and len(found.rows) < limit:
+            (_, files), parsed = pending.popleft()
+            definitions, unreadable = parsed.result()
+            pending.extend((batch, pool.submit(_parse, batch)) for batch in islice(coming, 1))
             found.files += len(files)
             found.unreadable += unreadable
             for row in definitions:
@@ -97,9 +105,6 @@ def harvest(
                 found.rows.append(row)
             if progress is not None:
                 progress(found.files, total)
-            if len(found.rows) >= limit:
-                pool.shutdown(wait=False, cancel_futures=True)
-                break
     del found.rows[limit:]
     return found
 
