@@ -13,7 +13,7 @@ import anyio
 import structlog
 
 from actors.base import Actor, Period
-from actors.errors import Conflict, Transient, Unavailable
+from actors.errors import Conflict, Poison, Transient, Unavailable
 from actors.ports import Clock
 from daemon import retry
 from daemon.answers import Answers
@@ -21,6 +21,7 @@ from daemon.bus import wire
 from daemon.bus.base import Consumer, Delivery, MessageBus
 from daemon.bus.streams import Durable, durable_of
 from daemon.handling import Handler, emit
+from daemon.unsettled import MAX_CRASHES, Unsettled
 from schemas.events.base import CommandRefused, DeadLettered, Message, Refusal, tag_of
 
 log = structlog.get_logger("lakehouse.runtime")
@@ -65,7 +66,13 @@ class Life:
     """An actor and what it has in hand. `run` is one life; `beat` and `ready` outlive it."""
 
     def __init__(
-        self, actor: Actor, bus: MessageBus, clock: Clock, drain: Drain, observe: Observe | None = None
+        self,
+        actor: Actor,
+        bus: MessageBus,
+        clock: Clock,
+        drain: Drain,
+        observe: Observe | None = None,
+        unsettled: Unsettled | None = None,
     ) -> None:
         self.name = actor.name()
         self.ready = asyncio.Event()
@@ -73,7 +80,7 @@ class Life:
         self.at_work = 0  # handlers, periodic methods and starts that run now
         self.beat = clock.monotonic()
         self._actor, self._bus, self._clock, self._drain = actor, bus, clock, drain
-        self._observe = observe
+        self._observe, self._unsettled = observe, unsettled
         self._handlers = [Handler(actor, route, bus.name) for route in type(actor).routes()]
         self.answers = Answers(actor, bus, self.ready)
 
@@ -162,6 +169,7 @@ class Life:
         began, outcome = self._clock.monotonic(), "acked"
         try:
             with self._working():
+                self._begin(durable, delivery)
                 message = wire.decode(handler.takes, delivery.body)
                 said = await handler(message, delivery.origin)
                 said = [_unasked(message, each) for each in said]
@@ -177,8 +185,18 @@ class Life:
         finally:
             del self.in_hand[delivery]
             slots.release()
+            if self._unsettled is not None:
+                self._unsettled.end(durable.name, delivery.origin, again=outcome in ("again", "returned"))
             if self._observe is not None:
                 self._observe(durable.name, outcome, self._clock.monotonic() - began)
+
+    def _begin(self, durable: Durable, delivery: Delivery) -> None:
+        """Raises Poison for a message that takes the process with it again and again."""
+        if self._unsettled is None:
+            return
+        crashes = self._unsettled.begin(durable.name, delivery.origin)
+        if crashes >= MAX_CRASHES:
+            raise Poison(f"the process ended {crashes} times while it had this message in hand")
 
     async def _settle(self, handler: Handler, durable: Durable, delivery: Delivery, error: Exception) -> str:
         """Carry out what becomes of a message whose handler raised; returns `again` or `dead`."""

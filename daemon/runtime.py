@@ -22,6 +22,7 @@ from daemon.bus.base import MessageBus
 from daemon.bus.streams import ACK_WAIT_S, durables_of
 from daemon.life import Drain, Life, Observe
 from daemon.supervisor import CrashedTooOften, first_of, supervise
+from daemon.unsettled import Unsettled
 
 log = structlog.get_logger("lakehouse.runtime")
 
@@ -35,7 +36,8 @@ class Runtime:
 
     Ownership is checked over all `actors`; those whose role isn't among `roles` don't run here,
     and asks to them go over the bus. `drain_s` is how long handlers may take to finish at the end;
-    `rng` jitters restarts.
+    `rng` jitters restarts; `observe` hears of every delivery; `unsettled` remembers over restarts
+    which messages took the process with them.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Runtime:
         drain_s: float = 20.0,
         rng: random.Random | None = None,
         observe: Observe | None = None,
+        unsettled: Unsettled | None = None,
     ) -> None:
         kinds = [type(actor) for actor in actors]
         owners(kinds)
@@ -59,7 +62,9 @@ class Runtime:
         self._drain = Drain()
         self._drain_s = drain_s
         self._rng = rng
-        self._lives = [Life(actor, bus, self._clock, self._drain, observe) for actor in actors if actor.role in roles]
+        self._lives = [
+            Life(actor, bus, self._clock, self._drain, observe, unsettled) for actor in actors if actor.role in roles
+        ]
         self._task: asyncio.Task[None] | None = None
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:

@@ -36,6 +36,7 @@ from daemon.state_dir import StateDir
 from daemon.storage.durable import DiskFailure
 from daemon.storage.repair import repair as repair_heads
 from daemon.supervisor import CrashedTooOften, first_of
+from daemon.unsettled import Unsettled
 from daemon.wiring import ACTORS, House, build, open_buckets
 
 log = structlog.get_logger("lakehouse")
@@ -102,7 +103,14 @@ async def _live(
     name = config.daemon.name or socket.gethostname()
     house = build(config, state, bus, heads, buckets, name)
     process, metrics = Process(bus, config, roles), Metrics()
-    runtime = Runtime(bus, house.actors, roles, drain_s=config.daemon.drain_s, observe=metrics.handled)
+    runtime = Runtime(
+        bus,
+        house.actors,
+        roles,
+        drain_s=config.daemon.drain_s,
+        observe=metrics.handled,
+        unsettled=Unsettled(state.unsettled),
+    )
     http = HttpServer(bus, bus, process, metrics, config.http, token=_token(state), uploads=state.uploads)
     async with _closed(house.aclose), http.running():
         async with anyio.create_task_group() as living:

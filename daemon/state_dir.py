@@ -47,6 +47,11 @@ class StateDir(msgspec.Struct, frozen=True):
         return self.path / "uploads"
 
     @property
+    def unsettled(self) -> Path:
+        """Marks of messages that a killed process had in hand."""
+        return self.path / "unsettled"
+
+    @property
     def admin_token(self) -> Path:
         """Where a generated token lies; one that systemd hands over is used instead."""
         return self.path / "admin.token"
