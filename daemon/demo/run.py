@@ -56,8 +56,8 @@ def demo(*, state_dir: Path, config: Path | None, stay: bool, rows: int | None) 
         report.places(client.url, NAME, str(state_dir))
         console.print(f"\nall of it took {time.monotonic() - started:.0f} s", markup=False)
         if stay and child.process is not None:
-            console.print("the daemon runs on; Ctrl-C stops it", markup=False)
             try:
+                console.print("the daemon runs on; Ctrl-C stops it", markup=False)
                 child.wait()
             except KeyboardInterrupt:
                 console.print("\nstopping the daemon", markup=False)
@@ -66,8 +66,9 @@ def demo(*, state_dir: Path, config: Path | None, stay: bool, rows: int | None) 
 
 def split(rows: Sequence[Definition]) -> tuple[list[Definition], list[Definition]]:
     """A sample evenly spread over all rows, and the others."""
-    step = max(2, len(rows) // FIRST_ROWS)
-    return list(rows[::step]), [row for i, row in enumerate(rows) if i % step]
+    many = min(FIRST_ROWS, len(rows) // 2)
+    first = {i * len(rows) // many for i in range(many)}
+    return [row for i, row in enumerate(rows) if i in first], [row for i, row in enumerate(rows) if i not in first]
 
 
 def _harvest(steps: Steps, limit: int) -> list[Definition]:
