@@ -198,15 +198,15 @@ def report(game: Game, seeds: int) -> None:
     ends = [list(ours(game, seed, whole_campaign=True)) for seed in range(seeds)]
     final = np.array([steps[-1][1] for steps in ends])
     print(f"  one campaign of ours ends after {np.median([len(s) for s in ends]):.0f} builds, "
-          f"{np.median([s[-1][0] for s in ends]):.0f} s: {np.median(final) / game.optimum - 1:+.1%} over the cheapest that holds it, "
+          f"{np.median([s[-1][0] for s in ends]):.0f} s: {np.median(final) / game.optimum - 1:+.1%} over the cheapest, "
           f"{_better(game.null, final)}")  # fmt: skip
 
 
 def _better(null: float, final: np.ndarray) -> str:
     if not np.isfinite(null):
         return "where the null baseline holds it nowhere"
-    gains = 1 - final / null
-    return f"{np.median(gains):.1%} (quartiles {np.percentile(gains, 25):.1%} to {np.percentile(gains, 75):.1%}) cheaper than the null baseline"
+    low, median, high = np.percentile(1 - final / null, (25, 50, 75))
+    return f"{median:.1%} (quartiles {low:.1%} to {high:.1%}) cheaper than the null baseline"
 
 
 def _until_near(steps: Iterator[Step], game: Game) -> tuple[float, bool]:
