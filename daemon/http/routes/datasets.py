@@ -1,6 +1,8 @@
 """Datasets: files and rows come in, datasets are shown and dropped."""
 
+from actors.ingest.actor import Ingest
 from daemon.http import upload
+from daemon.http.errors import HttpError
 from daemon.http.fields import converted
 from daemon.http.route import Call, Route, message
 from schemas.events.dataset import (
@@ -25,6 +27,13 @@ async def ingest_file(call: Call[NoParams, IngestFileBody]) -> IngestReport:
 
 async def ingest_upload(call: Call[NoParams, None]) -> IngestReport:
     services = call.services
+    if (role := Ingest.role) not in services.process.status().roles:
+        # The actor reads uploads from its own process's disk.
+        raise HttpError(
+            "invalid",
+            f"this process takes no uploads: it doesn't have the role {role}",
+            "upload to the process that has it, or name a file in its [ingest] allowed_roots",
+        )
     async with upload.received(call.request, services.uploads, services.config) as got:
         fields = {"source": got.name, **got.fields, "path": str(got.path)}
         body = converted(fields, IngestFileBody)
