@@ -20,11 +20,14 @@ Json = dict[str, Any]
 
 def found(outcome: Outcome, target: float, generation: int) -> None:
     """Before and after, and what was promoted."""
-    rows = []
-    if outcome.before is not None:
-        rows.append(("before", *_figures(outcome.before)))
-    if outcome.after is not None:
-        rows.append(("after", *_figures(outcome.after)))
+    named = {"before": outcome.before, "same graph, best ef": outcome.ef_only, "after": outcome.after}
+    if outcome.ef_only in (outcome.before, outcome.after):
+        del named["same graph, best ef"]
+    rows = [
+        (name, *_figures(point), _ratio(point) if point is outcome.after else "")
+        for name, point in named.items()
+        if point is not None
+    ]
     console.print()
     columns = ["", "configuration", "recall@10 ", "lower bound ", "holds", "p50 ", "p95 ", "p99 ", "vs champion "]
     title = f"What the agent found: target recall@10 ≥ {target:g}, {outcome.points[0]['queries']} questions"
@@ -51,7 +54,6 @@ def _figures(point: Json) -> tuple[Any, ...]:
         micros(point["p50_us"]),
         micros(point["p95_us"]),
         micros(point["p99_us"]),
-        _ratio(point),
     )
 
 

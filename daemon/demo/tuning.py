@@ -25,7 +25,7 @@ class Outcome:
     """A campaign's figures, as the journal and the promotion's history have them."""
 
     def __init__(self, points: list[Json], promotions: list[Json]) -> None:
-        """points: the campaign's rows; promotions: of the index, the current one first."""
+        """points: the campaign's rows, newest first; promotions: of the index, the current one first."""
         trials = {point["trial"] for point in points}
         earlier = [entry["config"] for entry in promotions if entry["trial"] not in trials]
         before = earlier[0] if earlier else msgspec.to_builtins(DEFAULT_CONFIG)
@@ -33,7 +33,12 @@ class Outcome:
         self.trials = len(trials)
         self.build_s = sum({point["build"]: point["build_s"] for point in points}.values())
         self.promoted = promotions[0] if promotions else None
-        self.before = next((p for p in points if p["proposer"] == "champion" and same(p, before)), None)
+        # The journal's newest row comes first; the campaign's first trial is that of the live graph.
+        live_points = (p for p in reversed(points) if p["proposer"] == "champion" and same(p, before))
+        self.before = next(live_points, None)
+        # What tuning ef_search alone gives: the null baseline that a new graph has to beat.
+        live = self.before["trial"] if self.before else None
+        self.ef_only = next((p for p in points if p["trial"] == live and p["chosen"]), None)
         self.after = next((p for p in points if self.promoted and _is(p, self.promoted)), None)
 
 

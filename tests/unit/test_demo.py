@@ -57,6 +57,7 @@ def point(trial: str, proposer: str, ef: int, M: int = 16, build: str = "b") -> 
         "ef_search": ef,
         "build": build,
         "build_s": 2.0,
+        "chosen": ef != 50,
     }
 
 
@@ -65,12 +66,18 @@ def entry(trial: str, ef: int, M: int = 16) -> dict[str, Any]:
 
 
 def test_before_is_what_was_live_when_the_campaign_began_and_after_what_is_promoted():
-    points = [point("t-1", "champion", 50), point("t-1", "champion", 200), point("t-2", "exploit", 90, 24, "c")]
-    outcome = tuning.Outcome(points, [entry("t-2", 90, 24), entry("t-1", 200)])
-    assert outcome.before == points[0]  # nothing earlier was promoted: the default was live
-    assert outcome.after == points[2]
-    assert outcome.trials == 2
-    assert outcome.build_s == 4.0
+    points = [
+        point("t-3", "exploit", 90, 24, "c"),
+        point("t-2", "champion", 50, build="again"),
+        point("t-1", "champion", 200),
+        point("t-1", "champion", 50),
+    ]
+    outcome = tuning.Outcome(points, [entry("t-3", 90, 24), entry("t-1", 200)])
+    assert outcome.before == points[3]  # nothing earlier was promoted: the default was live
+    assert outcome.ef_only == points[2]
+    assert outcome.after == points[0]
+    assert outcome.trials == 3
+    assert outcome.build_s == 6.0
 
 
 def test_an_earlier_campaigns_promotion_is_the_before_of_the_next():
