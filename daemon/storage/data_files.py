@@ -4,6 +4,7 @@ the log's business (delta_log.py)."""
 
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -32,6 +33,10 @@ class DataFile(msgspec.Struct, frozen=True):
     rows: int
     min_row: int
     max_row: int
+
+
+class BadDataFile(Exception):
+    """A file can't be decoded. tables.py says of which table (CorruptState)."""
 
 
 class FileWriter:
@@ -148,14 +153,15 @@ def rewrite(
 
 def row_numbers(path: Path) -> NDArray[np.int64]:
     """(n,) int64, ascending."""
-    numbers: NDArray[np.int64] = pq.read_table(path, columns=[ROW]).column(ROW).to_numpy()
+    with _open(path) as file:
+        numbers: NDArray[np.int64] = file.read(columns=[ROW]).column(ROW).to_numpy()
     return numbers
 
 
 def read_rows(path: Path, schema: pa.Schema, columns: Sequence[str], wanted: NDArray[np.int64] | None) -> pa.Table:
     """Rows of one file, in ascending _row; with `wanted` (ascending), only those. Row groups
     that hold none of them are not read. A column that the file is too old for is null."""
-    with pq.ParquetFile(path, memory_map=True) as file:
+    with _open(path, memory_map=True) as file:
         there = [name for name in columns if name in file.schema_arrow.names]
         groups = list(range(file.num_row_groups))
         if wanted is not None:
@@ -185,6 +191,20 @@ def is_member(rows: NDArray[np.int64], of: NDArray[np.int64]) -> NDArray[np.bool
     return found
 
 
+@contextmanager
+def _open(path: Path, *, memory_map: bool = False) -> Iterator[pq.ParquetFile]:
+    """Raises FileNotFoundError, and BadDataFile also for what is found while it is read."""
+    try:
+        with pq.ParquetFile(path, memory_map=memory_map) as file:
+            yield file
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the disk's words, not the decoder's
+            raise
+        raise BadDataFile(f"{path.name}: {str(error).splitlines()[0].rstrip('.')}") from error
+
+
 def _holds(group: pq.RowGroupMetaData, wanted: NDArray[np.int64]) -> bool:
     statistics = group.column(0).statistics  # _row is the first column
     if statistics is None or not statistics.has_min_max:
@@ -195,7 +215,7 @@ def _holds(group: pq.RowGroupMetaData, wanted: NDArray[np.int64]) -> bool:
 
 def _tables(paths: Sequence[Path], schema: pa.Schema) -> Iterator[pa.Table]:
     for path in paths:
-        with pq.ParquetFile(path) as file:
+        with _open(path) as file:
             for group in range(file.num_row_groups):
                 table = file.read_row_group(group)
                 for index, field in enumerate(schema):

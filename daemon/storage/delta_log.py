@@ -7,6 +7,7 @@ Entries follow the Delta protocol (reader 1, writer 2; 3 and 7 with timestampNtz
 reader opens the table. Our own part of `commitInfo` is the commit's note and the next row number.
 """
 
+import re
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -52,6 +53,12 @@ class Version(msgspec.Struct, frozen=True):
 def entry_key(version: int) -> str:
     """Within the table's folder."""
     return f"_delta_log/{version:020d}.json"
+
+
+def version_of_key(key: str) -> int | None:
+    """The version that a file of the log makes; None when it is no entry."""
+    name = key.rsplit("/", 1)[-1]
+    return int(name[:20]) if re.fullmatch(r"[0-9]{20}\.json", name) else None
 
 
 def encode_entry(table_id: str, before: Version | None, after: Version, note: CommitInfo) -> bytes:

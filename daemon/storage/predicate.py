@@ -4,7 +4,9 @@ reach beyond a row (subqueries, windows, settings, further clauses) is refused. 
 has no access to files either.
 """
 
+import contextlib
 import json
+import os
 from typing import Any
 
 import duckdb
@@ -13,8 +15,11 @@ import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
 from actors.ports import ROW
+from daemon.storage.data_files import BadDataFile
 
 REFUSED = {"SUBQUERY": "a subquery", "WINDOW": "a window function", "PARAMETER": "a parameter"}
+UNREADABLE = "reading the stream registered as 't' failed"
+"""How DuckDB says that the fault is the data's, not the predicate's."""
 REFUSED_FUNCTIONS = {"current_setting", "getenv", "getvariable", "nextval", "currval"}
 
 
@@ -30,21 +35,11 @@ class PredicateEngine:
         ):
             self._connection.execute(setting)
 
-    def match(self, predicate: str, data: ds.Dataset) -> NDArray[np.int64]:
-        """Row numbers where it holds, ascending. Raises ValueError with DuckDB's words."""
-        self._check(predicate)
-        with self._connection.cursor() as cursor:
-            cursor.register("t", data)
-            try:
-                found = cursor.execute(_query(predicate)).fetchnumpy()[ROW]
-            except duckdb.Error as error:
-                raise ValueError(_words(error)) from error
-            finally:
-                cursor.unregister("t")
-        rows: NDArray[np.int64] = np.sort(np.asarray(found, np.int64))
-        return rows
+    def cursor(self) -> duckdb.DuckDBPyConnection:
+        return self._connection.cursor()
 
-    def _check(self, predicate: str) -> None:
+    def check(self, predicate: str) -> None:
+        """Raises ValueError for what is no predicate, with DuckDB's words."""
         parsed = self._parse(_query(predicate))
         plain = self._parse(_query("true"))
         condition = parsed["node"].pop("where_clause", None)
@@ -60,6 +55,46 @@ class PredicateEngine:
         if parsed.get("error", True) or len(parsed["statements"]) != 1:
             raise ValueError(f"this is no predicate: {parsed.get('error_message', 'it is more than one statement')}")
         return parsed["statements"][0]
+
+
+class Query:
+    """One match: `run` in a thread, `interrupt` from anywhere, at any time."""
+
+    def __init__(self, engine: PredicateEngine, predicate: str, data: ds.Dataset) -> None:
+        self._engine = engine
+        self._predicate = predicate
+        self._data = data
+        self._cursor: duckdb.DuckDBPyConnection | None = engine.cursor()
+
+    def run(self) -> NDArray[np.int64]:
+        """Row numbers where the predicate holds, ascending. Raises ValueError with DuckDB's
+        words, BadDataFile, FileNotFoundError."""
+        cursor = self._cursor
+        if cursor is None:
+            return np.zeros(0, np.int64)  # interrupted before it began: nobody waits for this
+        with cursor:
+            self._engine.check(self._predicate)
+            cursor.register("t", self._data)
+            try:
+                found = cursor.execute(_query(self._predicate)).fetchnumpy()[ROW]
+            except duckdb.Error as error:
+                if UNREADABLE in str(error):
+                    missing = [path for path in self._data.files if not os.path.exists(path)]
+                    why = " ".join(str(error).split(UNREADABLE)[-1].split()).strip(" :.")
+                    raise (FileNotFoundError(f"{missing[0]} is missing") if missing else BadDataFile(why)) from error
+                raise ValueError(_words(error)) from error
+            finally:
+                self._cursor = None
+                cursor.unregister("t")
+        rows: NDArray[np.int64] = np.sort(np.asarray(found, np.int64))
+        return rows
+
+    def interrupt(self) -> None:
+        """Stop it; nothing when it has ended."""
+        cursor, self._cursor = self._cursor, None
+        if cursor is not None:
+            with contextlib.suppress(duckdb.Error):  # it ends just now
+                cursor.interrupt()
 
 
 def _query(predicate: str) -> str:

@@ -6,11 +6,13 @@ import os
 import time
 import uuid
 from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
 
 import anyio.to_thread
+import msgspec
 from deltalake import DeltaTable
-from deltalake.exceptions import DeltaError, TableNotFoundError
+from deltalake.exceptions import DeltaError
 
 from actors.errors import CorruptState, Transient
 from actors.ports import TableRef
@@ -47,13 +49,11 @@ class TableLog:
         newest = await self.newest()
         if newest is None or not 0 <= version <= newest.version:
             return None
-        if version not in self._old:
-            loaded = await self._load(version)
-            if loaded is None:
-                return None
-            self._keep(await self._describe(loaded))
-        self._old.move_to_end(version)
-        return self._old[version]
+        async with self._lock:  # what is loaded belongs to this table, not to one dropped meanwhile
+            if version not in self._old:
+                self._keep(await self._describe(await self._load(version)))
+            self._old.move_to_end(version)
+            return self._old[version]
 
     async def version_of(self, message: str) -> int | None:
         """The version that a message's commit made; None when it made none."""
@@ -63,18 +63,27 @@ class TableLog:
         return version
 
     async def append(self, before: Version | None, after: Version, note: CommitInfo) -> None:
-        """Make `after` the newest version. Raises FileExistsError when another commit was first."""
+        """Make `after` the newest version. Raises FileExistsError when another commit was first,
+        Transient when the table was dropped meanwhile."""
         table_id = uuid.uuid5(uuid.NAMESPACE_URL, f"lakehouse:{self._ref.bucket}/{self._ref.path}")
         entry = delta_log.encode_entry(str(table_id), before, after, note)
-        await self._buckets.put(self._ref.bucket, self._key(after.version), entry)
-        self._take(after)
+        # Under the lock, so that a reader meets the entry either not at all or taken in: one that
+        # found it in between took it in a second time, as a version that has no entry.
+        async with self._lock:
+            if before is not None and before is self._newest and not self._entry_is_ours(before):
+                raise Transient(f"table {self._ref.path} was dropped by another process")
+            await self._buckets.put(self._ref.bucket, self._key(after.version), entry)
+            self._take(after)
 
     async def history(self, limit: int) -> list[CommitInfo]:
         newest = await self.newest()
         notes: list[CommitInfo] = []
         version = newest.version if newest else -1
         while version >= 0 and len(notes) < limit:
-            made = self._old[version].note if version in self._old else (await self._made(version))[0]
+            try:
+                made = self._old[version].note if version in self._old else (await self._made(version))[0]
+            except FileNotFoundError:  # another program cleans the log up, or the table was dropped
+                break
             if made is not None:
                 notes.append(made)
             version -= 1
@@ -83,10 +92,10 @@ class TableLog:
     async def maintain(self) -> None:
         """Write a checkpoint, and delete files that left the table long ago or that a killed
         commit left behind. The table is whole without, so a failure is left for the next time."""
+        if self._newest is None:
+            return
         with contextlib.suppress(DeltaError, OSError, Transient, CorruptState):
-            table = await self._load(None)
-            if table is None:
-                return
+            table = await self._load(self._newest.version)
             await anyio.to_thread.run_sync(self._checkpoint, table)
             stale = await anyio.to_thread.run_sync(
                 lambda: table.vacuum(retention_hours=RETENTION_H, dry_run=True, full=True)
@@ -111,62 +120,69 @@ class TableLog:
         """Cheaply known only for local tables: the newest entry is the same and none follows."""
         if self._folder is None:
             return False
-        entry = _identity(self._folder / delta_log.entry_key(newest.version))
-        return entry == self._entry and not os.path.exists(self._folder / delta_log.entry_key(newest.version + 1))
+        following = self._folder / delta_log.entry_key(newest.version + 1)
+        return self._entry_is_ours(newest) and not os.path.exists(following)
 
     async def _refresh(self) -> Version | None:
-        if self._newest is not None and self._entry_is_ours(self._newest):
-            with contextlib.suppress(FileNotFoundError):
-                while True:
-                    entry = await self._buckets.get(self._ref.bucket, self._key(self._newest.version + 1))
-                    try:
-                        self._take(delta_log.apply_entry(self._newest, entry))
-                    except ValueError as error:
-                        raise self._corrupt(error) from error
-            return self._newest
+        newest = self._newest
+        if newest is not None and self._entry_is_ours(newest):
+            while True:
+                try:
+                    entry = await self._buckets.get(self._ref.bucket, self._key(newest.version + 1))
+                except FileNotFoundError:
+                    return newest
+                with self._reading():
+                    newest = delta_log.apply_entry(newest, entry)
+                self._take(newest)
         self._forget()
-        table = await self._load(None)
-        if table is not None:
-            self._loaded = table
-            self._take(await self._describe(table))
+        version = await self._last_entry()
+        if version is not None:
+            self._loaded = await self._load(version)
+            self._take(await self._describe(self._loaded))
         return self._newest
+
+    async def _last_entry(self) -> int | None:
+        """The newest version by the names in the log. Entries are made in order, so when one is
+        seen all below it are there. deltalake's own listing, which takes whatever it sees, finds
+        gaps in a large log that is being written; with a version given it doesn't."""
+        keys = await self._buckets.list(self._ref.bucket, f"{self._ref.path}/_delta_log")
+        versions = [version for key in keys if (version := delta_log.version_of_key(key)) is not None]
+        return max(versions, default=None)
 
     def _entry_is_ours(self, newest: Version) -> bool:
         """False when the table was dropped and made again by another process."""
         if self._folder is None:
             return True
-        return _identity(self._folder / delta_log.entry_key(newest.version)) == self._entry
+        entry = _identity(self._folder / delta_log.entry_key(newest.version))
+        return entry is not None and entry == self._entry
 
-    async def _load(self, version: int | None) -> DeltaTable | None:
-        """The table through deltalake, at its newest or another version."""
+    async def _load(self, version: int) -> DeltaTable:
+        """A version that has an entry, through deltalake."""
         url, options = self._location()
-        if self._folder is not None and not (self._folder / delta_log.entry_key(0)).exists():
-            return None
 
-        def load() -> DeltaTable | None:
-            try:
-                return DeltaTable(url, version, options)
-            except TableNotFoundError:
-                return None
-            except DeltaError as error:
-                if self._folder is not None and delta_log.set_aside_torn_checkpoints(self._folder):
+        def load() -> DeltaTable:
+            with self._reading():
+                try:
                     return DeltaTable(url, version, options)
-                raise self._corrupt(error) from error
+                except DeltaError:
+                    if self._folder is None or not delta_log.set_aside_torn_checkpoints(self._folder):
+                        raise
+                    return DeltaTable(url, version, options)
 
         return await anyio.to_thread.run_sync(load)
 
     async def _describe(self, table: DeltaTable) -> Version:
-        note, next_row = await self._made(table.version())
-        try:
+        with self._reading():
+            note, next_row = await self._made(table.version())
             return await anyio.to_thread.run_sync(delta_log.open_version, table, next_row, note)
-        except ValueError as error:
-            raise self._corrupt(error) from error
 
     async def _made(self, version: int) -> tuple[CommitInfo | None, int]:
         """The note of a version, and the next row number, from the last entry of ours up to it."""
         note = None
         for back in range(version, -1, -1):
-            made = delta_log.decode_entry(await self._buckets.get(self._ref.bucket, self._key(back)))
+            entry = await self._buckets.get(self._ref.bucket, self._key(back))
+            with self._reading():
+                made = delta_log.decode_entry(entry)
             if made is not None:
                 note = made.note if back == version else None
                 return note, made.next_row
@@ -213,12 +229,18 @@ class TableLog:
                     durable.sync_file(path)
             durable.sync_directory(self._folder / "_delta_log")
 
-    def _corrupt(self, error: Exception) -> CorruptState:
-        reason = str(error).splitlines()[0]
-        return CorruptState(
-            f"table {self._ref.path} in bucket {self._ref.bucket} can't be opened: {reason}. "
-            "Restore its _delta_log folder from a backup; nothing was changed"
-        )
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        """What a bad log makes deltalake and our decoder say, as CorruptState."""
+        try:
+            yield
+        except (DeltaError, msgspec.MsgspecError, ValueError, KeyError, FileNotFoundError) as error:
+            # the cause names the file, but in deltalake's words for its own developers
+            reason = str(error).split(": ParsedLogPath {")[0].splitlines()[0]
+            raise CorruptState(
+                f"table {self._ref.path} in bucket {self._ref.bucket} can't be opened: {reason}. "
+                "Restore its folder from a backup; nothing was changed"
+            ) from error
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -6,7 +6,8 @@ durably and in bounded memory. What a commit rewrites is decided in plan.py.
 
 import time
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,16 +17,17 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from actors.errors import Transient
+from actors.errors import CorruptState, Transient
 from actors.ports import ROW, TableRef, TableState
 from daemon.storage import columns as types
 from daemon.storage import data_files, durable, plan
 from daemon.storage.buckets import ObjectBuckets
 from daemon.storage.commit import Commit
+from daemon.storage.data_files import BadDataFile
 from daemon.storage.delta_log import Version
-from daemon.storage.predicate import PredicateEngine
+from daemon.storage.predicate import PredicateEngine, Query
 from daemon.storage.table_files import TableFiles
-from daemon.storage.table_log import TableLog
+from daemon.storage.table_log import RETENTION_H, TableLog
 from schemas.events.dataset import CommitInfo
 
 T = TypeVar("T")
@@ -33,6 +35,9 @@ T = TypeVar("T")
 ATTEMPTS = 100
 MAINTAIN_EVERY = 50
 KEPT_MATCHES = 64
+MATCH_LIMIT_S = 10.0
+MATCHES = 4
+"""So many predicates run at a time; DuckDB has two threads for all of them."""
 
 
 class DeltaTables:
@@ -53,6 +58,8 @@ class DeltaTables:
         self._matches: OrderedDict[tuple[TableRef, int, float, str], NDArray[np.int64]] = OrderedDict()
         self._engine: PredicateEngine | None = None
         self._threads = anyio.CapacityLimiter(8)
+        self._matching = anyio.Semaphore(MATCHES)
+        self.match_limit_s = MATCH_LIMIT_S
 
     async def state(self, table: TableRef, version: int | None = None) -> TableState | None:
         found = await self._version(table, version)
@@ -83,7 +90,8 @@ class DeltaTables:
             try:
                 for attempt in range(ATTEMPTS):
                     # merging can wait: who lost a race must be quick to win the next
-                    after = await commit.plan(before, note, self._now(), self._thread, merge=attempt == 0)
+                    async with self._reading(table, before):
+                        after = await commit.plan(before, note, self._now(), self._thread, merge=attempt == 0)
                     commit.keep(after)  # from here on it may be made, even if we never hear of it
                     try:
                         await log.append(before, after, after.note or note)
@@ -124,9 +132,8 @@ class DeltaTables:
         chosen = found.files if wanted is None else plan.touched(found.files, wanted)
         chosen = [file for file in chosen if min_row is None or file.max_row >= min_row]
         files = TableFiles(self._buckets, table, self._cache / "tables")
-        paths = [await files.path(file) for file in chosen]
 
-        def collect() -> pa.Table:
+        def collect(paths: Sequence[Path]) -> pa.Table:
             parts = [data_files.read_rows(path, found.schema, names, wanted) for path in paths]
             schema = pa.schema([found.schema.field(name) for name in names])
             result = pa.concat_tables(parts) if parts else schema.empty_table()
@@ -136,16 +143,20 @@ class DeltaTables:
                 result, numbers = result.take(pa.array(order)), numbers[order]
             return result if min_row is None else result.slice(int(np.searchsorted(numbers, min_row)))
 
-        return await self._thread(collect)
+        async with self._reading(table, found):
+            paths = [await files.path(file) for file in chosen]
+            return await self._thread(lambda: collect(paths))
 
     async def match(self, table: TableRef, predicate: str, *, version: int | None = None) -> NDArray[np.int64]:
-        """As the port says. Answers are remembered by table version."""
+        """As the port says. Answers are remembered by table version. A predicate that takes more
+        than `match_limit_s` is stopped (ValueError), and so is one whose caller has gone."""
         found = await self._existing(table, version)
         key = (table, found.version, found.note.time if found.note else 0.0, predicate)
         if key not in self._matches:
             files = TableFiles(self._buckets, table, self._cache / "tables")
-            paths = [await files.path(file) for file in found.files]
-            rows = await self._thread(lambda: self._duckdb().match(predicate, data_files.dataset(paths, found.schema)))
+            async with self._matching, self._reading(table, found):
+                paths = [await files.path(file) for file in found.files]
+                rows = await self._run(Query(self._duckdb(), predicate, data_files.dataset(paths, found.schema)))
             rows.flags.writeable = False
             self._matches[key] = rows
             while len(self._matches) > KEPT_MATCHES:
@@ -179,6 +190,34 @@ class DeltaTables:
         """The state after a commit that was made before."""
         return _state(await self._existing(table, version))
 
+    @asynccontextmanager
+    async def _reading(self, table: TableRef, version: Version | None) -> AsyncIterator[None]:
+        """Around the reading of a version's data files: says what it means when one is missing
+        or bad."""
+        try:
+            yield
+        except FileNotFoundError as error:
+            newest = await self._existing(table, None)  # or it was dropped meanwhile
+            if version is not None and version.version < newest.version:
+                raise FileNotFoundError(
+                    f"the files of version {version.version} of table {table.path} are gone: "
+                    f"they are kept for {RETENTION_H // 24} days"
+                ) from error
+            raise _unreadable(table, error) from error
+        except BadDataFile as error:
+            raise _unreadable(table, error) from error
+
+    async def _run(self, query: Query) -> NDArray[np.int64]:
+        try:
+            with anyio.fail_after(self.match_limit_s):
+                return await anyio.to_thread.run_sync(query.run, limiter=self._threads, abandon_on_cancel=True)
+        except TimeoutError as error:
+            raise ValueError(
+                f"the predicate takes more than {self.match_limit_s:g} s over this table; make it simpler"
+            ) from error
+        finally:
+            query.interrupt()
+
     async def _thread(self, work: Callable[[], T]) -> T:
         try:
             return await anyio.to_thread.run_sync(work, limiter=self._threads)
@@ -191,6 +230,13 @@ class DeltaTables:
         if self._engine is None:
             self._engine = PredicateEngine()
         return self._engine
+
+
+def _unreadable(table: TableRef, error: Exception) -> CorruptState:
+    return CorruptState(
+        f"a data file of table {table.path} in bucket {table.bucket} can't be read: {error}. "
+        "Restore it from a backup; nothing was changed"
+    )
 
 
 def _state(version: Version) -> TableState:

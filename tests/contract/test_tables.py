@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -377,6 +378,40 @@ async def test_files_of_killed_commits_and_old_versions_go_after_a_week(tables: 
         await tables.commit(TABLE, [batch(n)], note())
     assert (old.exists(), fresh.exists()) == (False, True)
     assert await content(tables, 3) == {0: 0, 1: 1, 2: 2, 3: 3}  # files that just left are kept
+
+
+SLOW = "levenshtein(repeat(id, 60), repeat('ab', 100)) > 0"  # 0.1 ms a row
+
+
+async def test_a_predicate_that_takes_too_long_is_stopped(tables: DeltaTables) -> None:
+    await tables.commit(TABLE, [batch(*range(80_000))], note())
+    tables.match_limit_s = 0.3
+    started = time.monotonic()
+    with pytest.raises(ValueError, match=r"takes more than 0\.3 s over this table; make it simpler"):
+        await tables.match(TABLE, SLOW)
+    assert time.monotonic() - started < 5
+    await until_only_this_thread_works()
+    assert list(await tables.match(TABLE, "n < 2")) == [0, 1]
+
+
+async def test_a_predicate_is_stopped_when_nobody_waits_for_it(tables: DeltaTables) -> None:
+    await tables.commit(TABLE, [batch(*range(80_000))], note())
+    asked = asyncio.create_task(tables.match(TABLE, SLOW))
+    await asyncio.sleep(0.3)
+    asked.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asked
+    await until_only_this_thread_works()
+
+
+async def until_only_this_thread_works() -> None:
+    """Until the process uses next to no CPU time, which DuckDB's threads would use all of."""
+    for _ in range(40):
+        before = time.process_time()
+        await asyncio.sleep(0.1)
+        if time.process_time() - before < 0.02:
+            return
+    pytest.fail("the predicate still runs")
 
 
 async def test_a_torn_checkpoint_is_set_aside(tables: DeltaTables, tmp_path: Path) -> None:
