@@ -45,15 +45,43 @@ WRITER = """
 """
 
 
+WRITER_AMID_READERS = """
+    import asyncio, sys
+    from pathlib import Path
+    import pyarrow as pa
+    from actors.ports import TableRef
+    from daemon.storage.buckets import ObjectBuckets
+    from daemon.storage.tables import DeltaTables
+    from schemas.events.dataset import CommitInfo
+
+    async def main(folder):
+        tables = DeltaTables(ObjectBuckets({"primary": (folder / "p").as_uri()}, folder / "c"), folder / "c")
+        table = TableRef("primary", "t")
+
+        async def look():
+            while True:
+                await tables.state(table)
+                await asyncio.sleep(0)
+
+        readers = [asyncio.create_task(look()) for _ in range(2)]
+        for n in range(int(sys.argv[2]), 100_000):
+            note = CommitInfo(version=0, time=0, operation="append", rows=0, message=f"m{n}")
+            state = await tables.commit(table, [pa.record_batch({"n": [n]})], note)
+            print(n, state.version, flush=True)
+
+    asyncio.run(main(Path(sys.argv[1])))
+"""
+
+
 def open_tables(folder: Path) -> DeltaTables:
     return DeltaTables(ObjectBuckets({"primary": (folder / "p").as_uri()}, folder / "c"), folder / "c")
 
 
-def run_and_kill(folder: Path, start: int, after_s: float) -> int:
+def run_and_kill(folder: Path, start: int, after_s: float, program: str = WRITER) -> int:
     """Start the writer at commit `start`, kill it `after_s` after its first acknowledgement;
     the last commit that it acknowledged."""
     writer = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(WRITER), str(folder), str(start)],
+        [sys.executable, "-c", textwrap.dedent(program), str(folder), str(start)],
         stdout=subprocess.PIPE,
         text=True,
         cwd=ROOT,
@@ -84,6 +112,22 @@ def test_a_killed_commit_is_whole_or_absent(tmp_path: Path) -> None:
         assert table[ROW].to_pylist() == sorted(set(table[ROW].to_pylist()))
         assert DeltaTable(tmp_path / "p" / "t").to_pyarrow_table().num_rows == len(numbers)
         start = acknowledged  # a redelivery: the acknowledged commit is asked for again
+
+
+@pytest.mark.slow
+def test_small_commits_amid_readers_survive_kills(tmp_path: Path) -> None:
+    """Hundreds of commits with merges and checkpoints on the way: the table opens after each
+    kill, in every Delta reader, and no acknowledged commit is missing."""
+    generator = random.Random(8)
+    start = 0
+    for _ in range(5):
+        acknowledged = run_and_kill(tmp_path, start, generator.uniform(0.5, 2.0), WRITER_AMID_READERS)
+        numbers = asyncio.run(open_tables(tmp_path).read(TABLE))["n"].to_pylist()
+        assert numbers in (list(range(acknowledged + 1)), list(range(acknowledged + 2)))
+        entries = sorted(int(path.stem) for path in (tmp_path / "p" / "t" / "_delta_log").glob("0*[0-9].json"))
+        assert entries == list(range(len(numbers)))
+        assert DeltaTable(tmp_path / "p" / "t").to_pyarrow_table().num_rows == len(numbers)
+        start = acknowledged
 
 
 async def test_work_redelivered_after_a_kill_commits_once(tmp_path: Path) -> None:
