@@ -169,11 +169,12 @@ class Life:
         began, outcome = self._clock.monotonic(), "acked"
         try:
             with self._working():
-                self._begin(durable, delivery)
-                message = wire.decode(handler.takes, delivery.body)
-                said = await handler(message, delivery.origin)
-                said = [_unasked(message, each) for each in said]
-                await emit(self._bus, said, delivery.origin, handler.said_by)
+                if durable.is_meant(delivery.only_for):
+                    self._begin(durable, delivery)
+                    message = wire.decode(handler.takes, delivery.body)
+                    said = await handler(message, delivery.origin)
+                    said = [_unasked(message, each) for each in said]
+                    await emit(self._bus, said, delivery.origin, handler.said_by)
                 await delivery.ack()
         except asyncio.CancelledError:
             outcome = "returned"

@@ -16,7 +16,7 @@ from actors.errors import Failed, Poison, Refused, Unavailable
 from actors.ports import Clock, Envelope
 from daemon.bus import letters, wire
 from daemon.bus.letters import DeadLetter
-from daemon.bus.streams import Durable
+from daemon.bus.streams import EVENTS, Durable
 from schemas.events.base import (
     Command,
     Event,
@@ -63,6 +63,7 @@ class Delivery(ABC):
     subject: str
     body: bytes
     origin: Origin
+    only_for: str | None
 
     @abstractmethod
     async def ack(self) -> None:
@@ -199,7 +200,10 @@ class MessageBus(ABC):
             raise ValueError(f"letter {seq} was too large to be kept whole: publish it anew")
         id = f"retry-{letter.durable}-{seq}"  # a retry whose drop was lost is no second message
         origin = Origin(id, letter.cause, self.clock.now())
-        await self._store(letter.subject, stored.body, wire.headers_of(origin))
+        headers = wire.headers_of(origin)
+        if wire.matches(EVENTS.subject, letter.subject):
+            headers[wire.ONLY_FOR] = letter.durable
+        await self._store(letter.subject, stored.body, headers)
         await self.dead_drop(seq)
         return id
 

@@ -44,9 +44,9 @@ class DeadLetters(Protocol):
     async def dead_show(self, seq: int) -> DeadLetter: ...
 
     async def dead_retry(self, seq: int) -> MessageId:
-        """Publish it again where it was, with a new id and the old cause; the letter goes. An
-        event is heard by all that hear it, not only by the one that failed. Raises ValueError
-        for a letter whose body was cut."""
+        """Publish it again where it was, with a new id and the old cause; the letter goes. Of
+        those that hear an event, only the one that failed handles it. Raises ValueError for a
+        letter whose body was cut."""
         ...
 
     async def dead_drop(self, seq: int) -> None: ...

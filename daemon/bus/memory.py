@@ -246,7 +246,7 @@ class _MemoryConsumer(Consumer):
 class _MemoryDelivery(Delivery):
     def __init__(self, bus: MemoryBus, stream: _StreamState, durable: _Durable, kept: _Kept) -> None:
         self._bus, self._stream, self._durable, self._kept = bus, stream, durable, kept
-        self.subject, self.body = kept.subject, kept.body
+        self.subject, self.body, self.only_for = kept.subject, kept.body, kept.headers.get(wire.ONLY_FOR)
         self.origin = wire.origin_of(
             kept.headers, f"{stream.spec.name}:{kept.seq}", kept.time, durable.deliveries[kept.seq]
         )

@@ -75,9 +75,12 @@ class NatsBus(MessageBus):
         client = nats.aio.client.Client()
 
         async def complain(error: Exception) -> None:
-            complaints.append(str(error) or type(error).__name__)
-            del complaints[:-1]
-            log.debug("nats complains", error=complaints[0])
+            words = str(error) or type(error).__name__
+            log.debug("nats complains", error=words)
+            # What the server said ("Authorization Violation") tells more than the socket that it
+            # then closes ("Connection reset by peer").
+            if isinstance(error, nats.errors.Error) or not complaints:
+                complaints[:] = [words]
 
         async def disconnected() -> None:
             if not client.is_closed:

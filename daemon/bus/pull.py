@@ -119,6 +119,7 @@ class _NatsDelivery(Delivery):
         self._confirm = confirm
         self.subject: str = message.subject
         self.body: bytes = message.data
+        self.only_for: str | None = (message.headers or {}).get(wire.ONLY_FOR)
         metadata = message.metadata
         self.origin = wire.origin_of(
             message.headers,

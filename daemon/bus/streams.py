@@ -46,6 +46,13 @@ class Durable(msgspec.Struct, frozen=True):
     ack_wait_s: float = ACK_WAIT_S
     new_only: bool = False  # of one process, gone with it; hears what comes from now on
 
+    def is_meant(self, only_for: str | None) -> bool:
+        """Whether a message for this durable alone, or for all (None), is to be handled here. What
+        a process's own durable failed at is for its successors, whose names differ at the end."""
+        if only_for is None or only_for == self.name:
+            return True
+        return self.new_only and only_for.rpartition("__")[0] == self.name.rpartition("__")[0]
+
 
 def durable_of(actor: type[Actor], route: Route, process: str = "") -> Durable | None:
     """The consumer of a route; None for a query, which is only asked. A fan-out actor's

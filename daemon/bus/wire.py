@@ -23,6 +23,8 @@ Headers = Mapping[str, str]
 ID = "Nats-Msg-Id"
 CAUSE = "Lakehouse-Cause"
 TIME = "Lakehouse-Time"
+ONLY_FOR = "Lakehouse-Only-For"
+"""The durable that a retried event is meant for: who handled it the first time passes over it."""
 
 MAX_ID = 128
 """Characters of a MessageId."""

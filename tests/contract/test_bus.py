@@ -443,6 +443,35 @@ class BusContract(ABC):
                 with pytest.raises(KeyError):
                     await missing(letters[0].seq)
 
+    async def test_only_who_failed_at_an_event_hears_it_again(self, bus: MessageBus) -> None:
+        class Sipper(Drinker):
+            """Another actor that hears the same."""
+
+        class Guest(Drinker):
+            """One in each process."""
+
+            fanout = True
+
+        failed, guest, sipper = Drinker(), Guest(), Sipper()
+        sipper.sober = True
+        async with Runtime(bus, [failed, guest, sipper]):
+            await bus.publish(Poured(UNLUCKY))
+            await until(lambda: sipper.drunk == [UNLUCKY])
+            async with asyncio.timeout(BUSY_S):
+                while len(await bus.dead_list()) < 2:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+        later = await self.connect()  # the next process: the guest's durable has another name
+        failed.sober = guest.sober = True
+        async with Runtime(later, [failed, guest, sipper]):
+            for letter in await later.dead_list():
+                await later.dead_retry(letter.seq)
+            await later.publish(Poured(1))
+            for drinker in (failed, guest, sipper):
+                await until(lambda drinker=drinker: drinker.drunk[-1:] == [1])
+        assert (failed.drunk, guest.drunk, sipper.drunk) == ([UNLUCKY, 1], [UNLUCKY, 1], [UNLUCKY, 1])
+        assert await later.dead_list() == []
+        await later.close()
+
     # --- asks ----------------------------------------------------------------------------------
 
     @pytest.fixture(params=["here", "elsewhere"])
