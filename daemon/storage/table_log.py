@@ -142,9 +142,8 @@ class TableLog:
         return self._newest
 
     async def _last_entry(self) -> int | None:
-        """The newest version by the names in the log. Entries are made in order, so when one is
-        seen all below it are there. deltalake's own listing, which takes whatever it sees, finds
-        gaps in a large log that is being written; with a version given it doesn't."""
+        """The newest version by the names in the log: all entries below one that is seen are there.
+        deltalake's own listing finds gaps in a large log being written; given a version, none."""
         keys = await self._buckets.list(self._ref.bucket, f"{self._ref.path}/_delta_log")
         versions = [version for key in keys if (version := delta_log.version_of_key(key)) is not None]
         return max(versions, default=None)
@@ -235,8 +234,7 @@ class TableLog:
         try:
             yield
         except (DeltaError, msgspec.MsgspecError, ValueError, KeyError, FileNotFoundError) as error:
-            # the cause names the file, but in deltalake's words for its own developers
-            reason = str(error).split(": ParsedLogPath {")[0].splitlines()[0]
+            reason = str(error).split(": ParsedLogPath {")[0].splitlines()[0]  # the rest is a dump
             raise CorruptState(
                 f"table {self._ref.path} in bucket {self._ref.bucket} can't be opened: {reason}. "
                 "Restore its folder from a backup; nothing was changed"
