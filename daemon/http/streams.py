@@ -11,12 +11,15 @@ from types import TracebackType
 from typing import Any, Self
 
 import msgspec
+import structlog
 from aiohttp import web
 
 from actors.errors import Unavailable
 from actors.ports import Bus, Envelope
 from daemon.http.route import Closing
 from schemas.events.base import Listening, subject_of
+
+log = structlog.get_logger(__name__)
 
 HEARTBEAT_S = 15.0
 """A silent stream says something this often, so that a client that is gone is noticed."""
@@ -78,10 +81,11 @@ class Feed:
         try:
             async with aclosing(heard):
                 async for envelope in heard:
-                    if not isinstance(envelope.message, Listening):
+                    if isinstance(envelope.message, Listening):
+                        if envelope.message.listener == self._id:
+                            self._hears.set()
+                    elif self._hears.is_set():  # before that nobody takes from the queue
                         await self._queue.put(envelope)
-                    elif envelope.message.listener == self._id:
-                        self._hears.set()
         finally:
             self._end()
 
@@ -104,8 +108,9 @@ class Feed:
         self._closing.remove(self._end)
         self._pump.cancel()
         await asyncio.wait({self._pump})
-        if not self._pump.cancelled():
-            self._pump.exception()  # a bus that went away has ended the feed: that was said
+        error = None if self._pump.cancelled() else self._pump.exception()
+        if error is not None and not isinstance(error, Unavailable):  # a bus that went away has said so
+            log.error("a feed broke", exc_info=error)
 
 
 async def open_stream(request: web.Request, media: str) -> web.StreamResponse:

@@ -96,6 +96,23 @@ async def test_only_facts_can_be_matched(here: House, match: str) -> None:
     assert (await here.call("GET", f"/events?match={match}"))[0] == 422
 
 
+async def test_a_feed_opens_in_the_middle_of_the_traffic(here: House) -> None:
+    async def busy() -> None:
+        number = 0
+        while True:
+            number += 1
+            await here.bus.signal(Progress("t-1", "docs", "sweep", number))
+            await asyncio.sleep(0)
+
+    traffic = asyncio.create_task(busy())
+    try:
+        async with here.client.get("/events?progress=1") as response, asyncio.timeout(10):
+            assert response.status == 200
+            assert (await read_event(response))["event"] == "job.progress"
+    finally:
+        traffic.cancel()
+
+
 async def test_a_client_that_leaves_ends_its_feed(here: House) -> None:
     before = len(here.bus.server.listeners)
     async with here.client.get("/events") as response:
