@@ -2,6 +2,7 @@
 in-memory ones under the same contract suites. No actor sees anything else of the world."""
 
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -124,7 +125,8 @@ class Registry(Protocol):
         ...
 
     async def all(self, kind: type[D]) -> list[tuple[str, D, int]]:
-        """Every document of a kind: name, value, revision, by name."""
+        """Every document of a kind: name, value, revision, by name. Damaged ones are logged and
+        left out: one of them must not stop the actors from serving the others."""
         ...
 
 
@@ -236,10 +238,12 @@ class Snapshot(msgspec.Struct, frozen=True):
 
 
 class Snapshots(Protocol):
-    async def snapshot(self, index: IndexName, version: int | None = None) -> Snapshot:
+    def held(self, index: IndexName, version: int | None = None) -> AbstractAsyncContextManager[Snapshot]:
         """The newest version that the index's vectors cover, or `version`; built from the
-        tables once, then kept in the cache. Raises FileNotFoundError for an unknown index or
-        when the vectors don't cover `version` yet."""
+        tables once, then kept in the cache. Its files stay where they are until the context
+        ends, however many versions come meanwhile; whoever has mapped them by then keeps them.
+        Raises FileNotFoundError for an unknown index or when the vectors don't cover `version`
+        yet."""
         ...
 
     async def covered(self, index: IndexName) -> int:

@@ -6,6 +6,7 @@ rebuilt from the buckets alone (repair.py). The stored form is in revisions.py.
 from typing import TypeVar, cast
 
 import msgspec
+import structlog
 
 from actors.errors import Conflict, CorruptState
 from actors.ports import Buckets
@@ -16,6 +17,8 @@ from schemas.documents.base import FORMAT, Document, kind_of_document
 from schemas.names import BucketName, Sha256
 
 D = TypeVar("D", bound=Document)
+
+log = structlog.get_logger(__name__)
 
 KEEP_REVISIONS = 20
 PRUNE_EVERY = 10
@@ -29,6 +32,7 @@ class DocumentRegistry:
         self._buckets = buckets
         self._heads = heads
         self._decoded: dict[str, tuple[Sha256, Document]] = {}
+        self._damaged: set[str] = set()  # left out by `all` and logged
 
     async def load(self, kind: type[D], name: str) -> tuple[D, int] | None:
         return await self._load(kind, head_key(kind_of_document(kind), name))
@@ -72,7 +76,14 @@ class DocumentRegistry:
         prefix = head_key(kind_of_document(kind), "")
         found = []
         for key in await self._heads.keys(prefix):
-            loaded = await self._load(kind, key)
+            try:
+                loaded = await self._load(kind, key)
+            except CorruptState as error:  # whoever asks for it by name is told; the others are served
+                if key not in self._damaged:
+                    log.error("a document is left out", document=key, why=str(error))
+                    self._damaged.add(key)
+                continue
+            self._damaged.discard(key)
             if loaded:
                 found.append((key.removeprefix(prefix), *loaded))
         return sorted(found, key=lambda item: item[0])
