@@ -199,7 +199,7 @@ async def test_a_damaged_document_does_not_hide_the_others(
     buckets: ObjectBuckets, heads: Heads, registry: DocumentRegistry
 ) -> None:
     await registry.save("hits", Counter(value=1), expected=None)
-    flip(revisions(buckets)[0])
+    truncate(revisions(buckets)[0])
     await registry.save("misses", Counter(value=2), expected=None)
     fresh = DocumentRegistry(buckets, heads)
     assert await fresh.all(Counter) == [("misses", Counter(value=2), 1)]
