@@ -12,6 +12,7 @@ import msgspec
 from actors.base import Actor, Route
 from daemon.bus.streams import STREAMS, durable_of
 from schemas.events.base import (
+    KIND_TOKEN,
     Command,
     Message,
     Query,
@@ -52,6 +53,21 @@ def mermaid(actors: Sequence[type[Actor]]) -> str:
     for (by, to, arrow), tags in sorted(edges.items()):
         lines.append(f'    {by} {arrow}|"{"<br>".join(sorted(tags))}"| {to}')
     return "\n".join(lines) + "\n"
+
+
+def outline(actors: Sequence[type[Actor]]) -> list[dict[str, Any]]:
+    """The same as plain data: every actor with the tags that it hears, by kind, and says."""
+    return [
+        {
+            "actor": actor.name(),
+            "role": actor.role,
+            "hears": [
+                {"tag": tag_of(route.takes), "kind": KIND_TOKEN[kind_of(route.takes)]} for route in actor.routes()
+            ],
+            "says": sorted(map(tag_of, _said_by(actor))),
+        }
+        for actor in actors
+    ]
 
 
 def asyncapi(actors: Sequence[type[Actor]], *, version: str = "0.1.0") -> dict[str, Any]:

@@ -14,7 +14,7 @@ import cyclopts
 from rich.console import Console
 from rich.markup import escape
 
-from daemon.cli.errors import FAILURE, WRONG_USE, CliError
+from daemon.cli.errors import FAILURE, INTERRUPTED, WRONG_USE, CliError
 from daemon.config import ConfigError
 
 DAEMON, DATA, INDEXES, TUNING, WATCHING = "The daemon", "Data", "Indexes", "Tuning", "Watching"
@@ -37,7 +37,7 @@ COMMANDS = {
     INDEXES: {
         "indexes": ("index:indexes", "List indexes."),
         "index": ("index:app", "Create, show, rebuild or drop one index."),
-        "search": ("index:search", "Find the nearest rows to a text or a vector."),
+        "search": ("search:search", "Find the nearest rows to a text or a vector."),
     },
     TUNING: {
         "tune": ("tuning:tune", "Tune an index now and watch it."),
@@ -94,7 +94,7 @@ def _run(words: list[str], debug: bool) -> int:
     except ConfigError as error:
         return _complain(str(error), "", FAILURE)
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
     except BrokenPipeError:  # the reader of a pipe had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

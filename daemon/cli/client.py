@@ -19,6 +19,7 @@ from daemon.cli.connection import Connection
 from daemon.cli.errors import WRONG_USE, CliError
 
 CHUNK = 256 * 1024
+TIMEOUT_S = 120.0
 Progress = Callable[[int, int], None]  # bytes sent, bytes in all
 
 
@@ -34,8 +35,8 @@ class Client:
     def get(self, path: str, **query: Any) -> Any:
         return self._json("GET", path, query=query)
 
-    def post(self, path: str, body: Any = None, **query: Any) -> Any:
-        return self._json("POST", path, body, query)
+    def post(self, path: str, body: Any = None, *, timeout_s: float | None = TIMEOUT_S, **query: Any) -> Any:
+        return self._json("POST", path, body, query, timeout_s)
 
     def delete(self, path: str, body: Any = None) -> Any:
         return self._json("DELETE", path, body)
@@ -90,8 +91,15 @@ class Client:
         with source, self._send("POST", path, parts(), headers=headers, timeout_s=None) as response:
             return _decode(response)
 
-    def _json(self, method: str, path: str, body: Any = None, query: Mapping[str, Any] | None = None) -> Any:
-        with self._send(method, path, body, query) as response:
+    def _json(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        query: Mapping[str, Any] | None = None,
+        timeout_s: float | None = TIMEOUT_S,
+    ) -> Any:
+        with self._send(method, path, body, query, timeout_s=timeout_s) as response:
             return _decode(response)
 
     def _send(
@@ -102,7 +110,7 @@ class Client:
         query: Mapping[str, Any] | None = None,
         *,
         headers: Mapping[str, str] | None = None,
-        timeout_s: float | None = 120.0,
+        timeout_s: float | None = TIMEOUT_S,
     ) -> http.client.HTTPResponse:
         """The answer to a request, its head read. Raises CliError for any that isn't 2xx."""
         given = {name: _query_value(value) for name, value in (query or {}).items() if value is not None}
@@ -161,6 +169,8 @@ def _refusal(response: http.client.HTTPResponse) -> CliError:
         body = {"reason": f"the answer was {response.status} {response.reason}"}
     reason = str(body.get("reason") or response.reason)
     hint = str(body.get("hint") or "")
+    if response.status == 401:
+        hint = "name the daemon's token file with --token-file; $LAKEHOUSE_TOKEN_FILE may be another daemon's"
     if wait := response.getheader("Retry-After"):
         hint = f"{hint}; try again in {wait} s".lstrip("; ")
     return CliError(reason[:1].upper() + reason[1:] + ("" if reason.endswith((".", "?")) else "."), hint)

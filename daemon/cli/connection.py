@@ -4,8 +4,12 @@ are found when they aren't given.
     URL    --url, $LAKEHOUSE_URL, else runtime.json of the state directory
     token  --token-file, $LAKEHOUSE_TOKEN_FILE, else admin.token of the state directory
     state  --state-dir, $LAKEHOUSE_STATE_DIR, else what lakehouse.toml says
+
+A --state-dir on the command line names a daemon: what the shell exports of another one's URL
+and token then counts for nothing.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -21,11 +25,9 @@ CONNECTION = Group("Connection", sort_key=90)
 
 @Parameter(name="*", group=CONNECTION)
 @dataclass(frozen=True, kw_only=True)
-class Connection:
-    url: Annotated[str | None, Parameter(env_var="LAKEHOUSE_URL")] = None
-    """Address of the daemon."""
-    token_file: Annotated[Path | None, Parameter(env_var="LAKEHOUSE_TOKEN_FILE")] = None
-    """File that holds the admin token."""
+class Place:
+    """A daemon of this machine, by its state directory."""
+
     state_dir: Annotated[Path | None, Parameter(env_var="LAKEHOUSE_STATE_DIR")] = None
     """State directory of a daemon on this machine."""
     config: Annotated[Path | None, Parameter(env_var="LAKEHOUSE_CONFIG")] = None
@@ -45,6 +47,22 @@ class Connection:
                 "start one with `lakehouse run`, or name another with --url or --state-dir",
             )
         return note
+
+
+@Parameter(name="*", group=CONNECTION)
+@dataclass(frozen=True, kw_only=True)
+class Connection(Place):
+    url: Annotated[str | None, Parameter(env_var="LAKEHOUSE_URL")] = None
+    """Address of the daemon."""
+    token_file: Annotated[Path | None, Parameter(env_var="LAKEHOUSE_TOKEN_FILE")] = None
+    """File that holds the admin token."""
+
+    def __post_init__(self) -> None:
+        if self.state_dir is None or str(self.state_dir) == os.environ.get("LAKEHOUSE_STATE_DIR"):
+            return
+        for name, variable in (("url", "LAKEHOUSE_URL"), ("token_file", "LAKEHOUSE_TOKEN_FILE")):
+            if str(getattr(self, name)) == os.environ.get(variable):
+                object.__setattr__(self, name, None)
 
     def address(self) -> str:
         return (self.url or self.runtime().http_url).rstrip("/")

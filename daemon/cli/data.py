@@ -1,7 +1,7 @@
 """Commands about data: files in, datasets listed, shown, dropped."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
@@ -9,6 +9,9 @@ from daemon.cli.client import Client, segment
 from daemon.cli.connection import Connection
 from daemon.cli.errors import WRONG_USE, CliError
 from daemon.cli.output import Json, console, moment, print_facts, print_json, print_json_line, print_table, size
+
+if TYPE_CHECKING:
+    from daemon.cli.progress import Steps
 
 app = App(name="datasets", help="List, show or drop datasets.")
 
@@ -51,6 +54,8 @@ def ingest(
     follow
         Afterwards print what the daemon does with the rows, until Ctrl-C.
     """
+    from daemon.cli.progress import Steps
+
     client = Client(to)
     given = {
         "dataset": dataset,
@@ -64,11 +69,10 @@ def ingest(
     if not on_server:
         for missing in (file for file in files if not Path(file).is_file()):
             raise CliError(f"{missing} is no file.", "--on-server reads a path of the daemon's machine", WRONG_USE)
+    steps = Steps()
+    steps.listen(client, dataset)
     for file in files:
-        if on_server:
-            report = client.post("/ingest/file", {**fields, "path": file})
-        else:
-            report = _upload(client, fields, Path(file))
+        report = _read(client, steps, fields, file) if on_server else _upload(client, steps, fields, Path(file))
         if json:
             print_json_line(report)
         else:
@@ -79,30 +83,21 @@ def ingest(
         follow_events(client, ">", as_json=json)
 
 
-def _upload(client: Client, fields: dict[str, str], file: Path) -> Any:
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+def _read(client: Client, steps: "Steps", fields: dict[str, str], file: str) -> Any:
+    with steps.step(file):
+        return client.post("/ingest/file", {**fields, "path": file}, timeout_s=None)
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=_stderr(), transient=True) as bar:
-        task = bar.add_task(file.name, total=None)
+
+def _upload(client: Client, steps: "Steps", fields: dict[str, str], file: Path) -> Any:
+    with steps.step(file.name, unit="bytes") as bars:
 
         def sent(done: int, total: int) -> None:
-            phase = file.name if done < total else f"{file.name}: the daemon reads the rows"
-            bar.update(task, completed=done, total=total, description=phase)
+            if done < total:
+                bars.step(done, total)
+            else:  # now the daemon's own phases are below
+                bars.step(0, None, f"{file.name}: uploaded, the daemon reads it")
 
         return client.upload("/ingest/file", fields, file, sent)
-
-
-def _stderr() -> Any:
-    from rich.console import Console
-
-    return Console(stderr=True)
 
 
 def _print_report(file: str, report: dict[str, Any]) -> None:
@@ -114,7 +109,8 @@ def _print_report(file: str, report: dict[str, Any]) -> None:
         markup=False,
     )
     for row in report.get("rejects", []):
-        console.print(f"  line {row['line']}, {row['column']}: {row['reason']}", style="yellow", markup=False)
+        where = ", ".join(filter(None, (f"line {row['line']}", row["column"])))
+        console.print(f"  {where}: {row['reason']}", style="yellow", markup=False)
 
 
 @app.default

@@ -2,6 +2,7 @@
 
 WRONG_USE = 2
 FAILURE = 1
+INTERRUPTED = 130
 
 
 class CliError(Exception):

@@ -1,19 +1,18 @@
-"""Commands about indexes: made, listed, rebuilt, dropped, searched."""
+"""Commands about indexes: made, listed, rebuilt, dropped. Searching them is search.py's."""
 
+import time
 from typing import Annotated, Any, Literal
 
-import msgspec
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
 from daemon.cli.client import Client, segment
 from daemon.cli.connection import Connection
-from daemon.cli.errors import WRONG_USE, CliError
+from daemon.cli.errors import INTERRUPTED, WRONG_USE, CliError
 from daemon.cli.output import (
     Json,
     configuration,
     console,
-    micros,
     moment,
     print_facts,
     print_json,
@@ -21,8 +20,19 @@ from daemon.cli.output import (
     share,
     size,
 )
+from schemas.config import EF_CONSTRUCTION_BOUNDS, EF_SEARCH_BOUNDS, M_BOUNDS
+
+POLL_S = 0.3
 
 app = App(name="index", help="Create, show, rebuild or drop one index.")
+
+Wait = Annotated[
+    bool, Parameter(name="--wait", negative="--no-wait", help="Wait until it is built, or return at once.")
+]
+
+
+def _within(bounds: tuple[int, int]) -> Number:
+    return Number(gte=bounds[0], lte=bounds[1])
 
 
 def indexes(*, json: Json = False, to: Connection = Connection()) -> None:
@@ -62,10 +72,15 @@ def create(
     target_recall: Annotated[float | None, Parameter(validator=Number(gt=0, lt=1))] = None,
     embedder: Literal["lexical", "ollama", "openai", "none"] | None = None,
     model: str | None = None,
+    backend: Literal["hnsw"] = "hnsw",
+    m: Annotated[int | None, Parameter(name=["--m", "-M"], validator=_within(M_BOUNDS))] = None,
+    ef_construction: Annotated[int | None, Parameter(validator=_within(EF_CONSTRUCTION_BOUNDS))] = None,
+    ef_search: Annotated[int | None, Parameter(validator=_within(EF_SEARCH_BOUNDS))] = None,
+    wait: Wait = True,
     json: Json = False,
     to: Connection = Connection(),
 ) -> None:
-    """Make an index over a column of text or of vectors.
+    """Make an index over a column of text or of vectors, and wait until it can be searched.
 
     Parameters
     ----------
@@ -85,21 +100,56 @@ def create(
         What turns text into vectors; default [embedding] kind.
     model
         Model name at the embedder's server.
+    backend
+        What finds the neighbours.
+    m
+        Links per node of the graph, 4 to 64; default 16. Tuning finds better values of these three.
+    ef_construction
+        Candidates while building, 10 to 400; default 100.
+    ef_search
+        Candidates while searching, 10 to 400; default 50.
     """
-    body: dict[str, Any] = {"name": name, "dataset": dataset, "column": column, "metric": metric}
+    body: dict[str, Any] = {"name": name, "dataset": dataset, "column": column, "metric": metric, "backend": backend}
     body |= {key: value for key, value in (("bucket", bucket), ("target_recall", target_recall)) if value is not None}
     if model and not embedder:
         raise CliError("--model says nothing without --embedder.", "--embedder ollama or openai", WRONG_USE)
     if embedder:
         body["embedder"] = {"kind": embedder} | ({"model": model} if model else {})
-    answer = Client(to).post("/vectors/indexes", body)
+    graph = {"M": m, "ef_construction": ef_construction, "ef_search": ef_search}
+    if config := {key: value for key, value in graph.items() if value is not None}:
+        body["config"] = config
+    from daemon.cli.progress import Steps
+
+    client, steps = Client(to), Steps()
+    steps.listen(client, name)
+    with steps.step(f"index {name}"):
+        answer = client.post("/vectors/indexes", body, timeout_s=None)
+        # Without rows nothing is built until some come.
+        if wait and answer["state"] != "ready" and client.get(f"/datasets/{segment(dataset)}")["rows"]:
+            answer = _served(client, name, 1)
     if json:
         print_json(answer)
     else:
         console.print(
-            f"{name}: {answer['state']}, {answer['rows']:,} rows × {answer['dim']}; follow it with lakehouse events",
+            f"{name}: {answer['state']}, {answer['rows']:,} rows × {answer['dim']}, {configuration(answer['config'])}",
             markup=False,
         )
+        if answer["state"] != "ready":
+            console.print(f"[dim]lakehouse index show {name} says when it can be searched[/dim]")
+
+
+def _served(client: Client, name: str, generation: int) -> dict[str, Any]:
+    """Waits until the index serves this generation or a later one."""
+    try:
+        while True:
+            info: dict[str, Any] = client.get(f"/vectors/indexes/{segment(name)}")
+            if info["generation"] >= generation:
+                return info
+            if info.get("reason"):
+                raise CliError(f"{name} could not be built: {info['reason']}.", "`lakehouse dead` may say more")
+            time.sleep(POLL_S)
+    except KeyboardInterrupt:
+        raise CliError("Not waited for: the daemon goes on.", f"lakehouse index show {name}", INTERRUPTED) from None
 
 
 @app.command(alias="show")
@@ -132,13 +182,23 @@ def stats(name: str, /, *, json: Json = False, to: Connection = Connection()) ->
 
 
 @app.command
-def rebuild(name: str, /, *, reason: str = "asked", json: Json = False, to: Connection = Connection()) -> None:
-    """Build the live configuration again over today's rows."""
-    answer = Client(to).post(f"/vectors/indexes/{segment(name)}/rebuild", reason=reason)
+def rebuild(
+    name: str, /, *, reason: str = "asked", wait: Wait = True, json: Json = False, to: Connection = Connection()
+) -> None:
+    """Build the live configuration again over today's rows, and wait until it is served."""
+    from daemon.cli.progress import Steps
+
+    client, steps = Client(to), Steps()
+    steps.listen(client, name)
+    with steps.step(f"index {name}"):
+        answer = client.post(f"/vectors/indexes/{segment(name)}/rebuild", reason=reason)
+        if wait:
+            _served(client, name, answer["generation"])
     if json:
         print_json(answer)
     else:
-        console.print(f"{name}: generation {answer['generation']} is being built", markup=False)
+        done = "is served" if wait else "is being built"
+        console.print(f"{name}: generation {answer['generation']} {done}", markup=False)
 
 
 @app.command
@@ -149,95 +209,3 @@ def drop(name: str, /, *, json: Json = False, to: Connection = Connection()) -> 
         print_json(answer)
     else:
         console.print(f"dropped {name}", markup=False)
-
-
-def search(
-    index: str,
-    text: str | None = None,
-    /,
-    *,
-    vector: str | None = None,
-    k: Annotated[int, Parameter(name=["-k", "--k"], validator=Number(gte=1, lte=1000))] = 10,
-    ef: Annotated[int | None, Parameter(name=["--ef", "--ef-search"], validator=Number(gte=1, lte=4000))] = None,
-    filter: str | None = None,
-    columns: Annotated[list[str] | None, Parameter(negative="", consume_multiple=True)] = None,
-    explain: Annotated[bool, Parameter(negative="")] = False,
-    json: Json = False,
-    to: Connection = Connection(),
-) -> None:
-    """Find the nearest rows to a text, or to a vector given as a JSON array.
-
-    Parameters
-    ----------
-    index
-        Where to look.
-    text
-        What to look for.
-    vector
-        JSON array of numbers instead of a text.
-    k
-        How many rows.
-    ef
-        ef_search of this query; default the live configuration's.
-    filter
-        SQL predicate over the dataset's columns: --filter "year > 2020 and lang = 'en'".
-    columns
-        Columns to show; default all but vectors.
-    explain
-        Also show the generation, the configuration and the time of each step.
-    """
-    if (text is None) == (vector is None):
-        raise CliError(
-            "Exactly one of TEXT and --vector is needed.", f"lakehouse search {index} 'some words'", WRONG_USE
-        )
-    wanted = [name for group in columns or [] for name in group.split(",") if name]
-    body = {"index": index, "k": k, "ef_search": ef, "filter": filter, "columns": wanted or None, "explain": explain}
-    body |= {"text": text} if text is not None else {"vector": _vector(vector or "")}
-    answer = Client(to).post("/vectors/search", {key: value for key, value in body.items() if value is not None})
-    if json:
-        print_json(answer)
-        return
-    hits = answer["queries"][0]
-    names = list(dict.fromkeys(name for hit in hits for name in hit.get("columns", {})))
-    print_table(
-        ["distance ", "id", *names],
-        (
-            (f"{hit['distance']:.4f}", hit["id"], *(_short(hit.get("columns", {}).get(name)) for name in names))
-            for hit in hits
-        ),
-        empty="Nothing was found.",
-    )
-    console.print(f"[dim]generation {answer['generation']}, {micros(answer['took_us'])}[/dim]")
-    if explained := answer.get("explain"):
-        _print_explanation(explained)
-
-
-def _print_explanation(explained: dict[str, Any]) -> None:
-    print_facts(
-        {
-            "configuration": configuration(explained["config"]),
-            "strategy": explained["strategy"],
-            "ef_search": explained["ef_search"],
-            "rows": explained["rows"],
-            "matching": explained.get("matching_rows"),
-        }
-    )
-    print_table(
-        ["step", "time ", "note"],
-        ((step["name"], micros(step["us"]), step.get("note", "")) for step in explained["steps"]),
-        empty="",
-    )
-
-
-def _vector(text: str) -> list[float]:
-    try:
-        return msgspec.json.decode(text, type=list[float])
-    except msgspec.DecodeError as error:
-        raise CliError(
-            f"--vector is not a JSON array of numbers: {error}.", "--vector '[0.1, 0.2]'", WRONG_USE
-        ) from None
-
-
-def _short(value: Any, width: int = 80) -> str:
-    text = "" if value is None else " ".join(str(value).split())
-    return text if len(text) <= width else text[: width - 1] + "…"

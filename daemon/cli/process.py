@@ -9,10 +9,10 @@ from typing import Annotated
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from daemon.cli.connection import Connection
+from daemon.cli.connection import Place
 from daemon.cli.errors import CliError
 from daemon.cli.output import Json, console, print_json
-from daemon.config import Role, find_file, load
+from daemon.config import NatsConfig, Role, find_file, load
 
 ConfigFile = Annotated[Path | None, Parameter(name="--config", env_var="LAKEHOUSE_CONFIG")]
 
@@ -73,7 +73,7 @@ def check_config(*, config: ConfigFile = None, json: Json = False) -> None:
 
 
 def repair(*, config: ConfigFile = None) -> int | None:
-    """Rebuild document heads from the buckets. The daemon must be stopped."""
+    """Rebuild document heads from the buckets, saying what is looked at. The daemon must be stopped."""
     settings = load(config)
     from daemon import logs, service
 
@@ -104,22 +104,35 @@ def demo(
     return main_job(state_dir=settings.state_dir, config=find_file(config), stay=stay, rows=rows)
 
 
-def env(*, to: Connection = Connection()) -> None:
-    """Print where the daemon is for the shell: eval "$(lakehouse env)"."""
-    note, state = to.runtime(), to.state
-    settings = load(to.config)
-    password = Path(settings.nats.password_file or state.nats_password).absolute()
-    token = (to.token_file or state.admin_token).absolute()
-    lines = [
-        f"export LAKEHOUSE_URL={shlex.quote(note.http_url)}",
-        f"export LAKEHOUSE_TOKEN_FILE={shlex.quote(str(token))}",
-        f"export NATS_URL={shlex.quote(note.nats_url)}",
-    ]
-    if password.is_file() and not settings.nats.credentials_file:
-        lines.append(f"export NATS_USER={shlex.quote(settings.nats.user)}")
-        lines.append(f'export NATS_PASSWORD="$(cat {shlex.quote(str(password))})"')
-    if settings.nats.credentials_file:
-        lines.append(f"export NATS_CREDS={shlex.quote(str(Path(settings.nats.credentials_file).absolute()))}")
+def env(*, token_file: Path | None = None, json: Json = False, at: Place = Place()) -> None:
+    """Print where the daemon is for the shell: eval "$(lakehouse env)".
+
+    All of it is the daemon's whose state directory it is; what the shell exports already counts
+    for nothing.
+
+    Parameters
+    ----------
+    token_file
+        Where its admin token is, if not in the state directory.
+    """
+    note, state, settings = at.runtime(), at.state, load(at.config)
+    nats = settings.nats if settings.state_dir.absolute() == state.path.absolute() else NatsConfig()
+    password = Path(nats.password_file or state.nats_password).absolute()
+    values = {
+        "LAKEHOUSE_URL": note.http_url,
+        "LAKEHOUSE_TOKEN_FILE": str((token_file or state.admin_token).absolute()),
+        "NATS_URL": note.nats_url,
+    }
+    if nats.credentials_file:
+        values["NATS_CREDS"] = str(Path(nats.credentials_file).absolute())
+    elif password.is_file():
+        values |= {"NATS_USER": nats.user, "NATS_PASSWORD_FILE": str(password)}
+    if json:
+        print_json(values)
+        return
+    lines = [f"export {name}={shlex.quote(value)}" for name, value in values.items()]
+    if "NATS_PASSWORD_FILE" in values:
+        lines.append('export NATS_PASSWORD="$(cat "$NATS_PASSWORD_FILE")"')
     lines += [
         'lakehouse_curl() { curl -sS -H "Authorization: Bearer $(cat "$LAKEHOUSE_TOKEN_FILE")" "$@"; }',
         '# then: lakehouse_curl "$LAKEHOUSE_URL/status"; '
@@ -128,12 +141,12 @@ def env(*, to: Connection = Connection()) -> None:
     print("\n".join(lines))
 
 
-def topology() -> None:
-    """Print the wiring of actors and messages as a mermaid diagram."""
-    from daemon.topology import mermaid
+def topology(*, json: Json = False) -> None:
+    """Print the wiring of actors and messages as a mermaid diagram, or as JSON."""
+    from daemon.topology import mermaid, outline
     from daemon.wiring import ACTORS
 
-    print(mermaid(ACTORS))
+    print_json(outline(ACTORS)) if json else print(mermaid(ACTORS))
 
 
 def asyncapi() -> None:

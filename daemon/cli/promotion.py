@@ -10,16 +10,17 @@ from daemon.cli.output import Json, configuration, console, micros, moment, prin
 
 
 def promoted(index: str, /, *, json: Json = False, to: Connection = Connection()) -> None:
-    """Show the current configuration of an index and what was before."""
+    """Show the current configuration of an index, what was before, and what was rolled back and why."""
     answer = Client(to).get(f"/vectors/hnsw/promoted/{segment(index)}")
     if json:
         print_json(answer)
         return
-    current = answer["current"]
-    entries = ([current] if current else []) + answer["history"]
+    current = [("current", answer["current"])] if answer["current"] else []
+    history = [("", entry) for entry in answer["history"]]
+    taken_back = [("rolled back", entry) for entry in answer.get("rolled_back", [])]
     print_table(
         ["", "configuration", "recall ", "≥ ", "p50 ", "generation ", "by", "since", "trial", "note"],
-        (_entry(entry, "current" if entry is current else "") for entry in entries),
+        (_entry(entry, mark) for mark, entry in current + history + taken_back),
         empty=f"Nothing is promoted on {index}: its own configuration holds.",
     )
 

@@ -104,7 +104,10 @@ def _watch(lines: Iterator[dict[str, Any]]) -> dict[str, Any] | None:
         TimeRemainingColumn(),
     )
     message: dict[str, Any] | None = None
-    with Progress(*columns, console=console if sys.stdout.isatty() else Console(stderr=True), transient=True) as bar:
+    terminal = sys.stdout.isatty()
+    drawn_on = console if terminal else Console(stderr=True)
+    # Redirected, what is printed here would land on stderr.
+    with Progress(*columns, console=drawn_on, transient=True, redirect_stdout=terminal) as bar:
         task = bar.add_task("waiting", total=None)
         for message in lines:
             match message["type"]:

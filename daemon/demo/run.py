@@ -17,10 +17,10 @@ from daemon.cli.client import Client
 from daemon.cli.connection import Connection
 from daemon.cli.errors import CliError
 from daemon.cli.output import configuration, console, size
+from daemon.cli.progress import Bars, Steps
 from daemon.demo import corpus, report, tuning
 from daemon.demo.child import Child, daemon
 from daemon.demo.corpus import Definition
-from daemon.demo.progress import Bars, Steps
 from daemon.state_dir import StateDir
 
 NAME = "docs"  # of the dataset and of the index
@@ -41,7 +41,7 @@ def demo(*, state_dir: Path, config: Path | None, stay: bool, rows: int | None) 
     with daemon(state, config) as child:
         client = Client(Connection(state_dir=state_dir))
         steps.done(f"daemon at {client.url}, {'started' if child.process else 'running already'}")
-        steps.listen(client, frozenset({NAME}))
+        steps.listen(client, NAME)
         documents = _harvest(steps, corpus.MAX_ROWS if rows is None else rows)
         first, rest = split(documents)
         with tempfile.TemporaryDirectory(prefix="lakehouse-demo-") as folder:
@@ -96,7 +96,7 @@ def _ingest(client: Client, steps: Steps, rows: Sequence[Definition], file: Path
             return
     started = time.monotonic()
     fields = {"dataset": NAME, "id_column": "id", "mode": "append" if known is None else "upsert"}
-    with steps.step(f"uploading {size(file.stat().st_size)}") as bars:
+    with steps.step(f"uploading {size(file.stat().st_size)}", unit="bytes") as bars:
         answer = client.upload("/ingest/file", fields, file, bars.step)
     steps.done(
         f"dataset {NAME}: {answer['rows']:,} rows ingested, {answer['rejected']} rejected, version "

@@ -10,7 +10,7 @@ import msgspec
 from daemon.cli.client import Client
 from daemon.cli.errors import CliError
 from daemon.cli.output import configuration
-from daemon.demo.progress import Bars
+from daemon.cli.progress import Bars
 from schemas.config import DEFAULT_CONFIG
 
 BEGIN_S = 15.0  # the agent begins by itself, unless it is disabled or has tuned these rows already

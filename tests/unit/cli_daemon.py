@@ -25,11 +25,11 @@ Answer = msgspec.Struct | dict[str, Any] | tuple[int, ErrorBody] | list[bytes]
 
 
 class CliDaemon:
-    """`answers` maps "METHOD /path/{template}" to what is sent; `seen` holds (template, params,
+    """`answers` maps "METHOD /path/{template}" to what is sent, or to what makes it; `seen` holds (template, params,
     body, multipart) of every request that fitted its route."""
 
     def __init__(self) -> None:
-        self.answers: dict[str, Answer] = {}
+        self.answers: dict[str, Answer | Callable[[], Answer]] = {}
         self.seen: list[tuple[str, Any, Any]] = []
         self.uploaded = b""
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
@@ -67,7 +67,8 @@ class CliDaemon:
         route, names = find(request.command, url.path)
         params = converted({**names, **dict(parse_qsl(url.query))}, route.params)
         self.seen.append((f"{route.method} {route.path}", params, self._decoded(route, request.headers, body)))
-        answer = self.answers[f"{route.method} {route.path}"]
+        given = self.answers[f"{route.method} {route.path}"]
+        answer = given() if callable(given) else given
         if isinstance(answer, tuple):
             return answer[0], msgspec.json.encode(answer[1])
         return route.status, b"".join(answer) if isinstance(answer, list) else msgspec.json.encode(answer)

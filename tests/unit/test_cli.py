@@ -1,7 +1,6 @@
 """The command line against a daemon that speaks the real routes: what it asks, what it prints."""
 
 import json
-import subprocess
 import time
 from pathlib import Path
 
@@ -26,10 +25,10 @@ from schemas.events.autotune import (
 )
 from schemas.events.base import Progress
 from schemas.events.dataset import ColumnInfo, CommitInfo, DatasetInfo, DatasetList, IngestReport, RejectedRow
-from schemas.events.index import Hit, IndexDropped, IndexInfo, IndexList, IndexStats, RebuildQueued, SearchResult
+from schemas.events.index import Hit, IndexDropped, IndexInfo, IndexList, IndexStats, SearchResult
 from schemas.events.promotion import ConfigPromoted, PromotionState, WhyChain, WhyLink
 from schemas.http import AgentSummary, Enqueued, StatusReport, StreamedEvent
-from tests.unit.cli_daemon import TOKEN, CliDaemon, Run, ndjson
+from tests.unit.cli_daemon import CliDaemon, Run, ndjson
 
 
 def point(**more: object) -> TrialPoint:
@@ -177,6 +176,21 @@ def test_index_stats_joins_what_is_asked_for_and_what_serves(run: Run, daemon: C
     assert "30.0 MB" in out
 
 
+def test_promoted_says_what_was_rolled_back_and_why(run: Run, daemon: CliDaemon) -> None:
+    taken_back = msgspec.structs.replace(ENTRY, trial="t9", ended=2.0, ended_reason="recall fell to 0.91")
+    daemon.answers["GET /vectors/hnsw/promoted/{index}"] = PromotionState("docs", None, [ENTRY], [taken_back])
+    lines = run("promoted", "docs")[1].splitlines()
+    assert ["rolled back" in line for line in lines] == [False, False, True]
+    assert "t9" in lines[2]
+    assert "recall fell to 0.91" in lines[2]
+
+
+def test_a_reject_of_a_whole_line_names_no_column(run: Run, daemon: CliDaemon) -> None:
+    rejects = [RejectedRow("x.jsonl", 3, "", "not JSON")]
+    daemon.answers["POST /ingest/file"] = IngestReport("m1", "docs", 2, 5, 5, 1, rejects)
+    assert "  line 3: not JSON\n" in run("ingest", "/srv/x.jsonl", "--dataset", "docs", "--on-server")[1]
+
+
 def test_tune_follows_the_stream_to_its_end(run: Run, daemon: CliDaemon) -> None:
     best = point(champion_ratio=0.8, champion_ratio_low=0.75, champion_ratio_high=0.85)
     daemon.answers["POST /vectors/hnsw/autotune"] = ndjson(
@@ -241,22 +255,7 @@ def test_dead_letters(run: Run, daemon: CliDaemon) -> None:
     assert run("dead", "drop", "5")[:2] == (0, "dropped 5\n")
 
 
-# --- env -----------------------------------------------------------------------------------------
-
-
-def test_env_is_ready_for_eval(run: Run, daemon: CliDaemon) -> None:
-    code, out, _ = run("env")
-    assert code == 0
-    script = (
-        out
-        + 'printf "%s\\n" "$LAKEHOUSE_URL" "$(cat "$LAKEHOUSE_TOKEN_FILE")" "$NATS_URL" "$NATS_USER" "$NATS_PASSWORD"'
-    )
-    shell = subprocess.run(["sh", "-euc", script], capture_output=True, text=True, check=True)
-    assert shell.stdout.split() == [daemon.url, TOKEN, "nats://127.0.0.1:4222", "lakehouse", "nats-password"]
-    assert "nats-password" not in out
-
-
-# --- the agent, new indexes -----------------------------------------------------------------------
+# --- the agent -----------------------------------------------------------------------------------
 
 
 def test_agent_shows_queue_running_trial_and_decisions(run: Run, daemon: CliDaemon) -> None:
@@ -279,20 +278,7 @@ def test_agent_shows_queue_running_trial_and_decisions(run: Run, daemon: CliDaem
     assert ("reason-1" in out, "reason-2" in out) == (True, False)
 
 
-def test_enqueue_and_rebuild(run: Run, daemon: CliDaemon) -> None:
+def test_enqueue(run: Run, daemon: CliDaemon) -> None:
     daemon.answers["POST /vectors/agent/enqueue/{index}"] = Enqueued("docs", "m1")
-    daemon.answers["POST /vectors/indexes/{index}/rebuild"] = RebuildQueued("docs", 4)
     assert run("enqueue", "docs", "--reason", "new model")[0] == 0
     assert daemon.seen[0][1].reason == "new model"
-    assert "generation 4" in run("index", "rebuild", "docs", "--reason", "deletes")[1]
-    assert daemon.seen[1][1].reason == "deletes"
-
-
-def test_index_create_sends_only_what_was_given(run: Run, daemon: CliDaemon) -> None:
-    daemon.answers["POST /vectors/indexes"] = INDEX
-    code, _, _ = run("index", "create", "docs", "--dataset", "d", "--column", "text", "--target-recall", "0.9")
-    assert code == 0
-    body = daemon.seen[0][2]
-    assert (body.name, body.dataset, body.column, body.target_recall, body.embedder) == ("docs", "d", "text", 0.9, None)
-    run("index", "create", "v", "--dataset", "d", "--column", "c", "--embedder", "ollama", "--model", "bge-m3")
-    assert (daemon.seen[1][2].embedder.kind, daemon.seen[1][2].embedder.model) == ("ollama", "bge-m3")

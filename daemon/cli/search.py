@@ -1,0 +1,104 @@
+"""The command `search`: by a text or by a vector."""
+
+from typing import Annotated, Any
+
+import msgspec
+from cyclopts import Parameter
+from cyclopts.validators import Number
+
+from daemon.cli.client import Client
+from daemon.cli.connection import Connection
+from daemon.cli.errors import WRONG_USE, CliError
+from daemon.cli.output import Json, configuration, console, micros, print_facts, print_json, print_table
+
+
+def search(
+    index: str,
+    text: str | None = None,
+    /,
+    *,
+    vector: str | None = None,
+    k: Annotated[int, Parameter(name=["-k", "--k"], validator=Number(gte=1, lte=1000))] = 10,
+    ef: Annotated[int | None, Parameter(name=["--ef", "--ef-search"], validator=Number(gte=1, lte=4000))] = None,
+    filter: str | None = None,
+    columns: Annotated[list[str] | None, Parameter(negative="", consume_multiple=True)] = None,
+    explain: Annotated[bool, Parameter(negative="")] = False,
+    json: Json = False,
+    to: Connection = Connection(),
+) -> None:
+    """Find the nearest rows to a text, or to a vector given as a JSON array.
+
+    Parameters
+    ----------
+    index
+        Where to look.
+    text
+        What to look for.
+    vector
+        JSON array of numbers instead of a text.
+    k
+        How many rows.
+    ef
+        ef_search of this query; default the live configuration's.
+    filter
+        SQL predicate over the dataset's columns: --filter "year > 2020 and lang = 'en'".
+    columns
+        Columns to show; default all but vectors.
+    explain
+        Also show the generation, the configuration and the time of each step.
+    """
+    if (text is None) == (vector is None):
+        raise CliError(
+            "Exactly one of TEXT and --vector is needed.", f"lakehouse search {index} 'some words'", WRONG_USE
+        )
+    wanted = [name for group in columns or [] for name in group.split(",") if name]
+    body = {"index": index, "k": k, "ef_search": ef, "filter": filter, "columns": wanted or None, "explain": explain}
+    body |= {"text": text} if text is not None else {"vector": _vector(vector or "")}
+    answer = Client(to).post("/vectors/search", {key: value for key, value in body.items() if value is not None})
+    if json:
+        print_json(answer)
+        return
+    hits = answer["queries"][0]
+    names = list(dict.fromkeys(name for hit in hits for name in hit.get("columns", {})))
+    print_table(
+        ["distance ", "id", *names],
+        (
+            (f"{hit['distance']:.4f}", hit["id"], *(_short(hit.get("columns", {}).get(name)) for name in names))
+            for hit in hits
+        ),
+        empty="Nothing was found.",
+    )
+    console.print(f"[dim]generation {answer['generation']}, {micros(answer['took_us'])}[/dim]")
+    if explained := answer.get("explain"):
+        _print_explanation(explained)
+
+
+def _print_explanation(explained: dict[str, Any]) -> None:
+    print_facts(
+        {
+            "configuration": configuration(explained["config"]),
+            "strategy": explained["strategy"],
+            "ef_search": explained["ef_search"],
+            "rows": explained["rows"],
+            "matching": explained.get("matching_rows"),
+        }
+    )
+    print_table(
+        ["step", "time ", "note"],
+        ((step["name"], micros(step["us"]), step.get("note", "")) for step in explained["steps"]),
+        empty="",
+    )
+
+
+def _vector(text: str) -> list[float]:
+    try:
+        return msgspec.json.decode(text, type=list[float])
+    except msgspec.DecodeError as error:
+        raise CliError(
+            f"--vector is not a JSON array of numbers: {error}.", "--vector '[0.1, 0.2]'", WRONG_USE
+        ) from None
+
+
+def _short(value: Any, width: int = 80) -> str:
+    text = "" if value is None else " ".join(str(value).split())
+    return text if len(text) <= width else text[: width - 1] + "…"
