@@ -7,6 +7,7 @@ there; the sidecar is written last. A cache: losing it costs time, never data.
 
 import contextlib
 import os
+import shutil
 from pathlib import Path
 
 import msgspec
@@ -14,6 +15,10 @@ import msgspec
 from actors.hnsw import LIBRARY
 from schemas.config import GraphConfig
 from schemas.names import Bytes, IndexName, Rows, Seconds, Sha256
+
+LIVE = "+live-"
+"""Stands in the names, `<index>+live-<sha256>`, under which a generation's graph is kept after
+it was brought up to a newer version. No index's own name has a `+`."""
 
 
 class Sidecar(msgspec.Struct, frozen=True):
@@ -75,11 +80,9 @@ class GraphCache:
         return CachedGraph(path, sha256, rows, version, build_s, LIBRARY)
 
     def drop(self, index: IndexName) -> None:
-        """Forget an index's graphs."""
-        for path in (self._root / index).glob("*"):
-            path.unlink(missing_ok=True)
-        with contextlib.suppress(FileNotFoundError):
-            (self._root / index).rmdir()
+        """Forget an index's graphs, and those that the lab derived from its live ones."""
+        for folder in (self._root / index, *self._root.glob(f"{index}{LIVE}*")):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _evict(self, keep: Path) -> None:
         found = []

@@ -72,17 +72,18 @@ class EvalSets:
         before = await self._registry.load(HarnessDocument, name)
         if before is not None and before[0].index != index.index:
             return Refusal("conflict", f"eval set {name!r} belongs to index {before[0].index!r}", "choose another name")
-        try:
-            snapshot = await self._snapshots.snapshot(index.index)
-        except FileNotFoundError:
-            return Refusal("unavailable", f"index {index.index!r} has no vectors yet", "wait until it is ready")
-        if snapshot.rows < 2:
-            return Refusal("invalid", f"index {index.index!r} has {snapshot.rows} rows", "ingest some rows first")
         queries = await self._queries(index, command)
         if isinstance(queries, Refusal):
             return queries
-        vectors = Vectors(index.index, snapshot.version, index.metric, snapshot.rows_path, snapshot.vectors_path)
-        eval_set = await self._job(make_eval_set, vectors, queries, command.queries, command.seed)
+        try:
+            async with self._snapshots.held(index.index) as snapshot:
+                if snapshot.rows < 2:
+                    reason = f"index {index.index!r} has {snapshot.rows} rows"
+                    return Refusal("invalid", reason, "ingest some rows first")
+                vectors = Vectors.of(index, snapshot)
+                eval_set = await self._job(make_eval_set, vectors, queries, command.queries, command.seed)
+        except FileNotFoundError:
+            return Refusal("unavailable", f"index {index.index!r} has no vectors yet", "wait until it is ready")
         document = await self._save(index, name, eval_set, vectors, command.source, command.seed, before)
         return _info(name, document)
 

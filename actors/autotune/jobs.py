@@ -17,8 +17,10 @@ from actors.autotune.decide import choose_ef
 from actors.autotune.harness import EvalSet
 from actors.autotune.measure import Point
 from actors.autotune.sweep import sweep
-from actors.graphs import GraphCache
+from actors.graphs import LIVE, GraphCache
+from actors.ports import Snapshot
 from schemas.config import GraphConfig, HnswConfig
+from schemas.documents.index import IndexDocument
 from schemas.names import Bytes, IndexName, Metric, Rows, Seconds, Sha256, TrialId
 
 REPORT_S = 0.2
@@ -35,8 +37,12 @@ class Vectors:
     rows_path: Path
     vectors_path: Path
 
+    @classmethod
+    def of(cls, index: IndexDocument, snapshot: Snapshot) -> "Vectors":
+        return cls(index.index, snapshot.version, index.metric, snapshot.rows_path, snapshot.vectors_path)
+
     def load(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """(n,) row numbers, (n, d) vectors, memory-mapped."""
+        """(n,) row numbers, (n, d) vectors, memory-mapped. A job does this once, at its start."""
         return np.load(self.rows_path), np.load(self.vectors_path, mmap_mode="r")
 
 
@@ -70,6 +76,16 @@ class TrialOrder:
     live: LiveGraph | None
     champion: Champion | None
     cache: GraphCache
+
+
+@dataclass(frozen=True)
+class Trial:
+    """An order with its arrays."""
+
+    order: TrialOrder
+    eval_set: EvalSet
+    rows: NDArray[np.int64]  # (n,)
+    stored: NDArray[np.float32]  # (n, d), memory-mapped
 
 
 @dataclass(frozen=True)
@@ -136,17 +152,18 @@ def merge_eval_set(path: Path, vectors: Vectors) -> Iterator[Phase | EvalSet]:
 def run_trial(order: TrialOrder) -> Iterator[Phase | Measured]:
     """One build, its sweep, and the comparison with the champion."""
     eval_set = harness.parse(order.eval_set.read_bytes())
+    trial = Trial(order, eval_set, *order.vectors.load())
     if order.reuse_live:
         if order.live is None:
             raise ValueError("there is no live graph to measure")
-        built = yield from _live(order, order.live)
+        built = yield from _live(trial, order.live)
     else:
-        built = yield from _fresh(order, order.config.graph)
+        built = yield from _fresh(trial, order.config.graph)
     measure.warm_up(built.graph, eval_set.queries, order.config.ef_search)
     points = yield from _sweep(order, built.graph, eval_set)
     chosen = choose_ef(points, order.target_recall)
     yield Phase("compare", 0, min(measure.PAIRS, len(eval_set.queries)), "queries")
-    ratio, champion_lower = yield from _against_champion(order, built, eval_set, points, chosen)
+    ratio, champion_lower = yield from _against_champion(trial, built, points, chosen)
     yield Measured(
         points=points,
         chosen=chosen,
@@ -178,11 +195,11 @@ def _sweep(order: TrialOrder, graph: hnsw.Graph, eval_set: EvalSet) -> Generator
 
 
 def _against_champion(
-    order: TrialOrder, built: Built, eval_set: EvalSet, points: list[Point], chosen: int
+    trial: Trial, built: Built, points: list[Point], chosen: int
 ) -> Generator[Phase, None, tuple[Ratio | None, float | None]]:
     """The latency ratio, and the lower bound of the champion's recall. None for a challenger that
     misses the target, and where the champion's graph is nowhere to be had."""
-    champion = order.champion
+    order, eval_set, champion = trial.order, trial.eval_set, trial.order.champion
     if champion is None:
         return None, None
     serves = order.live is not None and champion.config.graph == order.live.config.graph
@@ -190,7 +207,7 @@ def _against_champion(
     if not held and not order.reuse_live:
         return None, None  # it can't win, however fast it is
     if serves and order.live is not None:  # the graph in hand, at another ef, when that is the live one
-        graph = built.graph if order.reuse_live else (yield from _live(order, order.live)).graph
+        graph = built.graph if order.reuse_live else (yield from _live(trial, order.live)).graph
     else:
         cached = order.cache.find(order.vectors.index, champion.config.graph, order.vectors.version)
         if cached is None:
@@ -204,10 +221,9 @@ def _against_champion(
     return measure.compare((built.graph, chosen), (graph, ef), eval_set.queries), lower
 
 
-def _fresh(order: TrialOrder, config: GraphConfig) -> Generator[Phase, None, Built]:
+def _fresh(trial: Trial, config: GraphConfig) -> Generator[Phase, None, Built]:
     """The graph from the cache, or built and put there: a promotion needs no second build."""
-    vectors, cache = order.vectors, order.cache
-    rows, stored = vectors.load()
+    vectors, cache, rows, stored = trial.order.vectors, trial.order.cache, trial.rows, trial.stored
     build = f"v{vectors.version}-M{config.M}-efc{config.ef_construction}-s{config.seed}"
     cached = cache.find(vectors.index, config, vectors.version)
     if cached is not None:
@@ -222,13 +238,12 @@ def _fresh(order: TrialOrder, config: GraphConfig) -> Generator[Phase, None, Bui
     return Built(graph, build, path.stat().st_size, build_s, build_cpu_s)
 
 
-def _live(order: TrialOrder, live: LiveGraph) -> Generator[Phase, None, Built]:
+def _live(trial: Trial, live: LiveGraph) -> Generator[Phase, None, Built]:
     """The live graph with the rows that came since and without those that went. Kept in the
     cache under a name that no index can have: every trial of a campaign needs it."""
-    vectors, cache = order.vectors, order.cache
-    rows, stored = vectors.load()
+    vectors, cache, rows, stored = trial.order.vectors, trial.order.cache, trial.rows, trial.stored
     dim = stored.shape[1]
-    name = f"{vectors.index}+live-{live.sha256[:12]}"
+    name = f"{vectors.index}{LIVE}{live.sha256[:12]}"
     build = f"live-{live.sha256[:12]}-v{vectors.version}"
     cached = cache.find(name, live.config.graph, vectors.version)
     if cached is not None:

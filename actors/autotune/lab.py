@@ -6,7 +6,7 @@ What is decided about a trial's figures is in `decide`, how they are measured in
 
 from collections.abc import Sequence
 from contextlib import aclosing
-from typing import Any
+from typing import Any, Never
 
 import structlog
 
@@ -19,7 +19,7 @@ from actors.base import Actor, Origin, handles
 from actors.errors import Transient
 from actors.graphs import GraphCache
 from actors.hnsw import LIBRARY
-from actors.ports import Buckets, Bus, Clock, Compute, Embedders, Journal, QueryLog, Registry, Snapshots
+from actors.ports import Buckets, Bus, Clock, Compute, Embedders, Journal, QueryLog, Registry, Snapshot, Snapshots
 from schemas.config import HnswConfig
 from schemas.documents.index import GenerationDocument, IndexDocument
 from schemas.documents.trial import TrialPoint
@@ -108,8 +108,9 @@ class Lab(Actor):
         return [HarnessList(await self._eval_sets.all(query.index))]
 
     @handles
-    async def on_index_dropped(self, event: IndexDropped) -> Sequence[HarnessBuilt]:
+    async def on_index_dropped(self, event: IndexDropped) -> Sequence[Never]:
         await self._eval_sets.drop(event.index)
+        await self._snapshots.forget(event.index)
         self._graphs.drop(event.index)
         return ()
 
@@ -120,10 +121,18 @@ class Lab(Actor):
         if found is None:
             raise FileNotFoundError(f"index {command.index!r}")
         document = found[0]
-        snapshot = await self._snapshots.snapshot(command.index)
+        async with self._snapshots.held(command.index) as snapshot:  # rows may come all the while
+            points = await self._run_on(snapshot, command, document)
+        again = await self._registry.load(IndexDocument, command.index)
+        if again is None or again[0].created != document.created:
+            self._graphs.drop(command.index)  # the trial's came after the index's were dropped
+            raise FileNotFoundError(f"index {command.index!r}, dropped during the trial")
+        return points
+
+    async def _run_on(self, snapshot: Snapshot, command: RunTrial, document: IndexDocument) -> list[TrialPoint]:
         if snapshot.rows < 2 * K:
             raise ValueError(f"{command.index!r} has {snapshot.rows} rows: recall@{K} needs {2 * K} at least")
-        vectors = Vectors(command.index, snapshot.version, document.metric, snapshot.rows_path, snapshot.vectors_path)
+        vectors = Vectors.of(document, snapshot)
         name = command.harness or command.index
         eval_set, path = await self._eval_sets.current(
             document, name, vectors, self._config.harness_queries, make=command.harness in (None, command.index)

@@ -1,4 +1,4 @@
-"""Where a generation's files lie in its index's bucket, and the record beside each graph that
+"""Where an index's files lie in its bucket, and the record beside each generation's graph that
 says what it is: the `GenerationBuilt` that announced it. The record is written last, so a graph
 counts only when it is whole.
 """
@@ -7,7 +7,8 @@ import re
 
 import msgspec
 
-from actors.ports import Buckets
+from actors.ports import Buckets, TableRef
+from schemas.documents.index import IndexDocument
 from schemas.events.index import GenerationBuilt
 from schemas.names import BucketName, IndexName
 
@@ -22,6 +23,11 @@ def graph_key(index: IndexName, generation: int) -> str:
 
 def embedder_key(index: IndexName) -> str:
     return f"indexes/{index}/embedder.npz"
+
+
+def vectors_table(document: IndexDocument) -> TableRef:
+    """The vectors of a text index: columns source_row (the dataset's _row), vector."""
+    return TableRef(document.bucket, f"indexes/{document.index}/vectors")
 
 
 async def record(buckets: Buckets, bucket: BucketName, built: GenerationBuilt) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any
+from typing import Any, Never
 
 import anyio.to_thread
 import structlog
@@ -55,13 +55,12 @@ class Builder(Actor):
         if built is not None and built.config == command.config:
             return [built]
         try:
-            snapshot = await self._snapshots.snapshot(name)
+            async with self._snapshots.held(name) as snapshot:  # rows may come all the while
+                if snapshot.rows == 0:
+                    return [GenerationFailed(name, generation, "the index has no rows")]
+                path, file = await self._graph(document, command, snapshot)
         except FileNotFoundError as error:
             return [GenerationFailed(name, generation, f"there are no vectors to build from: {error}")]
-        if snapshot.rows == 0:
-            return [GenerationFailed(name, generation, "the index has no rows")]
-        try:
-            path, file = await self._graph(document, command, snapshot)
         except (ValueError, RuntimeError, MemoryError) as error:  # the job's own; a dead worker is Transient
             log.warning("build failed", index=name, generation=generation, why=error)
             return [GenerationFailed(name, generation, f"{type(error).__name__}: {error}")]
@@ -90,7 +89,8 @@ class Builder(Actor):
         return [built]
 
     @handles
-    async def on_dropped(self, event: IndexDropped) -> Sequence[GenerationFailed]:
+    async def on_dropped(self, event: IndexDropped) -> Sequence[Never]:
+        await self._snapshots.forget(event.index)
         self._graphs.drop(event.index)
         return ()
 

@@ -4,14 +4,15 @@ serving are others' work.
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, Never
 
 import anyio
 import structlog
 
 from actors.base import Actor, Origin, concurrent, every, handles
 from actors.errors import Transient
-from actors.index.catchup import CatchUp, Covered, vectors_table
+from actors.index.artifacts import vectors_table
+from actors.index.catchup import CatchUp, Covered
 from actors.index.config import IndexConfig
 from actors.index.creation import Creation
 from actors.index.generations import Generations
@@ -215,7 +216,7 @@ class Catalog(Actor):
             return await self._generations.built(event)
 
     @handles
-    async def on_failed(self, event: GenerationFailed) -> Sequence[GenerationReady]:
+    async def on_failed(self, event: GenerationFailed) -> Sequence[Never]:
         async with self._lock(event.index):
             await self._generations.failed(event)
         return ()

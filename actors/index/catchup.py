@@ -11,12 +11,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from actors.index.artifacts import vectors_table
 from actors.ports import ROW, Bus, Clock, Embedder, Snapshots, TableRef, Tables
 from schemas.documents.dataset import DatasetDocument
 from schemas.documents.index import IndexDocument
 from schemas.events.base import Progress
 from schemas.events.dataset import CommitInfo
-from schemas.names import IndexName, Rows
+from schemas.names import Rows
 
 COMMIT_ROWS = 8192
 """Vectors per commit: what a kill costs at most."""
@@ -31,14 +32,6 @@ class Covered(msgspec.Struct, frozen=True):
     rows: Rows
     added: Rows = 0  # by this catch-up
     deleted: Rows = 0
-
-
-def vectors_table(document: IndexDocument) -> TableRef:
-    return TableRef(document.bucket, vectors_path(document.index))
-
-
-def vectors_path(index: IndexName) -> str:
-    return f"indexes/{index}/vectors"
 
 
 class CatchUp:

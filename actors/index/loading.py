@@ -62,12 +62,12 @@ class Loader:
             return Refusal("not_found", f"there is no index {name!r}", "lakehouse indexes lists them")
         document = found[0]
         try:
-            snapshot = await self._snapshots.snapshot(name)
+            async with self._snapshots.held(name) as snapshot:
+                vectors = await anyio.to_thread.run_sync(VectorSet.open, snapshot, document.metric)
         except FileNotFoundError:
             return Refusal(
                 "unavailable", f"index {name!r} is still being embedded", "try again in a moment", retry_after_s=2.0
             )
-        vectors = await anyio.to_thread.run_sync(VectorSet.open, snapshot, document.metric)
         columns = ColumnCache(self._tables, dataset[0], (self._config.memory_budget_mb << 20) // COLUMN_SHARE)
         await columns.sync(vectors.rows, vectors.version)
         embedder = None

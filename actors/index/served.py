@@ -66,8 +66,8 @@ class ServedIndex:
         async with self._changing:
             if await snapshots.covered(self.document.index) <= self.vectors.version:
                 return False
-            snapshot = await snapshots.snapshot(self.document.index)
-            vectors = await anyio.to_thread.run_sync(VectorSet.open, snapshot, self.document.metric)
+            async with snapshots.held(self.document.index) as snapshot:
+                vectors = await anyio.to_thread.run_sync(VectorSet.open, snapshot, self.document.metric)
             await self.columns.sync(vectors.rows, vectors.version)
             if self.graph:
                 await self.graph.reconcile(vectors)

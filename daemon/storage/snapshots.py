@@ -4,35 +4,37 @@
 
 where the identity stands for the index as it was made, so that one made anew under the same name
 finds no old files. A row's vector never changes, so a snapshot takes what it can from the one
-before and reads only the rows that came since. Everything here can be made again from the tables.
+before and reads only the rows that came since. Old ones go when new ones come, unless someone
+holds them: then they go when they are let go. Everything here can be made again from the tables.
 """
 
+import contextlib
 import hashlib
-import os
 import shutil
 import uuid
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
 import anyio
 import anyio.to_thread
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
+from actors.index.artifacts import vectors_table
 from actors.ports import ROW, Registry, Snapshot, TableRef, Tables
-from daemon.storage import durable
+from daemon.storage import durable, snapshot_files
 from daemon.storage.data_files import is_member
+from daemon.storage.snapshot_files import SnapshotWriter
 from schemas.documents.dataset import DatasetDocument
 from schemas.documents.index import IndexDocument
-from schemas.names import IndexName, Metric
+from schemas.names import IndexName
 
 KEEP = 2
-CHUNK_BYTES = 64 << 20
 
 
 class TableSnapshots:
-    """The port `Snapshots`."""
+    """The port `Snapshots`. One process has the cache to itself."""
 
     def __init__(self, tables: Tables, registry: Registry, cache: Path) -> None:
         self._tables = tables
@@ -40,8 +42,33 @@ class TableSnapshots:
         self._folder = cache / "snapshots"
         self._locks: defaultdict[IndexName, anyio.Lock] = defaultdict(anyio.Lock)
         self._made: dict[Path, Snapshot] = {}
+        self._holders: Counter[Path] = Counter()
+        self._doomed: set[Path] = set()  # held, and to be removed when nobody holds them
+        self._swept: set[IndexName] = set()
+
+    @contextlib.asynccontextmanager
+    async def held(self, index: IndexName, version: int | None = None) -> AsyncIterator[Snapshot]:
+        async with self._locks[index]:
+            snapshot = await self._get(index, version)
+            folder = snapshot.rows_path.parent
+            self._holders[folder] += 1
+        try:
+            yield snapshot
+        finally:
+            self._holders[folder] -= 1
+            if folder in self._doomed:
+                with anyio.CancelScope(shield=True):
+                    await self._remove([folder])
 
     async def snapshot(self, index: IndexName, version: int | None = None) -> Snapshot:
+        """As `held`, for those who open the files before anything newer is made."""
+        async with self._locks[index]:  # callers of the same snapshot share one build
+            return await self._get(index, version)
+
+    async def _get(self, index: IndexName, version: int | None) -> Snapshot:
+        if index not in self._swept:  # what a killed process left
+            await self._prune(self._folder / index)
+            self._swept.add(index)
         document, dataset = await self._documents(index)
         covered = await self._covered(document, dataset)
         version = covered if version is None else version
@@ -50,11 +77,10 @@ class TableSnapshots:
                 f"index {index}: its vectors cover dataset {document.dataset} up to version {covered}, not {version}"
             )
         folder = self._folder / index / f"{_identity(document, dataset)}-{version:010d}"
-        async with self._locks[index]:  # callers of the same snapshot share one build
-            if folder not in self._made or not folder.is_dir():
-                if not folder.is_dir():
-                    await self._build(document, dataset, version, folder)
-                self._made[folder] = await anyio.to_thread.run_sync(_describe, folder, version)
+        if folder not in self._made or not folder.is_dir():
+            if not folder.is_dir():
+                await self._build(document, dataset, version, folder)
+            self._made[folder] = await anyio.to_thread.run_sync(_describe, folder, version)
         return self._made[folder]
 
     async def covered(self, index: IndexName) -> int:
@@ -62,8 +88,9 @@ class TableSnapshots:
 
     async def forget(self, index: IndexName) -> None:
         async with self._locks[index]:
-            await anyio.to_thread.run_sync(lambda: shutil.rmtree(self._folder / index, ignore_errors=True))
-            self._made = {folder: made for folder, made in self._made.items() if folder.parent.name != index}
+            await self._remove(_entries(self._folder / index))
+            with contextlib.suppress(OSError):  # not there, or not empty: some are held
+                (self._folder / index).rmdir()
 
     async def _documents(self, index: IndexName) -> tuple[IndexDocument, DatasetDocument]:
         document = await self._registry.load(IndexDocument, index)
@@ -94,10 +121,10 @@ class TableSnapshots:
             numbers, keys = _newest_per_key(table.column(ROW).to_numpy(), table.column("source_row").to_numpy())
             keep = is_member(keys, live.to_numpy())
             numbers, keys = numbers[keep], keys[keep]
-        files = _Builder(folder, document.metric, document.dim)
+        files = SnapshotWriter(folder, document.metric, document.dim)
         try:
             todo = await anyio.to_thread.run_sync(files.start, keys, self._before(folder))
-            size = max(1, CHUNK_BYTES // (4 * document.dim))
+            size = max(1, snapshot_files.CHUNK_BYTES // (4 * document.dim))
             for start in range(0, len(todo), size):
                 places = todo[start : start + size]  # ascending in `keys`
                 wanted = np.sort(numbers[places])
@@ -107,7 +134,7 @@ class TableSnapshots:
             await anyio.to_thread.run_sync(files.finish)
         finally:
             files.discard()
-        await anyio.to_thread.run_sync(self._prune, folder)
+        await self._prune(folder.parent, folder)
 
     async def _covering(self, vectors: TableRef, version: int) -> int:
         """The version of a vectors table that covers a dataset version most closely: a later one
@@ -121,85 +148,28 @@ class TableSnapshots:
         identity = folder.name.split("-")[0]
         return max(folder.parent.glob(f"{identity}-*"), default=None)
 
-    def _prune(self, made: Path) -> None:
-        """Keep the newest. Whoever has an old one mapped keeps it: unlinking takes the name only."""
-        others = sorted((path for path in made.parent.iterdir() if path != made), key=_modified, reverse=True)
-        for path in others[KEEP - 1 :]:
-            shutil.rmtree(path, ignore_errors=True)
+    async def _prune(self, folder: Path, made: Path | None = None) -> None:
+        """Keep the newest of an index, and `made` in any case."""
+        entries = _entries(folder)
+        whole = [path for path in entries if not path.name.startswith(durable.TEMPORARY)]
+        newest = sorted(whole, key=lambda path: (path == made, path.stat().st_mtime), reverse=True)
+        await self._remove([path for path in entries if path not in newest[:KEEP]])
 
-
-class _Builder:
-    """The two files on their way: written under a temporary name, renamed when whole."""
-
-    def __init__(self, folder: Path, metric: Metric, dim: int) -> None:
-        self._folder = folder
-        self._temporary = folder.parent / f"{durable.TEMPORARY}{uuid.uuid4().hex}"
-        self._metric = metric
-        self._dim = dim
-        self._missing: list[NDArray[np.int64]] = []  # places whose vector is null
-
-    def start(self, rows: NDArray[np.int64], before: Path | None) -> NDArray[np.int64]:
-        """rows: (n,) int64, ascending. Takes over what `before` has; returns the places, (m,)
-        ascending, that still need a vector."""
-        self._temporary.mkdir(parents=True)
-        self._rows = rows
-        self._vectors = np.lib.format.open_memmap(
-            self._temporary / "vectors.npy", "w+", np.float32, (len(rows), self._dim)
-        )
-        if before is None or len(rows) == 0:
-            return np.arange(len(rows))
-        old_rows, old = np.load(before / "rows.npy"), np.load(before / "vectors.npy", mmap_mode="r")
-        known = is_member(rows, old_rows)
-        places = np.flatnonzero(known)
-        for part in np.array_split(places, 1 + len(places) * self._dim * 4 // CHUNK_BYTES):
-            self._vectors[part] = old[np.searchsorted(old_rows, rows[part])]
-        return np.flatnonzero(~known)
-
-    def fill(self, places: NDArray[np.int64], column: pa.ChunkedArray) -> None:
-        """places: (m,), where each of the m vectors of the column belongs."""
-        lists = column.combine_chunks()
-        if lists.null_count:
-            there = lists.is_valid().to_numpy(zero_copy_only=False)
-            self._missing.append(places[~there])
-            places, lists = places[there], lists.drop_null()
-        vectors = lists.flatten().to_numpy().reshape(-1, self._dim)  # (m, d) float32
-        if self._metric == "cosine":
-            norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-            vectors = vectors / np.where(norms == 0, np.float32(1), norms)  # a zero vector stays zero
-        self._vectors[places] = vectors
-
-    def finish(self) -> None:
-        if self._missing:
-            self._leave_out(np.concatenate(self._missing))
-        np.save(self._temporary / "rows.npy", self._rows)
-        self._vectors.flush()
-        del self._vectors
-        for name in ("rows.npy", "vectors.npy"):
-            durable.sync_file(self._temporary / name)
-        durable.sync_directory(self._temporary)
-        try:
-            os.rename(self._temporary, self._folder)
-        except OSError:  # another process made the same
-            if not self._folder.is_dir():
-                raise
-
-    def discard(self) -> None:
-        shutil.rmtree(self._temporary, ignore_errors=True)
-
-    def _leave_out(self, places: NDArray[np.int64]) -> None:
-        """Rows without a vector have no place in a snapshot."""
-        keep = np.setdiff1d(np.arange(len(self._rows)), places)
-        whole, self._rows = self._vectors, self._rows[keep]
-        self._vectors = np.lib.format.open_memmap(
-            self._temporary / "kept.npy", "w+", np.float32, (len(keep), self._dim)
-        )
-        self._vectors[:] = whole[keep]
-        os.replace(self._temporary / "kept.npy", self._temporary / "vectors.npy")
-
-
-def vectors_table(document: IndexDocument) -> TableRef:
-    """Where the vectors of a text index are: columns source_row (the dataset's _row), vector."""
-    return TableRef(document.bucket, f"indexes/{document.index}/vectors")
+    async def _remove(self, folders: Iterable[Path]) -> None:
+        """Remove snapshots of one index; one that is held goes when it is let go. Renamed first,
+        at one stroke: nobody is given a snapshot of which half is gone."""
+        going = []
+        for folder in folders:
+            if self._holders[folder] > 0:
+                self._doomed.add(folder)
+                continue
+            self._doomed.discard(folder)
+            self._made.pop(folder, None)
+            with contextlib.suppress(FileNotFoundError):  # a removal under way was quicker
+                going.append(folder.rename(folder.parent / f"{durable.TEMPORARY}{uuid.uuid4().hex}"))
+        self._holders = +self._holders  # without those that are 0
+        for path in going:
+            await anyio.to_thread.run_sync(shutil.rmtree, path, True)
 
 
 def _newest_per_key(numbers: NDArray[np.int64], keys: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -218,5 +188,5 @@ def _describe(folder: Path, version: int) -> Snapshot:
     return Snapshot(version, vectors.shape[0], vectors.shape[1], folder / "rows.npy", folder / "vectors.npy")
 
 
-def _modified(path: Path) -> float:
-    return path.stat().st_mtime
+def _entries(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if folder.is_dir() else []

@@ -6,7 +6,8 @@ import pytest
 
 from actors.errors import Transient
 from actors.index import catchup
-from actors.index.catchup import CatchUp, vectors_table
+from actors.index.artifacts import vectors_table
+from actors.index.catchup import CatchUp
 from actors.ports import ROW, TableRef
 from daemon.bus.heads import MemoryHeads
 from daemon.bus.memory import MemoryBus

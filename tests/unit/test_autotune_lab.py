@@ -2,6 +2,7 @@
 trial once, truth that follows appends and deletes."""
 
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -74,10 +75,11 @@ class FileSnapshots:
         np.save(vectors_path, VECTORS[rows])
         self.now = Snapshot(version, len(rows), D, rows_path, vectors_path)
 
-    async def snapshot(self, index: str, version: int | None = None) -> Snapshot:
+    @asynccontextmanager
+    async def held(self, index: str, version: int | None = None) -> AsyncIterator[Snapshot]:
         if self.now is None:
             raise FileNotFoundError(index)
-        return self.now
+        yield self.now
 
     async def covered(self, index: str) -> int:
         return self.now.version if self.now else -1

@@ -9,11 +9,12 @@ import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 
+from actors.index.artifacts import vectors_table
 from actors.ports import Snapshot, TableRef
 from daemon.bus.heads import MemoryHeads
 from daemon.storage.buckets import ObjectBuckets
 from daemon.storage.registry import DocumentRegistry
-from daemon.storage.snapshots import TableSnapshots, vectors_table
+from daemon.storage.snapshots import TableSnapshots
 from daemon.storage.tables import DeltaTables
 from schemas.config import DEFAULT_CONFIG
 from schemas.documents.dataset import DatasetDocument
@@ -98,6 +99,10 @@ def world(tmp_path: Path) -> World:
 
 def random_vectors(n: int, seed: int = 1) -> NDArray[np.float32]:
     return np.random.default_rng(seed).normal(size=(n, DIM)).astype(np.float32)
+
+
+def folders(world: World) -> list[Path]:
+    return list((world.cache / "snapshots" / "docs").glob("*"))
 
 
 def read(snapshot: Snapshot) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -189,7 +194,7 @@ async def test_an_emptied_dataset(world: World) -> None:
 async def test_many_steps_read_like_the_table(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Incremental snapshots over appends, deletes and restarts equal the dataset itself; chunks
     are made small so that several are read."""
-    monkeypatch.setattr("daemon.storage.snapshots.CHUNK_BYTES", 4 * DIM * 7)
+    monkeypatch.setattr("daemon.storage.snapshot_files.CHUNK_BYTES", 4 * DIM * 7)
     await world.make("vector")
     generator = np.random.default_rng(3)
     for step in range(12):
@@ -236,6 +241,75 @@ async def test_a_mapped_snapshot_outlives_its_files(world: World) -> None:
         await world.snapshots.snapshot("docs")
     assert not first.vectors_path.exists()
     np.testing.assert_array_equal(mapped, v)
+
+
+async def test_a_held_snapshot_stays_until_it_is_let_go(world: World) -> None:
+    await world.make("vector")
+    v = random_vectors(10)
+    await world.commit(list(v))
+    async with world.snapshots.held("docs") as first, world.snapshots.held("docs", 0) as again:
+        assert again == first
+        for n in range(4):
+            await world.commit(list(random_vectors(1, seed=n)))
+            async with world.snapshots.held("docs") as newer:
+                assert newer.rows == 11 + n
+        async with world.snapshots.held("docs", 0):
+            pass
+        rows, vectors = read(first)
+        np.testing.assert_array_equal(rows, np.arange(10))
+        np.testing.assert_array_equal(vectors, v)
+        assert len(folders(world)) == 3
+    assert not first.vectors_path.exists()
+    assert len(folders(world)) == 2
+    await world.commit(list(random_vectors(1)))
+    await world.snapshots.snapshot("docs")
+    assert len(folders(world)) == 2
+
+
+async def test_a_held_snapshot_outlives_the_drop_of_its_index(world: World) -> None:
+    await world.make("vector")
+    await world.commit(list(random_vectors(10)))
+    async with world.snapshots.held("docs") as snapshot:
+        await world.snapshots.forget("docs")
+        read(snapshot)
+    assert folders(world) == []
+
+
+async def test_many_hold_while_rows_come(world: World) -> None:
+    """Whatever is handed out can be read to the end of its context."""
+    await world.make("vector")
+    await world.commit(list(random_vectors(10)))
+    held = 0
+
+    async def holder(number: int) -> None:
+        nonlocal held
+        for turn in range(6):
+            async with world.snapshots.held("docs") as snapshot:
+                await asyncio.sleep(0.001 * (number + turn))
+                read(snapshot)
+                held += 1
+
+    async def writer() -> None:
+        for n in range(10):
+            await world.commit(list(random_vectors(1, seed=n)), remove=[n])
+
+    await asyncio.gather(writer(), *(holder(number) for number in range(5)))
+    assert held == 30
+    await world.snapshots.snapshot("docs")
+    assert len(folders(world)) <= 2
+
+
+async def test_what_a_killed_process_left_is_swept_at_the_first_use(world: World) -> None:
+    await world.make("vector")
+    await world.commit(list(random_vectors(10)))
+    async with world.snapshots.held("docs"):
+        for n in range(3):
+            await world.commit(list(random_vectors(1, seed=n)))
+            await world.snapshots.snapshot("docs")
+        (world.cache / "snapshots" / "docs" / ".tmp-half").mkdir()
+        assert len(folders(world)) == 4  # killed here
+        await world.restarted().snapshot("docs")
+        assert len(folders(world)) == 2
 
 
 async def test_an_index_made_anew_finds_no_old_files(world: World) -> None:
