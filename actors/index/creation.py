@@ -60,6 +60,9 @@ class Creation:
             hint = "lakehouse datasets lists them; an ingest makes one"
             return Refusal("not_found", f"there is no dataset {command.dataset!r}", hint)
         dataset = found[0]
+        if await self._tables.state(TableRef(dataset.bucket, dataset.path)) is None:  # its first ingest broke off
+            hint = f"ingest into it again: lakehouse ingest FILE --dataset {dataset.dataset}"
+            return Refusal("conflict", f"dataset {dataset.dataset!r} has no table: nothing was ever ingested", hint)
         bucket = command.bucket or dataset.bucket
         if bucket not in self._buckets.names():
             return Refusal("invalid", f"there is no bucket {bucket!r}", f"known are {', '.join(self._buckets.names())}")

@@ -19,6 +19,7 @@ from schemas.events.index import LiveRecall
 from schemas.names import Share, Timestamp
 
 K = 10
+"""Recall is told at this k: of queries that asked for no fewer, by their first K answers."""
 WINDOW = 2000
 """Samples that the mean is over: the newest."""
 
@@ -87,10 +88,9 @@ class Checker:
 
 
 def recall_of(sample: Sample) -> float:
-    """Share of the true nearest that were answered, a row as near as the k-th being as good."""
-    _, truth = sample.vectors.exact(sample.query[None, :], len(sample.distances))
-    if truth.shape[1] == 0:
-        return 1.0
+    """Share of the K true nearest (of all rows, if there are fewer) that were answered, a row as
+    near as the last of them being as good. There must be rows."""
+    _, truth = sample.vectors.exact(sample.query[None, :], K)
     good = int(np.count_nonzero(sample.distances <= truth[0, -1] + TIE))
     return good / int(truth.shape[1])
 

@@ -4,6 +4,7 @@ and watches live recall. One in every process that serves; each hears every even
 
 from collections import deque
 from collections.abc import Sequence
+from typing import Never
 
 import anyio
 import numpy as np
@@ -150,7 +151,7 @@ class Searcher(Actor):
 
     @handles
     @concurrent(4)
-    async def on_appended(self, event: IndexAppended) -> Sequence[RebuildIndex]:
+    async def on_appended(self, event: IndexAppended) -> Sequence[Never]:
         """An index that isn't in memory needs nothing: loading takes the newest version."""
         index = await self._shelf.settled(event.index)
         if index is not None and index.vectors.version < event.version:
@@ -158,8 +159,9 @@ class Searcher(Actor):
         return ()
 
     @handles
-    async def on_dropped(self, event: IndexDropped) -> Sequence[RebuildIndex]:
+    async def on_dropped(self, event: IndexDropped) -> Sequence[Never]:
         await self._shelf.drop(event.index)
+        await self._snapshots.forget(event.index)
         self._loader.unreadable.pop(event.index, None)
         return ()
 
@@ -212,7 +214,8 @@ class Searcher(Actor):
             for vector in answer.queries:
                 self._logged.append((query.index, vector, self._clock.now()))
         sampled = self._rng.random() < self._config.sample_share
-        if sampled and answer.strategy == "graph" and query.ef_search is None:
+        comparable = answer.strategy == "graph" and query.ef_search is None and query.k >= K
+        if sampled and comparable and len(answer.vectors):
             for vector, distances in zip(answer.queries, answer.found[1], strict=True):
                 sample = Sample(answer.result.generation, vector, distances[:K], answer.vectors)
                 self._samples.append((query.index, sample))

@@ -5,12 +5,14 @@ import time
 
 import anyio
 import anyio.lowlevel
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from actors.errors import Refused
 from schemas.config import HnswConfig
+from schemas.documents.dataset import DatasetDocument
 from schemas.events.index import (
     CreateIndex,
     DropIndex,
@@ -209,6 +211,15 @@ async def test_a_name_is_taken_until_it_is_dropped(docs):
     assert await docs.ids("docs", docs.vectors[9], 1) == ["r9"]
 
 
+async def test_a_dataset_whose_first_ingest_broke_off_bears_no_index(docs):
+    document, _ = await docs.registry.load(DatasetDocument, "data")
+    half = msgspec.structs.replace(document, dataset="half", path="datasets/half/table")
+    await docs.registry.save("half", half, expected=None)
+    with pytest.raises(Refused, match="has no table") as error:
+        await docs.create("other", "half", "vector")
+    assert error.value.refusal.status == "conflict"
+
+
 @pytest.mark.parametrize(
     ("asked", "word"),
     [
@@ -389,6 +400,24 @@ async def test_live_recall_is_measured_and_a_drift_is_told_once(tmp_path):
         assert live.samples >= 100
         assert abs(live.mean - np.mean(truth)) < 0.08
         assert live.lower < live.mean < live.upper < 0.95
+
+
+async def test_live_recall_is_of_queries_that_asked_for_ten(tmp_path):
+    house, vectors = IndexHouse(tmp_path, sample_share=1.0, exact_below_rows=10), clustered(2000, DIM)
+    async with house.running():
+        house.searcher.check_s = 0.05
+        await house.dataset("data", rows_of(vectors), "vector")
+        await house.create("docs", "data", "vector")
+        for k in (1, 3, 9, 10, 20):
+            await house.ids("docs", vectors[5], k)
+
+        async def samples():
+            live = (await house.bus.ask(GetIndexStats("docs"))).live_recall
+            return live.samples if live else 0
+
+        await house.until(samples)
+        await anyio.sleep(0.2)
+        assert await samples() == 2
 
 
 async def test_sampled_queries_are_logged(tmp_path):
