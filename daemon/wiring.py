@@ -4,6 +4,7 @@ Which actors exist is ACTORS; everything that lists them (topology, docs, the ru
 from here. How the process lives and dies is daemon/service.py.
 """
 
+import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,14 +40,13 @@ class House:
     """One process's actors, and what has to be closed after them."""
 
     actors: list[Actor]
-    lab: WorkerCompute
-    embed: WorkerCompute
+    workers: list[WorkerCompute]
     embedders: EmbedderFactory
 
     async def give_up_jobs(self) -> None:
         """Kill the workers: jobs in hand go back to the queue."""
-        await self.lab.aclose()
-        await self.embed.aclose()
+        for worker in self.workers:
+            await worker.aclose()
 
     async def aclose(self) -> None:
         await self.give_up_jobs()
@@ -64,7 +64,8 @@ def open_buckets(config: Config, state: StateDir) -> ObjectBuckets:
 
 
 def build(config: Config, state: StateDir, bus: MessageBus, heads: Heads, buckets: ObjectBuckets, host: str) -> House:
-    """Every actor with its ports; starts nothing. `host` names this process in events."""
+    """Every actor with its ports; starts nothing. `host` names the machine in the journal;
+    with the process id after it, this process in events."""
     clock = bus.clock
     registry = DocumentRegistry(buckets, heads)
     tables = DeltaTables(buckets, state.cache)
@@ -72,7 +73,8 @@ def build(config: Config, state: StateDir, bus: MessageBus, heads: Heads, bucket
     query_log = TableQueryLog(tables)
     snapshots = TableSnapshots(tables, registry, state.cache)
     graphs = GraphCache(state.cache / "graphs", config.index.graph_cache_mb << 20)
-    lab, embed = WorkerCompute("lab"), WorkerCompute("embed")
+    # Builds have a worker of their own: what was promoted must not wait for a trial that runs.
+    lab, builds, embed = WorkerCompute("lab"), WorkerCompute("build"), WorkerCompute("embed")
     embedders = EmbedderFactory(config.embedding, embed)
     default_embedder = EmbedderSpec(kind=config.embedding.kind, model=config.embedding.model)
     actors: list[Actor] = [
@@ -89,7 +91,7 @@ def build(config: Config, state: StateDir, bus: MessageBus, heads: Heads, bucket
             config.agent.target_recall,
             default_embedder,
         ),
-        Builder(registry, snapshots, buckets, lab, graphs, bus, clock),
+        Builder(registry, snapshots, buckets, builds, graphs, bus, clock),
         Searcher(
             registry,
             tables,
@@ -100,11 +102,11 @@ def build(config: Config, state: StateDir, bus: MessageBus, heads: Heads, bucket
             bus,
             clock,
             config.index,
-            host,
+            f"{host}:{os.getpid()}",
             np.random.default_rng(),
         ),
         Agent(registry, journal, bus, clock, config.agent),
         Lab(registry, journal, snapshots, buckets, lab, graphs, query_log, embedders, bus, clock, host, config.agent),
         Promotion(registry, journal, tables, clock),
     ]
-    return House(actors, lab, embed, embedders)
+    return House(actors, [lab, builds, embed], embedders)
