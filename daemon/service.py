@@ -27,6 +27,7 @@ from daemon import notify, topology
 from daemon.bus.nats import NatsBus
 from daemon.bus.server import NatsServer, ServerError
 from daemon.config import Config
+from daemon.disk import Disk, watch
 from daemon.http.route import ProcessStatus
 from daemon.http.server import HttpServer, PortTaken
 from daemon.metrics import Metrics
@@ -102,7 +103,7 @@ async def _live(
             log.warning("head rebuilt", document=finding.document, what=finding.what, text=finding.text)
     name = config.daemon.name or socket.gethostname()
     house = build(config, state, bus, heads, buckets, name)
-    process, metrics = Process(bus, config, roles), Metrics()
+    process, metrics = Process(bus, config, roles, Disk(state.path)), Metrics()
     runtime = Runtime(
         bus,
         house.actors,
@@ -169,8 +170,9 @@ async def _signals(stop: anyio.Event, scope: anyio.CancelScope) -> None:
 class Process:
     """What HTTP tells of the process."""
 
-    def __init__(self, bus: NatsBus, config: Config, roles: Collection[Role]) -> None:
+    def __init__(self, bus: NatsBus, config: Config, roles: Collection[Role], disk: Disk) -> None:
         self._bus = bus
+        self._disk = disk
         self._embedded = not config.nats.url
         self._roles = sorted(roles)
         self._started = time.time()
@@ -186,6 +188,8 @@ class Process:
             found["actors"] = "they are starting"
         if not self._bus.connected:
             found["nats"] = "not connected; the daemon keeps trying"
+        if full := self._disk.full():
+            found["disk"] = full
         return found
 
     def topology(self) -> str:
@@ -240,7 +244,7 @@ def _locked(state: StateDir) -> Iterator[int]:
 @contextlib.asynccontextmanager
 async def _nats(config: Config, state: StateDir, lock: int, group: TaskGroup) -> AsyncIterator[tuple[NatsBus, str]]:
     """An open bus and its URL: over a nats-server child of ours, or the one that is configured."""
-    settings = config.nats
+    settings, disk = config.nats, Disk(state.path)
     password_file = Path(settings.password_file) if settings.password_file else state.nats_password
     if settings.url:
         credentials = Path(settings.credentials_file) if settings.credentials_file else None
@@ -252,14 +256,16 @@ async def _nats(config: Config, state: StateDir, lock: int, group: TaskGroup) ->
             replicas=settings.replicas,
         )
         async with _closed(bus.close):
+            group.start_soon(watch, disk, bus.clock)
             yield bus, settings.url
         return
     server = NatsServer(state.nats, password_file, port=max(settings.port, 0), lock_fd=lock)
     async with _closed(server.stop):
         await server.start()
         group.start_soon(server.run)
-        bus = await NatsBus.connect(server.url, server.password)
+        bus = await NatsBus.connect(server.url, server.password, disk=disk)
         async with _closed(bus.close):
+            group.start_soon(watch, disk, bus.clock, server)
             yield bus, server.url
 
 

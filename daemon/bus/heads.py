@@ -13,6 +13,7 @@ import nats.js.errors
 from nats.js import api
 
 from actors.errors import Conflict, Transient
+from daemon.disk import Disk
 
 BUCKET = "LAKEHOUSE_HEADS"
 ATTEMPTS = 5
@@ -79,19 +80,21 @@ class NatsHeads:
     """Heads in JetStream KV. Survives lost answers: a compare-and-set that timed out is tried
     again, and one that then conflicts is settled by reading the value back."""
 
-    def __init__(self, js: Any, kv: Any) -> None:
+    def __init__(self, js: Any, kv: Any, disk: Disk | None = None) -> None:
+        """disk: where the server stores, when that is here."""
         self._js = js
         self._kv = kv
+        self._disk = disk
 
     @classmethod
-    async def open(cls, js: Any, *, bucket: str = BUCKET, replicas: int = 1) -> "NatsHeads":
+    async def open(cls, js: Any, *, bucket: str = BUCKET, replicas: int = 1, disk: Disk | None = None) -> "NatsHeads":
         """Open the bucket, making it when it is missing. js: a JetStreamContext."""
         config = api.KeyValueConfig(bucket=bucket, history=1, storage=api.StorageType.FILE, replicas=replicas)
         try:
             kv = await js.key_value(bucket)
         except nats.js.errors.BucketNotFoundError:
             kv = await js.create_key_value(config)
-        return cls(js, kv)
+        return cls(js, kv, disk)
 
     async def get(self, key: str) -> tuple[bytes, int] | None:
         for attempt in range(ATTEMPTS):
@@ -101,7 +104,7 @@ class NatsHeads:
             except nats.js.errors.KeyNotFoundError:
                 return None
             except UNREACHABLE as error:
-                await _pause(key, attempt, error)
+                await self._pause(key, attempt, error)
         raise AssertionError("unreachable")
 
     async def set(self, key: str, value: bytes, expected: int | None) -> int:
@@ -116,7 +119,7 @@ class NatsHeads:
                     return head[1]
                 raise Conflict(f"head {key} is at revision {head[1] if head else None}, not {expected}") from error
             except UNREACHABLE as error:
-                await _pause(key, attempt, error)
+                await self._pause(key, attempt, error)
         raise AssertionError("unreachable")
 
     async def delete(self, key: str, expected: int | None = None) -> None:
@@ -131,7 +134,7 @@ class NatsHeads:
                 if expected is not None:
                     raise Conflict(f"head {key} is at another revision than {expected}") from error
             except UNREACHABLE as error:
-                await _pause(key, attempt, error)
+                await self._pause(key, attempt, error)
         raise Conflict(f"head {key} kept moving while it was deleted")
 
     async def keys(self, prefix: str = "") -> list[str]:
@@ -143,10 +146,17 @@ class NatsHeads:
                 info = await self._js.stream_info(f"KV_{self._kv._name}", subjects_filter=f"{pre}>")
                 break
             except UNREACHABLE as error:
-                await _pause(prefix, attempt, error)
+                await self._pause(prefix, attempt, error)
         found = sorted(subject[len(pre) :] for subject in info.state.subjects or {})
         found = [key for key in found if key.startswith(prefix)]
         return [key for key in found if await self.get(key) is not None]
+
+    async def _pause(self, key: str, attempt: int, error: Exception) -> None:
+        if attempt == ATTEMPTS - 1:
+            full = self._disk.full() if self._disk is not None else None
+            away = full or f"the NATS server does not answer ({error})"
+            raise Transient(f"{away}; head {key!r} is as it was or moved") from error
+        await asyncio.sleep(0.1 * 2**attempt)
 
 
 UNREACHABLE = (
@@ -160,9 +170,3 @@ UNREACHABLE = (
     nats.js.errors.ServiceUnavailableError,
 )
 """What nats-py raises when the server is away: the answer is unknown, trying again is right."""
-
-
-async def _pause(key: str, attempt: int, error: Exception) -> None:
-    if attempt == ATTEMPTS - 1:
-        raise Transient(f"the NATS server does not answer ({error}); head {key!r} is as it was or moved") from error
-    await asyncio.sleep(0.1 * 2**attempt)

@@ -27,6 +27,7 @@ from daemon.bus.heads import UNREACHABLE, NatsHeads
 from daemon.bus.pull import PullConsumer
 from daemon.bus.streams import COMMANDS, DEAD, DUPLICATE_WINDOW_S, STREAMS, Durable, Stream
 from daemon.clock import SystemClock
+from daemon.disk import Disk
 
 log = structlog.get_logger("lakehouse.bus")
 
@@ -44,9 +45,11 @@ Respond = Callable[[Raw], Awaitable[tuple[bytes, wire.Headers]]]
 class NatsBus(MessageBus):
     """Made by `connect`, ended by `close`."""
 
-    def __init__(self, client: Any, clock: Clock) -> None:
+    def __init__(self, client: Any, clock: Clock, disk: Disk | None = None) -> None:
+        """disk: where the server stores, when that is here."""
         super().__init__(secrets.token_hex(6), clock, client.max_payload)
         self.client = client
+        self._disk = disk
         self.js = client.jetstream(timeout=CALL_TIMEOUT_S)
         self._asks = asyncio.Semaphore(ASKS_AT_ONCE)
         self._answering: set[asyncio.Task[None]] = set()
@@ -62,6 +65,7 @@ class NatsBus(MessageBus):
         user: str = "lakehouse",
         credentials: Path | None = None,
         clock: Clock | None = None,
+        disk: Disk | None = None,
         streams: tuple[Stream, ...] = STREAMS,
         replicas: int = 1,
         timeout_s: float = 10.0,
@@ -107,7 +111,7 @@ class NatsBus(MessageBus):
         except (TimeoutError, OSError, nats.errors.Error) as error:
             reason = complaints[-1] if complaints else str(error) or "no answer"
             raise Unavailable(f"no NATS server can be used at {_redacted(url)}: {reason}") from error
-        bus = cls(client, clock or SystemClock())
+        bus = cls(client, clock or SystemClock(), disk)
         try:
             for stream in streams:
                 await bus._make_stream(stream, replicas)
@@ -122,7 +126,7 @@ class NatsBus(MessageBus):
 
     async def heads(self, *, replicas: int = 1) -> NatsHeads:
         """The Heads port on this connection."""
-        return await NatsHeads.open(self.js, replicas=replicas)
+        return await NatsHeads.open(self.js, replicas=replicas, disk=self._disk)
 
     async def subscribe(self, durable: Durable) -> Consumer:
         config = api.ConsumerConfig(
@@ -185,6 +189,8 @@ class NatsBus(MessageBus):
                 last: Exception = error
             except UNREACHABLE as error:
                 last = error
+            if self._disk is not None and (full := self._disk.full()):
+                raise Unavailable(full) from last
             if self.clock.monotonic() + pause > until:
                 raise Unavailable(f"NATS gave no ack for {subject} in {PUBLISH_TIMEOUT_S:g} s: {last}") from last
             await asyncio.sleep(pause)

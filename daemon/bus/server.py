@@ -8,6 +8,7 @@ the spawning *thread* ends.
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import secrets
@@ -28,7 +29,14 @@ log = structlog.get_logger("lakehouse.nats")
 USER = "lakehouse"
 START_S = 20.0
 """How long a start may take: JetStream reads its store back first."""
+RESTART_S = 10.0
+"""How long it may take to end before a restart; then it is killed."""
 LISTEN = "127.0.0.1"
+MAX_STORE = 1 << 50
+"""Bytes; in effect none. By default it would be 75 % of what is free at the start, for good: a
+server started on a nearly full disk would refuse messages long after space was freed."""
+NO_SPACE = (b"no space left on device", b"disk quota exceeded")
+"""What its log says then."""
 
 # argv: parent's pid, then the command. PDEATHSIG survives exec; a parent that died before
 # prctl is found by its pid.
@@ -65,7 +73,10 @@ class NatsServer:
         self._clock = clock or SystemClock()
         self._child: asyncio.subprocess.Process | None = None
         self._stopping = False
+        self._restarting = False
         self._log_from = 0  # where this start's part of the log begins
+        self._log_read = 0  # how far `met_full_disk` has read
+        self._met_full_disk = False
         self.password = ""
 
     @property
@@ -88,11 +99,13 @@ class NatsServer:
                 stale.unlink()
             config = self._directory / "nats.conf"
             _write_private(config, self._config())
-            self._log_from = self._log.stat().st_size if self._log.exists() else 0
+            self._log_from = self._log_read = self._log.stat().st_size if self._log.exists() else 0
+            self._met_full_disk = False
         except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             raise ServerError(
                 f"NATS can't keep its state in {self._directory}: {error.strerror or error}; "
-                "make the directory writable or choose another state directory"
+                f"{'free some space' if full else 'make the directory writable'} or choose another state directory"
             ) from error
         self._refuse_taken_port()
         self._child = await asyncio.create_subprocess_exec(
@@ -124,6 +137,10 @@ class NatsServer:
             if self._child is None or self._child.returncode is not None:
                 await self.start()
             status = await self.wait()
+            while self._restarting and not self._stopping:
+                self._restarting = False
+                await self.start()
+                status = await self.wait()
             if not self._stopping:
                 raise ServerError(f"nats-server ended by itself with status {status}{self._complaint()}")
 
@@ -132,6 +149,29 @@ class NatsServer:
     async def stop(self, deadline_s: float = 10.0) -> None:
         """Ask it to end, and kill it after the deadline."""
         self._stopping = True
+        await self._end(deadline_s)
+
+    async def restart(self) -> None:
+        """End the child; `run`, which must be running, starts it again on the same port. One
+        that has ended already is not restarted twice."""
+        if self._child is not None and self._child.returncode is None:
+            self._restarting = True
+            await self._end(RESTART_S)
+
+    def met_full_disk(self) -> bool:
+        """Whether this child lacked space for a write, by its log. The line may be missing while
+        the log's own disk is full, but every publish in vain writes another one."""
+        with contextlib.suppress(OSError), self._log.open("rb") as file:
+            if os.fstat(file.fileno()).st_size < self._log_read:
+                self._log_read = 0  # a new file was begun
+            file.seek(self._log_read)
+            words = file.read()
+            words = words[: words.rfind(b"\n") + 1]
+            self._log_read += len(words)
+            self._met_full_disk |= any(each in words for each in NO_SPACE)
+        return self._met_full_disk
+
+    async def _end(self, deadline_s: float) -> None:
         child = self._child
         if child is None or child.returncode is not None:
             return
@@ -164,6 +204,7 @@ authorization {{
 }}
 jetstream {{
   store_dir: {quote(str(self._directory / "store"))}
+  max_file_store: {MAX_STORE}
   # Anything laxer loses acked messages when the power goes.
   sync_interval: always
 }}
