@@ -9,6 +9,7 @@ import anyio.to_thread
 import structlog
 
 from actors.base import Actor, handles
+from actors.errors import Transient
 from actors.graphs import GraphCache
 from actors.hnsw import LIBRARY, sha256_of
 from actors.index import artifacts
@@ -70,7 +71,10 @@ class Builder(Actor):
             return ()  # dropped during the build; a new index of the name has numbers of its own
         key = artifacts.graph_key(name, generation)
         await self._buckets.delete(document.bucket, key)  # left by an attempt that was killed
-        artifact = await self._buckets.upload(document.bucket, key, path)
+        try:
+            artifact = await self._buckets.upload(document.bucket, key, path)
+        except FileNotFoundError as error:  # a trial's graph took its place in the cache
+            raise Transient(f"the graph of {name} went before it was stored: {error}") from error
         built = GenerationBuilt(
             index=name,
             generation=generation,
