@@ -72,7 +72,10 @@ class Loader:
         await columns.sync(vectors.rows, vectors.version)
         embedder = None
         if document.embedder.kind != "none":
-            model = document.embedder_key and await self._buckets.fetch(document.bucket, document.embedder_key)
+            try:
+                model = document.embedder_key and await self._buckets.fetch(document.bucket, document.embedder_key)
+            except FileNotFoundError as error:
+                raise CorruptState(f"its embedder is gone: {error}") from error
             embedder = await self._embedders.load(document.embedder, model or None)
         table = TableRef(dataset[0].bucket, dataset[0].path)
         index = ServedIndex(document, table, embedder, columns, vectors, self._config.exact_below_rows)

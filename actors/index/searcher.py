@@ -12,7 +12,7 @@ import structlog
 from numpy.typing import NDArray
 
 from actors.base import Actor, concurrent, every, handles
-from actors.errors import Transient
+from actors.errors import CorruptState, Transient
 from actors.index.config import IndexConfig
 from actors.index.filters import Filters
 from actors.index.loading import Loader
@@ -205,6 +205,8 @@ class Searcher(Actor):
                 await self._loader.follow(index)
             except FileNotFoundError:  # dropped
                 continue
+            except CorruptState as error:  # it goes on with what it has in memory, and the others with theirs
+                log.error("index can't follow its dataset", index=index.document.index, why=str(error))
         self._shelf.evict()
         return self._rebuilds()
 

@@ -21,6 +21,7 @@ import anyio.to_thread
 import numpy as np
 from numpy.typing import NDArray
 
+from actors.errors import CorruptState
 from actors.index.artifacts import vectors_table
 from actors.ports import ROW, Registry, Snapshot, TableRef, Tables
 from daemon.storage import durable, snapshot_files
@@ -78,9 +79,14 @@ class TableSnapshots:
             )
         folder = self._folder / index / f"{_identity(document, dataset)}-{version:010d}"
         if folder not in self._made or not folder.is_dir():
-            if not folder.is_dir():
+            made = await anyio.to_thread.run_sync(_describe, folder, version) if folder.is_dir() else None
+            if made is None:
+                await self._remove([folder])
                 await self._build(document, dataset, version, folder)
-            self._made[folder] = await anyio.to_thread.run_sync(_describe, folder, version)
+                made = await anyio.to_thread.run_sync(_describe, folder, version)
+            if made is None:
+                raise CorruptState(f"the snapshot {folder} can't be read right after it was written; check the disk")
+            self._made[folder] = made
         return self._made[folder]
 
     async def covered(self, index: IndexName) -> int:
@@ -183,8 +189,15 @@ def _identity(document: IndexDocument, dataset: DatasetDocument) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
 
 
-def _describe(folder: Path, version: int) -> Snapshot:
-    vectors = np.load(folder / "vectors.npy", mmap_mode="r")
+def _describe(folder: Path, version: int) -> Snapshot | None:
+    """None when the files aren't a snapshot: torn by a power cut, say. A cache is made again."""
+    try:
+        rows = np.load(folder / "rows.npy")
+        vectors = np.load(folder / "vectors.npy", mmap_mode="r")
+    except (OSError, ValueError, EOFError):
+        return None
+    if vectors.ndim != 2 or rows.shape != vectors.shape[:1]:
+        return None
     return Snapshot(version, vectors.shape[0], vectors.shape[1], folder / "rows.npy", folder / "vectors.npy")
 
 

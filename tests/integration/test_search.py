@@ -13,6 +13,7 @@ import pytest
 from actors.errors import Refused
 from schemas.config import HnswConfig
 from schemas.documents.dataset import DatasetDocument
+from schemas.documents.index import IndexDocument
 from schemas.events.index import (
     CreateIndex,
     DropIndex,
@@ -295,6 +296,33 @@ async def test_a_damaged_table_is_refused_with_its_reason_and_others_go_on(tmp_p
         assert await house.ids("good", vectors[7], 1) == ["r7"]
         with pytest.raises(Refused, match="bad"):
             await house.ids("bad", vectors[7], 1)
+
+
+async def test_a_torn_snapshot_is_made_again(tmp_path):
+    house, vectors = IndexHouse(tmp_path), clustered(600, DIM)
+    async with house.running():
+        await house.dataset("data", rows_of(vectors), "vector")
+        await house.create("docs", "data", "vector")
+    for file in (tmp_path / "cache" / "snapshots" / "docs").glob("*/*.npy"):
+        file.chmod(0o644)
+        file.write_bytes(file.read_bytes()[:100])
+    async with house.running():
+        assert await house.ids("docs", vectors[7], 1) == ["r7"]
+
+
+async def test_an_index_without_its_embedder_is_refused_and_others_go_on(tmp_path):
+    house = IndexHouse(tmp_path)
+    texts = pa.table({"id": [str(i) for i in range(50)], "text": [f"text number {i}" for i in range(50)]})
+    async with house.running():
+        for name in ("bad", "good"):
+            await house.dataset(name, texts)
+            await house.create(name, name, "text")
+        document, _ = await house.registry.load(IndexDocument, "bad")
+    (tmp_path / "primary" / document.embedder_key).unlink()
+    async with house.running():
+        assert (await house.bus.ask(Search("good", text="text number 7", k=1))).queries[0][0].id == "7"
+        with pytest.raises(Refused, match="embedder"):
+            await house.bus.ask(Search("bad", text="text number 7", k=1))
 
 
 async def test_twenty_swaps_under_load_and_no_search_fails_or_sees_half_an_index(docs):
