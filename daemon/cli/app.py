@@ -36,7 +36,7 @@ COMMANDS = {
     },
     INDEXES: {
         "indexes": ("index:indexes", "List indexes."),
-        "index": ("index:app", "Create, show, rebuild or drop one index."),
+        "index": ("index:app", "Create, show, rebuild or drop an index."),
         "search": ("search:search", "Find the nearest rows to a text or a vector."),
     },
     TUNING: {
@@ -115,6 +115,8 @@ def _complain(sentence: str, hint: str, code: int) -> int:
 
 
 def _words_of(error: cyclopts.CycloptsError) -> str:
+    if isinstance(error, cyclopts.UnusedCliTokensError):
+        return f"{_command_of(error)} takes no {' '.join(map(repr, error.unused_tokens or ()))}."
     return " ".join(str(error).split())
 
 

@@ -167,7 +167,7 @@ def _refusal(response: http.client.HTTPResponse) -> CliError:
         body = msgspec.json.decode(data, type=dict[str, Any])
     except msgspec.DecodeError:
         body = {"reason": f"the answer was {response.status} {response.reason}"}
-    reason = str(body.get("reason") or response.reason)
+    reason = " ".join(str(body.get("reason") or response.reason).split())
     hint = str(body.get("hint") or "")
     if response.status == 401:
         hint = "name the daemon's token file with --token-file; $LAKEHOUSE_TOKEN_FILE may be another daemon's"

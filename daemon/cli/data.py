@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 app = App(name="datasets", help="List, show or drop datasets.")
 
+Name = Annotated[str, Parameter(help="The dataset.")]
+
 
 def ingest(
     files: Annotated[list[str], Parameter(name="FILE", negative="")],
@@ -95,7 +97,7 @@ def _upload(client: Client, steps: "Steps", fields: dict[str, str], file: Path) 
             if done < total:
                 bars.step(done, total)
             else:  # now the daemon's own phases are below
-                bars.step(0, None, f"{file.name}: uploaded, the daemon reads it")
+                bars.step(0, None, f"{file.name}: uploaded")
 
         return client.upload("/ingest/file", fields, file, sent)
 
@@ -138,8 +140,11 @@ def datasets(*, json: Json = False, to: Connection = Connection()) -> None:
     )
 
 
+app.command(datasets, name="list")
+
+
 @app.command
-def show(name: str, /, *, json: Json = False, to: Connection = Connection()) -> None:
+def show(name: Name, /, *, json: Json = False, to: Connection = Connection()) -> None:
     """Show one dataset: its columns and where each version came from."""
     answer = Client(to).get(f"/datasets/{segment(name)}")
     if json:
@@ -180,7 +185,7 @@ def show(name: str, /, *, json: Json = False, to: Connection = Connection()) -> 
 
 
 @app.command
-def drop(name: str, /, *, json: Json = False, to: Connection = Connection()) -> None:
+def drop(name: Name, /, *, json: Json = False, to: Connection = Connection()) -> None:
     """Drop a dataset and its files. Refused while an index stands on it."""
     answer = Client(to).delete(f"/datasets/{segment(name)}")
     if json:

@@ -24,8 +24,10 @@ from schemas.config import EF_CONSTRUCTION_BOUNDS, EF_SEARCH_BOUNDS, M_BOUNDS
 
 POLL_S = 0.3
 
-app = App(name="index", help="Create, show, rebuild or drop one index.")
+app = App(name="index", help="Create, show, rebuild or drop an index.")
 
+Name = Annotated[str, Parameter(help="The index.")]
+Reason = Annotated[str, Parameter(help="What lineage says about why.")]
 Wait = Annotated[
     bool, Parameter(name="--wait", negative="--no-wait", help="Wait until it is built, or return at once.")
 ]
@@ -58,6 +60,9 @@ def indexes(*, json: Json = False, to: Connection = Connection()) -> None:
         ),
         empty="No indexes yet: lakehouse index create NAME --dataset DATASET --column COLUMN makes one.",
     )
+
+
+app.command(indexes, name="list")
 
 
 @app.command
@@ -153,7 +158,7 @@ def _served(client: Client, name: str, generation: int) -> dict[str, Any]:
 
 
 @app.command(alias="show")
-def stats(name: str, /, *, json: Json = False, to: Connection = Connection()) -> None:
+def stats(name: Name, /, *, json: Json = False, to: Connection = Connection()) -> None:
     """Show an index: configuration, rows, generation, size, live recall."""
     client = Client(to)
     answer = client.get(f"/vectors/indexes/{segment(name)}") | client.get(f"/vectors/indexes/{segment(name)}/stats")
@@ -183,7 +188,7 @@ def stats(name: str, /, *, json: Json = False, to: Connection = Connection()) ->
 
 @app.command
 def rebuild(
-    name: str, /, *, reason: str = "asked", wait: Wait = True, json: Json = False, to: Connection = Connection()
+    name: Name, /, *, reason: Reason = "asked", wait: Wait = True, json: Json = False, to: Connection = Connection()
 ) -> None:
     """Build the live configuration again over today's rows, and wait until it is served."""
     from daemon.cli.progress import Steps
@@ -202,7 +207,7 @@ def rebuild(
 
 
 @app.command
-def drop(name: str, /, *, json: Json = False, to: Connection = Connection()) -> None:
+def drop(name: Name, /, *, json: Json = False, to: Connection = Connection()) -> None:
     """Drop an index and its files. Its trials stay in the journal."""
     answer = Client(to).delete(f"/vectors/indexes/{segment(name)}")
     if json:

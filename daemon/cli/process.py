@@ -14,7 +14,10 @@ from daemon.cli.errors import CliError
 from daemon.cli.output import Json, console, print_json
 from daemon.config import NatsConfig, Role, find_file, load
 
-ConfigFile = Annotated[Path | None, Parameter(name="--config", env_var="LAKEHOUSE_CONFIG")]
+ConfigFile = Annotated[
+    Path | None,
+    Parameter(name="--config", env_var="LAKEHOUSE_CONFIG", help="Configuration file; default ./lakehouse.toml."),
+]
 
 
 def run(*, role: Annotated[list[Role] | None, Parameter(negative="")] = None, config: ConfigFile = None) -> int | None:
@@ -24,8 +27,6 @@ def run(*, role: Annotated[list[Role] | None, Parameter(negative="")] = None, co
     ----------
     role
         What runs here: serve, control, work. Given several times; default what the file says.
-    config
-        Configuration file; default ./lakehouse.toml.
     """
     settings = load(config)
     # numpy reads it when it is imported. Many BLAS threads for one small query only fight over

@@ -8,8 +8,11 @@ from daemon.cli.client import Client, segment
 from daemon.cli.connection import Connection
 from daemon.cli.output import Json, configuration, console, micros, moment, print_json, print_table, share
 
+Index = Annotated[str, Parameter(help="The index.")]
+By = Annotated[str, Parameter(name="--by", help="Who stands for it.")]
 
-def promoted(index: str, /, *, json: Json = False, to: Connection = Connection()) -> None:
+
+def promoted(index: Index, /, *, json: Json = False, to: Connection = Connection()) -> None:
     """Show the current configuration of an index, what was before, and what was rolled back and why."""
     answer = Client(to).get(f"/vectors/hnsw/promoted/{segment(index)}")
     if json:
@@ -42,12 +45,12 @@ def _entry(entry: dict[str, Any], mark: str) -> tuple[Any, ...]:
 
 
 def promote(
-    index: str,
+    index: Index,
     trial: str,
     /,
     *,
     ef: Annotated[int | None, Parameter(name=["--ef", "--ef-search"])] = None,
-    promoted_by: Annotated[str, Parameter(name="--by")] = "cli",
+    promoted_by: By = "cli",
     note: str = "",
     force: Annotated[bool, Parameter(negative="")] = False,
     json: Json = False,
@@ -61,8 +64,6 @@ def promote(
         Its id, as `lakehouse trials INDEX` lists it.
     ef
         A measured ef_search of the trial; default the one that it chose.
-    promoted_by
-        Who stands for it.
     note
         Why.
     force
@@ -82,11 +83,11 @@ def promote(
 
 
 def rollback(
-    index: str,
+    index: Index,
     /,
     *,
-    reason: str = "",
-    promoted_by: Annotated[str, Parameter(name="--by")] = "cli",
+    reason: Annotated[str, Parameter(help="Why; the history keeps it.")] = "",
+    promoted_by: By = "cli",
     json: Json = False,
     to: Connection = Connection(),
 ) -> None:
@@ -100,7 +101,7 @@ def rollback(
     console.print(f"{index}: back to {configuration(config)}", markup=False)
 
 
-def why(index: str, /, *, json: Json = False, to: Connection = Connection()) -> None:
+def why(index: Index, /, *, json: Json = False, to: Connection = Connection()) -> None:
     """Walk back from the live configuration: promotion, trial, proposal, event, ingest, file."""
     answer = Client(to).get(f"/vectors/why/{segment(index)}")
     if json:

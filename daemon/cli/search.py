@@ -51,6 +51,8 @@ def search(
         raise CliError(
             "Exactly one of TEXT and --vector is needed.", f"lakehouse search {index} 'some words'", WRONG_USE
         )
+    if text is not None and not text.strip():
+        raise CliError("TEXT is empty.", f"lakehouse search {index} 'some words'", WRONG_USE)
     wanted = [name for group in columns or [] for name in group.split(",") if name]
     body = {"index": index, "k": k, "ef_search": ef, "filter": filter, "columns": wanted or None, "explain": explain}
     body |= {"text": text} if text is not None else {"vector": _vector(vector or "")}

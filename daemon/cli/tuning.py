@@ -107,7 +107,9 @@ def _watch(lines: Iterator[dict[str, Any]]) -> dict[str, Any] | None:
     terminal = sys.stdout.isatty()
     drawn_on = console if terminal else Console(stderr=True)
     # Redirected, what is printed here would land on stderr.
-    with Progress(*columns, console=drawn_on, transient=True, redirect_stdout=terminal) as bar:
+    with Progress(
+        *columns, console=drawn_on, transient=True, redirect_stdout=terminal, disable=not drawn_on.is_terminal
+    ) as bar:
         task = bar.add_task("waiting", total=None)
         for message in lines:
             match message["type"]:

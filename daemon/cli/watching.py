@@ -20,6 +20,8 @@ from daemon.cli.output import (
 
 dead = App(name="dead", help="List, show, retry or drop dead letters.")
 
+Seq = Annotated[int, Parameter(help="Its number, as `lakehouse dead` lists it.")]
+
 
 def status(*, json: Json = False, to: Connection = Connection()) -> int:
     """Show what runs and how it is. Exit code 1 when something is down."""
@@ -87,7 +89,12 @@ def _value(value: Any) -> str:
 
 
 @dead.default
-def dead_list(*, limit: int = 100, json: Json = False, to: Connection = Connection()) -> None:
+def dead_list(
+    *,
+    limit: Annotated[int, Parameter(help="At most so many, the newest.")] = 100,
+    json: Json = False,
+    to: Connection = Connection(),
+) -> None:
     """List messages that could not be handled."""
     answer = Client(to).get("/dead", limit=limit)
     if json:
@@ -107,7 +114,7 @@ dead.command(dead_list, name="list")
 
 
 @dead.command(name="show")
-def dead_show(seq: int, /, *, json: Json = False, to: Connection = Connection()) -> None:
+def dead_show(seq: Seq, /, *, json: Json = False, to: Connection = Connection()) -> None:
     """Show one dead letter with its payload."""
     answer = Client(to).get(f"/dead/{seq}")
     if json:
@@ -117,14 +124,14 @@ def dead_show(seq: int, /, *, json: Json = False, to: Connection = Connection())
 
 
 @dead.command(name="retry")
-def dead_retry(seq: int, /, *, json: Json = False, to: Connection = Connection()) -> None:
+def dead_retry(seq: Seq, /, *, json: Json = False, to: Connection = Connection()) -> None:
     """Hand a dead letter to its handler again."""
     answer = Client(to).post(f"/dead/{seq}/retry")
     print_json(answer) if json else console.print(f"{seq} is on its way again as {answer['message']}", markup=False)
 
 
 @dead.command(name="drop")
-def dead_drop(seq: int, /, *, json: Json = False, to: Connection = Connection()) -> None:
+def dead_drop(seq: Seq, /, *, json: Json = False, to: Connection = Connection()) -> None:
     """Remove a dead letter for good."""
     answer = Client(to).delete(f"/dead/{seq}")
     print_json(answer) if json else console.print(f"dropped {seq}")

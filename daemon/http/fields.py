@@ -20,6 +20,9 @@ _UNKNOWN = re.compile(r"unknown field `([^`]*)`")
 _SHAPE = re.compile(r"unknown field|missing required field|, got `")
 """msgspec's words for the wrong shape. The rest of its errors are values out of bounds."""
 
+_PATTERN = re.compile(r"Expected `str` matching regex '.*'")
+"""Its words for a name with characters that names don't have; the hint says which they have."""
+
 S = TypeVar("S", bound=msgspec.Struct)
 
 
@@ -46,7 +49,8 @@ def converted(values: Mapping[str, str], kind: type[S]) -> S:
 
 def _refused(error: msgspec.ValidationError, kind: type[msgspec.Struct]) -> HttpError:
     word = "malformed" if _SHAPE.search(str(error)) else "invalid"
-    return HttpError(word, str(error), hint_for(str(error), kind))
+    said = _PATTERN.sub("characters or a length that it can't have", str(error))
+    return HttpError(word, said, hint_for(str(error), kind))
 
 
 def hint_for(error: str, kind: type[msgspec.Struct]) -> str:
@@ -58,7 +62,8 @@ def hint_for(error: str, kind: type[msgspec.Struct]) -> str:
         return f"did you mean `{near[0]}`?" if near else f"fields: {', '.join(sorted(known))}"
     at = _PATH.search(error)
     name = re.sub(r"\[[^\]]*\]", "", at[1]).rpartition(".")[2] if at else ""
-    return f"{name}: {known[name]}" if known.get(name) else ""
+    allowed = known.get(name, "")
+    return f"{name}: {allowed}" if allowed and not allowed.startswith(f"{name}: ") else allowed
 
 
 @cache

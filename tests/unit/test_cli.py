@@ -125,6 +125,8 @@ def test_search_sends_what_was_asked(run: Run, daemon: CliDaemon) -> None:
     ("words", "route", "answer", "expected"),
     [
         (["datasets"], "GET /datasets", DatasetList([DATASET]), ["docs", "12,000", "5.0 MB"]),
+        (["datasets", "list"], "GET /datasets", DatasetList([DATASET]), ["docs", "12,000"]),
+        (["index", "list"], "GET /vectors/indexes", IndexList([INDEX]), ["ready"]),
         (["datasets", "show", "docs"], "GET /datasets/{dataset}", DATASET, ["docs.csv", "append"]),
         (["indexes"], "GET /vectors/indexes", IndexList([INDEX]), ["ready", "M 16 · efc 100 · ef 50", "0.9500"]),
         (["index", "drop", "docs"], "DELETE /vectors/indexes/{index}", IndexDropped("docs"), ["dropped docs"]),

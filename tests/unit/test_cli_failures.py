@@ -18,6 +18,9 @@ from tests.unit.cli_daemon import CliDaemon, Run
         (["search", "docs"], "Exactly one of TEXT and --vector"),
         (["search", "docs", "--vector", "[1,"], "--vector is not a JSON array"),
         (["search", "docs", "x", "-k", "0"], "-k"),
+        (["search", "docs", " "], "TEXT is empty"),
+        (["status", "now"], "lakehouse status takes no 'now'."),
+        (["status", "--nope"], "Unknown option"),
         (["ingest", "/nowhere/x.csv", "--dataset", "d"], "/nowhere/x.csv is no file"),
         (["ingest", "x.csv"], "--dataset"),
         (["tune", "docs", "--grid", "80"], "no point of a grid"),
@@ -41,10 +44,21 @@ def test_a_refusal_of_the_daemon_is_said_in_its_words(run: Run, daemon: CliDaemo
     assert run("trials", "x") == (1, "", "There is no index x.\nhint: see indexes\n")
 
 
+def test_a_refusal_of_several_lines_becomes_one(run: Run, daemon: CliDaemon) -> None:
+    daemon.answers["GET /datasets"] = (422, ErrorBody("invalid", "binder error\n  candidates: x", "mend it"))
+    assert run("datasets") == (1, "", "Binder error candidates: x.\nhint: mend it\n")
+
+
+def test_a_refused_tuning_prints_nothing_else(run: Run, daemon: CliDaemon) -> None:
+    daemon.answers["POST /vectors/hnsw/autotune"] = [b""]
+    code, out, _ = run("tune", "docs")
+    assert (code, out) == (1, "")
+
+
 def test_a_wrong_token_is_refused(run: Run, state: StateDir) -> None:
     state.admin_token.write_text("other")
     code, _, err = run("status")
-    assert (code, "bearer token" in err) == (1, True)
+    assert (code, "bearer token" in err, "--token-file" in err) == (1, True, True)
 
 
 def test_no_daemon_running(run: Run, state: StateDir) -> None:

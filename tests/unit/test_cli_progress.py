@@ -177,7 +177,7 @@ def test_ingest_shows_what_the_daemon_does_with_the_file(run: Run, daemon: CliDa
     assert "looking through the file" in err
     assert "1.0 MB of 4.0 MB" in err
     assert "50 of 90 rows" in err
-    assert ("uploaded, the daemon reads it" in err) == (not where)
+    assert ("x.csv: uploaded" in err) == (not where)
 
 
 # --- what is asked for ----------------------------------------------------------------------------

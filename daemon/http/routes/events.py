@@ -84,7 +84,9 @@ async def _letter(call: Call[DeadParams, None]) -> DeadLetter:
     try:
         return await call.services.dead.dead_show(call.params.seq)
     except KeyError as error:
-        raise HttpError("not_found", f"there is no dead letter {call.params.seq}", "GET /dead") from error
+        raise HttpError(
+            "not_found", f"there is no dead letter {call.params.seq}", "lakehouse dead lists them, or GET /dead"
+        ) from error
 
 
 ROUTES = [
