@@ -161,6 +161,9 @@ def _explain(message: str) -> str:
     path = at.rstrip("`").lstrip(".")
     unknown = re.search(r"unknown field `(.+)`", what)
     if unknown is None:
+        first, _, rest = what.partition(" ")
+        if (owner := _struct_at(path)) and first in owner.__struct_fields__:  # a struct's own rule names its key
+            return f"{path}.{first} {rest}"
         return f"{path or 'the file'}: {what[0].lower()}{what[1:]}"
     key, owner = unknown[1], _struct_at(path)
     known = list(owner.__struct_fields__) if owner else []

@@ -25,11 +25,11 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Builds that one campaign may take."""
     patience: Annotated[int, Meta(ge=1)] = 3
     """A campaign ends after so many trials in a row without gain."""
-    cooldown_s: float = 300.0
+    cooldown_s: Annotated[float, Meta(ge=0)] = 300.0
     """Time between two campaigns of one index."""
-    min_new_rows: int = 1000
+    min_new_rows: Annotated[int, Meta(ge=1)] = 1000
     """Appends smaller than this (since the last tuning) don't set off a campaign."""
-    wake_s: float = 60.0
+    wake_s: Annotated[float, Meta(ge=1)] = 60.0
     """How often the agent looks for waiting work without being told."""
     harness_queries: Annotated[int, Meta(ge=10, le=10_000)] = 500
     """Queries of an eval set that is made for an index that has none."""
@@ -39,3 +39,13 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Lowest and highest ef_construction that is proposed."""
     ef_search_bounds: Pair = EF_SEARCH_BOUNDS
     """Lowest and highest ef_search that is measured."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError, which begins with the key, for bounds that no configuration has."""
+        for key, (low, high), (least, most) in (
+            ("m_bounds", self.m_bounds, M_BOUNDS),
+            ("ef_construction_bounds", self.ef_construction_bounds, EF_CONSTRUCTION_BOUNDS),
+            ("ef_search_bounds", self.ef_search_bounds, EF_SEARCH_BOUNDS),
+        ):
+            if not least <= low <= high <= most:
+                raise ValueError(f"{key} must be two numbers from {least} to {most}, the lower first: not {[low, high]}")
