@@ -121,13 +121,14 @@ class Lab(Actor):
         if found is None:
             raise FileNotFoundError(f"index {command.index!r}")
         document = found[0]
-        async with self._snapshots.held(command.index) as snapshot:  # rows may come all the while
-            points = await self._run_on(snapshot, command, document)
-        again = await self._registry.load(IndexDocument, command.index)
-        if again is None or again[0].created != document.created:
-            self._graphs.drop(command.index)  # the trial's came after the index's were dropped
-            raise FileNotFoundError(f"index {command.index!r}, dropped during the trial")
-        return points
+        try:
+            async with self._snapshots.held(command.index) as snapshot:  # rows may come all the while
+                return await self._run_on(snapshot, command, document)
+        finally:
+            again = await self._registry.load(IndexDocument, command.index)
+            if again is None or again[0].created != document.created:
+                self._graphs.drop(command.index)  # the trial's came after the index's were dropped
+                raise FileNotFoundError(f"index {command.index!r}, dropped during the trial")
 
     async def _run_on(self, snapshot: Snapshot, command: RunTrial, document: IndexDocument) -> list[TrialPoint]:
         if snapshot.rows < 2 * K:
@@ -248,6 +249,7 @@ def _points(
                 asked_by=command.asked_by,
                 trigger=command.trigger,
                 trigger_tag=command.trigger_tag,
+                trigger_time=command.trigger_time,
                 host=host,
                 time=now,
             )

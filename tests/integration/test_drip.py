@@ -114,19 +114,25 @@ async def test_vectors_that_are_really_gone_fail_the_build_with_a_reason(house):
     assert "rows.npy" in said.reason
 
 
-async def test_an_index_dropped_during_its_trial_leaves_nothing_in_the_cache(house):
-    done = False
+@pytest.mark.parametrize("proposal", [LIVE, FRESH], ids=["live", "fresh"])
+@pytest.mark.parametrize("moment", [1, 3, 4], ids=["before", "at the start", "amid"])
+async def test_an_index_dropped_during_its_trial_leaves_nothing_in_the_cache(house, proposal, moment):
+    calls = 0  # 1 and 2 are in the job that makes the eval set
 
     async def drop():
-        nonlocal done
-        if not done:
-            done = True
+        nonlocal calls
+        calls += 1
+        if calls == moment:
             await house.bus.ask(DropIndex("docs"))
+            await house.until(gone)
 
-    bench = lab(house, Drip(drop))
-    async with house.snapshots.held("docs"):  # the eval set's job is not the one that is told
-        (said,) = await bench.on_trial(trial("t-1", LIVE), ORIGIN)
+    async def gone():
+        return await _empty(house.folder / "cache" / "graphs")
+
+    (said,) = await lab(house, Drip(drop)).on_trial(trial("t-1", proposal), ORIGIN)
     assert isinstance(said, TrialFailed)
+    assert "dropped" in said.reason
+    assert calls >= moment
     cache = house.folder / "cache"
     await house.until(lambda: _empty(cache / "graphs"))
     await house.until(lambda: _empty(cache / "snapshots" / "docs"))
