@@ -4,6 +4,7 @@ Everything that reflection can tell is looked up once, here, so that a call cost
 """
 
 import asyncio
+import errno
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -12,6 +13,9 @@ from actors.errors import Refused, Transient
 from daemon.bus import wire
 from daemon.bus.base import MessageBus
 from schemas.events.base import Command, Event, Message, Query, Signal, replies_of, tag_of
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL_RETRY_S = 30.0
 
 
 class Handler:
@@ -36,11 +40,18 @@ class Handler:
         self._turns = asyncio.Semaphore(route.concurrency)
 
     async def __call__(self, message: Any, origin: Origin) -> Sequence[Message]:
-        """Call it when its turn comes. Raises whatever the handler raises."""
-        if self.is_query:
-            return await (self._call(message, origin) if self._wants_origin else self._call(message))
-        async with self._turns:
-            return await (self._call(message, origin) if self._wants_origin else self._call(message))
+        """Call it when its turn comes. Raises whatever the handler raises; a full disk, which
+        any handler may meet anywhere, is Transient."""
+        try:
+            if self.is_query:
+                return await (self._call(message, origin) if self._wants_origin else self._call(message))
+            async with self._turns:
+                return await (self._call(message, origin) if self._wants_origin else self._call(message))
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            where = f" ({error.filename})" if error.filename else ""
+            raise Transient(f"the disk is full{where}: free some space", FULL_RETRY_S) from error
 
 
 async def emit(

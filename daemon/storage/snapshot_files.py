@@ -34,9 +34,7 @@ class SnapshotWriter:
         ascending, that still need a vector."""
         self._temporary.mkdir(parents=True)
         self._rows = rows
-        self._vectors = np.lib.format.open_memmap(
-            self._temporary / "vectors.npy", "w+", np.float32, (len(rows), self._dim)
-        )
+        self._vectors = _mapped(self._temporary / "vectors.npy", len(rows), self._dim)
         if before is None or len(rows) == 0:
             return np.arange(len(rows))
         old_rows, old = np.load(before / "rows.npy"), np.load(before / "vectors.npy", mmap_mode="r")
@@ -81,8 +79,15 @@ class SnapshotWriter:
         """Rows without a vector have no place in a snapshot."""
         keep = np.setdiff1d(np.arange(len(self._rows)), places)
         whole, self._rows = self._vectors, self._rows[keep]
-        self._vectors = np.lib.format.open_memmap(
-            self._temporary / "kept.npy", "w+", np.float32, (len(keep), self._dim)
-        )
+        self._vectors = _mapped(self._temporary / "kept.npy", len(keep), self._dim)
         self._vectors[:] = whole[keep]
         os.replace(self._temporary / "kept.npy", self._temporary / "vectors.npy")
+
+
+def _mapped(path: Path, rows: int, dim: int) -> NDArray[np.float32]:
+    """A new (rows, dim) file, mapped, with its blocks on the disk: writing into a hole of a full
+    disk would be a SIGBUS, which ends the process, where this is an OSError."""
+    mapped: NDArray[np.float32] = np.lib.format.open_memmap(path, "w+", np.float32, (rows, dim))
+    with open(path, "r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+    return mapped

@@ -19,6 +19,7 @@ from daemon.bus.nats import NatsBus
 from daemon.bus.server import NatsServer
 from daemon.bus.streams import DEAD
 from daemon.disk import RESTART_S, SETTLE_S, Disk, watch
+from tests.conftest import missing
 from tests.integration.house import House, HttpError, house
 from tests.integration.test_main_road import parquet
 from tests.integration.test_service import attempt, one_sentence
@@ -36,7 +37,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     mount = ["mount", "-t", "tmpfs", "-o", "size=64m,mode=0700", "tmpfs", str(data)]
     done = subprocess.run(mount, capture_output=True, text=True)
     if done.returncode:  # not a missing program: root in a container may not mount either
-        pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
+        missing(f"no file system can be mounted here: {done.stderr.strip()}")
     try:
         yield tmp_path
     finally:
@@ -46,7 +47,6 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.slow
 @pytest.mark.needs("mount")
 def test_a_full_disk_is_told_loses_nothing_and_is_forgotten_once_there_is_room(small_disk: Path) -> None:
-    # No tuning, and no index over what grows: the rows shall fill the disk, and nothing else.
     with house(small_disk, agent__enabled=False) as made:
         ballast = made.state / "ballast"
         ballast.write_bytes(bytes(20 * MIB))
@@ -54,7 +54,9 @@ def test_a_full_disk_is_told_loses_nothing_and_is_forgotten_once_there_is_room(s
         made.call("POST", "/vectors/indexes", {"name": "few", "dataset": "few", "column": "embedding"})
         made.index_ready("few", 500)
 
-        whole: list[range] = []
+        made.ingest(parquet(made.folder / "first.parquet", 100, 3, 2_000_000), "points", id_column="id")
+        made.call("POST", "/vectors/indexes", {"name": "points", "dataset": "points", "column": "embedding"})
+        whole: list[range] = [range(2_000_000, 2_000_100)]
         unknown: list[range] = []  # refused: either all of it is there or nothing
         while not unknown:
             ids = range(len(whole) * BATCH, (len(whole) + 1) * BATCH)
@@ -84,6 +86,7 @@ def test_a_full_disk_is_told_loses_nothing_and_is_forgotten_once_there_is_room(s
         whole.append(ids)
         made.ingest(last, "few", id_column="id")
         made.index_ready("few", 1000)
+        made.index_ready("points", made.call("GET", "/datasets/points")["rows"])
         assert words(made, "disk full") == words(made, "the disk has room again") == 1
 
         there = Counter(stored(made))

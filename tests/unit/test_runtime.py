@@ -4,6 +4,7 @@ retrying. What every bus must do is in tests/contract/test_bus.py."""
 # ruff: noqa: ARG001 - what the tests hand to `simulated` and to doors has one signature
 
 import asyncio
+import errno
 import random
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Never
@@ -128,6 +129,28 @@ async def test_a_start_that_is_not_ready_is_no_crash(clock: VirtualClock, bus: M
     async with Runtime(bus, [door]):
         assert clock.monotonic() > 9
         assert await bus.ask(Open(1)) == Opened(1)
+
+
+@simulated
+async def test_a_full_disk_is_waited_for_and_told_to_who_asks(clock: VirtualClock, bus: MemoryBus) -> None:
+    full = True
+
+    async def write(n: int, origin: Origin) -> None:
+        if full:
+            raise OSError(errno.ENOSPC, "No space left on device", "/state/file")
+
+    door = Door(write)
+    async with Runtime(bus, [door]):
+        with pytest.raises(Refused, match=r"the disk is full \(/state/file\)") as refused:
+            await bus.ask(Open(1))
+        assert refused.value.refusal.status == "unavailable"
+        await bus.publish(Open(2))
+        await clock.sleep(200)
+        assert not await bus.dead_list(), "more deliveries than a bug gets"
+        full = False
+        await clock.sleep(40)
+    assert door.diary.count("2#1") == 1
+    assert door.diary[-2].startswith("2#")
 
 
 @simulated
