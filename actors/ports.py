@@ -188,8 +188,8 @@ class Tables(Protocol):
         The predicate can reach nothing but the table."""
         ...
 
-    async def history(self, table: TableRef, limit: int = 50) -> list[CommitInfo]:
-        """Commits, newest first."""
+    async def history(self, table: TableRef, limit: int = 50, upto: int | None = None) -> list[CommitInfo]:
+        """Commits, newest first: the last ones, or those up to version `upto`."""
         ...
 
     async def drop(self, table: TableRef) -> None: ...

@@ -48,4 +48,6 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             ("ef_search_bounds", self.ef_search_bounds, EF_SEARCH_BOUNDS),
         ):
             if not least <= low <= high <= most:
-                raise ValueError(f"{key} must be two numbers from {least} to {most}, the lower first: not {[low, high]}")
+                raise ValueError(
+                    f"{key} must be two numbers from {least} to {most}, the lower first: not {[low, high]}"
+                )

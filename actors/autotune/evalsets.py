@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from actors.autotune import harness
 from actors.autotune.harness import EvalSet
 from actors.autotune.jobs import Phase, Vectors, make_eval_set, merge_eval_set
+from actors.autotune.measure import K
 from actors.errors import Conflict, Transient
 from actors.hnsw import normalise
 from actors.ports import Buckets, Clock, Compute, Embedders, QueryLog, Registry, Snapshots
@@ -187,5 +188,12 @@ def _too_few(given: int) -> Refusal:
 
 def _info(name: HarnessName, document: HarnessDocument) -> HarnessInfo:
     return HarnessInfo(
-        name, document.index, document.queries, document.k, document.source, document.version, document.rows
+        harness=name,
+        index=document.index,
+        queries=document.queries,
+        k=K,
+        source=document.source,
+        version=document.version,
+        rows=document.rows,
+        depth=document.k,
     )

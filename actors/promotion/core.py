@@ -18,9 +18,11 @@ from schemas.names import MessageId, Share, Timestamp
 
 def promote(document: PromotionDocument, entry: PromotionEntry) -> PromotionDocument:
     """`entry` becomes current; what was current heads the history, the oldest beyond
-    MAX_HISTORY falls out."""
+    MAX_HISTORY falls out. Promoting again what is current changes nothing."""
     history = document.history
     if document.current is not None:
+        if (document.current.trial, document.current.config) == (entry.trial, entry.config):
+            return document
         old = _ended(document.current, entry.time, f"replaced by trial {entry.trial}", entry.cause)
         history = [old, *history][:MAX_HISTORY]
     return msgspec.structs.replace(document, current=entry, history=history)

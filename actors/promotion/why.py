@@ -20,7 +20,7 @@ from schemas.events.promotion import WhyChain, WhyLink
 from schemas.names import Timestamp
 
 COMMITS = 1000
-"""How far back in a dataset's history the causing commit is looked for."""
+"""How many commits before a trial's dataset version are looked through for the causing one."""
 
 
 async def chain(index: IndexDocument, registry: Registry, journal: Journal, tables: Tables) -> WhyChain:
@@ -28,9 +28,13 @@ async def chain(index: IndexDocument, registry: Registry, journal: Journal, tabl
     generation = await registry.load(GenerationDocument, index.index)
     promotion = await registry.load(PromotionDocument, index.index)
     dataset = await registry.load(DatasetDocument, index.dataset)
-    commits = await tables.history(TableRef(dataset[0].bucket, dataset[0].path), COMMITS) if dataset else []
     entry = promotion[0].current if promotion else None
     points = await journal.points(index.index) if entry else []
+    commits: list[CommitInfo] = []
+    if dataset:  # from the version that was measured back: what came since may be millions of commits
+        point = _promoted(points, entry) if entry else None
+        version = point.dataset_version if point else generation[0].version if generation and not entry else None
+        commits = await tables.history(TableRef(dataset[0].bucket, dataset[0].path), COMMITS, version)
     return WhyChain(index.index, links(index, generation[0] if generation else None, entry, points, commits))
 
 
@@ -49,7 +53,7 @@ def links(
         return found + _data(commits, generation.version if generation else None, None)
     found.append(_promotion(index, entry))
     sweep = [point for point in points if point.trial == entry.trial]
-    point = next((p for p in sweep if p.ef_search == entry.config.ef_search), None)
+    point = _promoted(sweep, entry)
     if point is None:
         found.append(
             WhyLink(
@@ -60,7 +64,7 @@ def links(
             )
         )
         return found + _data(commits, None, None)
-    began = min(p.time for p in points if p.campaign == point.campaign)
+    began = point.trigger_time or min(p.time for p in points if p.campaign == point.campaign)
     found += [_trial(point, sweep), _proposal(point), _trigger(point, began, commits)]
     return found + _data(commits, point.dataset_version, point.trigger)
 
@@ -76,6 +80,11 @@ def causing_commit(commits: Sequence[CommitInfo], version: int | None, message: 
         return by_message
     upto = [commit for commit in commits if version is None or commit.version <= version]
     return max(upto, key=lambda commit: commit.version, default=None)
+
+
+def _promoted(points: Sequence[TrialPoint], entry: PromotionEntry) -> TrialPoint | None:
+    """The measured point that was promoted."""
+    return next((p for p in points if p.trial == entry.trial and p.ef_search == entry.config.ef_search), None)
 
 
 def _generation(generation: GenerationDocument, entry: PromotionEntry | None) -> WhyLink:
@@ -147,7 +156,8 @@ def _proposal(point: TrialPoint) -> WhyLink:
 
 
 def _trigger(point: TrialPoint, began: Timestamp, commits: Sequence[CommitInfo]) -> WhyLink:
-    """Its time is the commit's that set it off, or when the campaign's first point was written."""
+    """Its time is when the message came; of a row that doesn't say so, the commit's that set it
+    off, or `began`."""
     commit = causing_commit(commits, point.dataset_version, point.trigger)
     by_data = point.trigger_tag in ("dataset.appended", "index.appended")
     said = {
@@ -161,7 +171,7 @@ def _trigger(point: TrialPoint, began: Timestamp, commits: Sequence[CommitInfo])
     return WhyLink(
         "trigger",
         point.trigger,
-        commit.time if by_data and commit else began,
+        commit.time if by_data and commit and point.trigger_time is None else began,
         f"{said} ({point.trigger_tag}), asked by {point.asked_by}.",
         _facts(point, "trigger_tag", "asked_by", "campaign"),
         commit.message if commit else None,

@@ -75,10 +75,12 @@ class TableLog:
             await self._buckets.put(self._ref.bucket, self._key(after.version), entry)
             self._take(after)
 
-    async def history(self, limit: int) -> list[CommitInfo]:
+    async def history(self, limit: int, upto: int | None = None) -> list[CommitInfo]:
         newest = await self.newest()
         notes: list[CommitInfo] = []
         version = newest.version if newest else -1
+        if upto is not None:
+            version = min(version, upto)
         while version >= 0 and len(notes) < limit:
             try:
                 made = self._old[version].note if version in self._old else (await self._made(version))[0]

@@ -164,8 +164,8 @@ class DeltaTables:
         self._matches.move_to_end(key)
         return self._matches[key]
 
-    async def history(self, table: TableRef, limit: int = 50) -> list[CommitInfo]:
-        return await self._log(table).history(limit)
+    async def history(self, table: TableRef, limit: int = 50, upto: int | None = None) -> list[CommitInfo]:
+        return await self._log(table).history(limit, upto)
 
     async def drop(self, table: TableRef) -> None:
         async with self._locks[table]:

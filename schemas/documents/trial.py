@@ -75,5 +75,6 @@ class TrialPoint(msgspec.Struct, frozen=True, kw_only=True):
     asked_by: str  # "agent", "http", "cli" …
     trigger: MessageId  # id of the message that set the campaign off
     trigger_tag: str  # and what it was: "dataset.appended", "autotune.enqueue" …
+    trigger_time: Timestamp | None = None  # when it came; None in rows older than this field
     host: str
     time: Timestamp

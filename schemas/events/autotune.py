@@ -32,10 +32,11 @@ class HarnessInfo(Reply, tag="harness.info"):
     harness: HarnessName
     index: IndexName
     queries: int
-    k: int
+    k: int  # neighbours that recall is scored on
     source: str
     version: int
     rows: Rows
+    depth: int = 0  # nearest rows kept per query, more than k: deleted ones don't cost a new search
 
 
 class HarnessBuilt(Event, tag="harness.built"):
@@ -98,6 +99,7 @@ class RunTrial(Command, tag="autotune.trial"):
     trigger: MessageId
     trigger_tag: str
     champion_trial: TrialId | None = None
+    trigger_time: Timestamp | None = None
 
 
 class TrialCompleted(Event, tag="trial.completed"):
@@ -143,7 +145,7 @@ class QueuedTuning(msgspec.Struct, frozen=True):
     asked_by: str
     trigger: MessageId
     trigger_tag: str
-    time: Timestamp
+    time: Timestamp  # when the trigger came
     version: int = -1  # waits until the index's vectors cover this dataset version
     recalibrate: bool = False  # sweep ef on the live graph; build only if a rule says so
 
@@ -231,10 +233,11 @@ class AgentStatus(Reply, tag="agent.status"):
     enabled: bool
     queue: list[QueuedTuning]
     running: list[RunningTrial]
-    trials_this_hour: int
+    trials_this_hour: int  # that the agent started by itself
     max_trials_per_hour: int
     cooldown_until: dict[IndexName, Timestamp]
     decisions: list[Decision]
+    budget_left: int = 0  # trials that it may still start by itself in this hour
 
 
 class GetAgentStatus(Query[AgentStatus], tag="autotune.status"):

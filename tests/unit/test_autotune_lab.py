@@ -327,7 +327,7 @@ async def build(bench: Bench, **asked: Any) -> list[HarnessInfo | HarnessBuilt |
 async def test_eval_sets_are_made_of_rows_logs_and_given_vectors(bench: Bench) -> None:
     event, info = await build(bench, queries=80)
     assert event == HarnessBuilt("docs", "docs", 80, "rows", 1)
-    assert info == HarnessInfo("docs", "docs", 80, harness.KEPT, "rows", 1, 2000)
+    assert info == HarnessInfo("docs", "docs", 80, 10, "rows", 1, 2000, depth=harness.KEPT)
     await build(bench, harness="real", source="logged")
     await build(bench, harness="mine", source="given", vectors=VECTORS[:12].tolist())
     (listed,) = await bench.lab.on_list_harnesses(ListHarnesses("docs"))

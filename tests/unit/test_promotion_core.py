@@ -49,6 +49,8 @@ def test_promotions_and_rollbacks_follow_a_stack(sequence: list[str]) -> None:
     for number, operation in enumerate(sequence, 1):
         if operation == "promote":
             document = core.promote(document, entry(number))
+            again = msgspec.structs.replace(entry(number), cause="another", note="again")
+            assert core.promote(document, again) is document
             stack = [*stack, f"t{number}"][-(MAX_HISTORY + 1) :]
         elif not stack:
             with pytest.raises(ValueError, match="nothing is promoted"):

@@ -99,6 +99,32 @@ async def test_a_campaign_that_no_data_set_off_is_dated_by_its_first_point(here:
     assert trigger.text == "Tuning was asked for on the queue (autotune.enqueue), asked by agent."
 
 
+async def test_a_trigger_is_dated_by_its_own_time(tmp_path: Path) -> None:
+    here = Setting(tmp_path, (tmp_path / "primary").as_uri())
+    await dataset_and_index(here)
+    here.journal.rows = [
+        point(1, trigger_tag="index.ready", trigger_time=41.0, time=50.0),
+        point(2, trigger_tag="dataset.appended", trigger_time=42.0, time=60.0),
+    ]
+    for trial, expected in (("t1", 41.0), ("t2", 42.0)):
+        await here.actor.on_promote(Promote("docs", trial), origin(f"cmd-{trial}"))
+        (trigger,) = [link for link in (await why(here)).links if link.what == "trigger"]
+        assert trigger.time == expected
+
+
+async def test_the_commit_is_found_however_much_came_since(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("actors.promotion.why.COMMITS", 2)
+    here = Setting(tmp_path, (tmp_path / "primary").as_uri())
+    await dataset_and_index(here)
+    await here.registry.save("docs", GENERATION, expected=None)
+    await here.actor.on_promote(Promote("docs", "t1"), origin("cmd-p"))
+    before = (await why(here)).links
+    for number in range(4, 12):
+        await ingest(here, f"cmd-{number}", f"{number}.csv")
+    assert (await why(here)).links == before
+    assert (before[-1].what, before[-1].id) == ("file", "second.csv")
+
+
 async def test_a_promotion_that_is_not_served_yet_is_said_so(here: Setting) -> None:
     await here.registry.save("docs", GENERATION, expected=None)
     await here.actor.on_promote(Promote("docs", "t2"), origin("cmd-p"))

@@ -84,6 +84,7 @@ def run(order: RunTrial, live_ef: int = 50, version: int = 1, rows: int = 1000, 
             proposer=order.proposal.proposer, rule=order.proposal.rule, draw=order.proposal.draw,
             journal_rows=order.proposal.journal_rows, policy=order.proposal.policy, trigger=order.trigger,
             trigger_tag=order.trigger_tag,
+            trigger_time=order.trigger_time,
         )
         for ef in sorted(asked)
     ]  # fmt: skip
