@@ -6,6 +6,7 @@ import os
 import shutil
 import uuid
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -84,10 +85,10 @@ class SnapshotWriter:
         os.replace(self._temporary / "kept.npy", self._temporary / "vectors.npy")
 
 
-def _mapped(path: Path, rows: int, dim: int) -> NDArray[np.float32]:
+def _mapped(path: Path, rows: int, dim: int) -> "np.memmap[Any, np.dtype[np.float32]]":
     """A new (rows, dim) file, mapped, with its blocks on the disk: writing into a hole of a full
     disk would be a SIGBUS, which ends the process, where this is an OSError."""
-    mapped: NDArray[np.float32] = np.lib.format.open_memmap(path, "w+", np.float32, (rows, dim))
+    mapped = np.lib.format.open_memmap(path, "w+", np.float32, (rows, dim))
     with open(path, "r+b") as file:
         os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
     return mapped
