@@ -248,13 +248,13 @@ async def _nats(config: Config, state: StateDir, lock: int, group: TaskGroup) ->
     password_file = Path(settings.password_file) if settings.password_file else state.nats_password
     if settings.url:
         credentials = Path(settings.credentials_file) if settings.credentials_file else None
-        bus = await NatsBus.connect(
-            settings.url,
-            _password(settings.password_file),
-            user=settings.user,
-            credentials=credentials,
-            replicas=settings.replicas,
-        )
+        password = _password(settings.password_file)
+        try:
+            bus = await NatsBus.connect(
+                settings.url, password, user=settings.user, credentials=credentials, replicas=settings.replicas
+            )
+        except Unavailable as error:
+            raise CannotRun(f"{error}; [nats] url names the server, left empty lakehouse starts its own") from error
         async with _closed(bus.close):
             group.start_soon(watch, disk, bus.clock)
             yield bus, settings.url
@@ -307,7 +307,8 @@ async def _repair(config: Config) -> int:
     state = _open_state(config)
     with _locked(state) as lock:
         async with anyio.create_task_group() as group, _nats(config, state, lock, group) as (bus, _):
-            findings = await repair_heads(open_buckets(config, state), await bus.heads(replicas=config.nats.replicas))
+            buckets, heads = open_buckets(config, state), await bus.heads(replicas=config.nats.replicas)
+            findings = await repair_heads(buckets, heads, look=lambda what: print(f"looking at {what}", flush=True))
             group.cancel_scope.cancel()
     for finding in findings:
         print(f"{finding.document}: {finding.what}: {finding.text}")

@@ -3,6 +3,7 @@ at a good revision stays; otherwise the newest good one becomes current. Nothing
 nothing of a newer format is touched."""
 
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Literal
 
 import msgspec
@@ -24,12 +25,13 @@ class Finding(msgspec.Struct, frozen=True):
     text: str
 
 
-async def repair(buckets: Buckets, heads: Heads) -> list[Finding]:
+async def repair(buckets: Buckets, heads: Heads, look: Callable[[str], None] = lambda _: None) -> list[Finding]:
     """Rebuild what is missing or wrong; returns what was changed ("moved") and what is bad.
-    Run it while no daemon writes."""
+    `look` hears of everything before it is looked at. Run it while no daemon writes."""
     found: dict[tuple[str, str], list[tuple[int, BucketName, str]]] = defaultdict(list)
     report: list[Finding] = []
     for bucket in buckets.names():
+        look(f"bucket {bucket}")
         for key in await buckets.list(bucket, revisions.PREFIX):
             match = revisions.KEY.fullmatch(key)
             if match:
@@ -40,6 +42,7 @@ async def repair(buckets: Buckets, heads: Heads) -> list[Finding]:
         kind, _, name = key.partition(".")
         found.setdefault((kind, name), [])
     for (kind, name), candidates in sorted(found.items()):
+        look(f"{kind} {name}: {len(candidates)} revisions")
         report += await _repair_one(buckets, heads, kind, name, sorted(candidates, reverse=True))
     return report
 

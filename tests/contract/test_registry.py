@@ -192,7 +192,9 @@ async def test_a_damaged_revision_is_refused_then_repaired(
     assert [finding.what for finding in report] == ["bad", "moved"]
     assert await fresh.load(Counter, "hits") == (Counter(value=1), 1)
     assert revisions(buckets)[1].read_bytes() == before  # evidence stays
-    assert await repair(buckets, heads) == []
+    looked: list[str] = []
+    assert await repair(buckets, heads, look=looked.append) == []
+    assert looked == ["bucket primary", "bucket rescue", "counter hits: 2 revisions"]
 
 
 async def test_a_damaged_document_does_not_hide_the_others(

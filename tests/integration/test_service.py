@@ -60,7 +60,18 @@ def test_a_taken_nats_port_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_an_unreachable_nats_is_one_sentence(tmp_path: Path) -> None:
-    one_sentence(attempt(House(tmp_path, nats__url="nats://127.0.0.1:9"), "run"), "127.0.0.1:9")
+    one_sentence(attempt(House(tmp_path, nats__url="nats://127.0.0.1:9"), "run"), "127.0.0.1:9", "[nats] url")
+
+
+def test_repair_says_what_it_looks_at(tmp_path: Path) -> None:
+    with house(tmp_path, agent__enabled=False) as made:
+        parquet(made.folder / "a.parquet", 10, seed=1)
+        made.ingest(made.folder / "a.parquet", "points", id_column="id")
+        one_sentence(attempt(made, "repair"), "state_dir")  # not while it runs
+    done = attempt(made, "repair")
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "every head is right"), done
+    assert "looking at bucket primary" in done.stdout
+    assert "looking at dataset points: 1 revisions" in done.stdout
 
 
 def test_an_unknown_key_is_named_with_the_one_that_was_meant(tmp_path: Path) -> None:
