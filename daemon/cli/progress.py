@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
 
 from daemon.cli.client import Client
 from daemon.cli.errors import CliError
@@ -85,10 +86,10 @@ class Steps:
         columns = (
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False),
-            BarColumn(),
+            BarColumn(bar_width=20),
             TextColumn("{task.fields[amount]}", markup=False),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            TimeElapsedColumn(Column(min_width=7)),  # on a narrow terminal others give way
+            TimeRemainingColumn(table_column=Column(min_width=7)),
         )
         with Progress(
             *columns,
