@@ -1,7 +1,6 @@
 """SQL predicates over one table, answered by DuckDB. A predicate is whatever may stand in
-`WHERE (…)` over that table alone: DuckDB's own parser says what it is, and everything that could
-reach beyond a row (subqueries, windows, settings, further clauses) is refused. The engine itself
-has no access to files either.
+`WHERE (…)` over that table alone: DuckDB's own parser says what it is, and predicate_rules.py what
+it may be made of. The engine itself has no access to files either.
 """
 
 import contextlib
@@ -11,16 +10,21 @@ from typing import Any
 
 import duckdb
 import numpy as np
+import pyarrow as pa
 import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
 from actors.ports import ROW
+from daemon.storage import predicate_rules
 from daemon.storage.data_files import BadDataFile
 
-REFUSED = {"SUBQUERY": "a subquery", "WINDOW": "a window function", "PARAMETER": "a parameter"}
+MAX_LENGTH = 20_000
+"""Characters of a predicate. DuckDB's parser takes 10 KB for each."""
+MAX_DEPTH = 100
+"""Expressions within expressions; DuckDB's own limit of 1000 is more than json.loads reads."""
+TOO_DEEP = f"the filter is nested too deeply: more than {MAX_DEPTH} levels"
 UNREADABLE = "reading the stream registered as 't' failed"
 """How DuckDB says that the fault is the data's, not the predicate's."""
-REFUSED_FUNCTIONS = {"current_setting", "getenv", "getvariable", "nextval", "currval"}
 
 
 class PredicateEngine:
@@ -31,6 +35,7 @@ class PredicateEngine:
         for setting in (
             "SET enable_external_access = false",
             "SET python_enable_replacements = false",
+            f"SET max_expression_depth = {MAX_DEPTH}",
             "SET lock_configuration = true",
         ):
             self._connection.execute(setting)
@@ -38,20 +43,28 @@ class PredicateEngine:
     def cursor(self) -> duckdb.DuckDBPyConnection:
         return self._connection.cursor()
 
-    def check(self, predicate: str) -> None:
-        """Raises ValueError for what is no predicate, with DuckDB's words."""
+    def check(self, predicate: str, schema: pa.Schema) -> None:
+        """Raises ValueError for what is no predicate over a table of this schema, or isn't
+        allowed in one."""
+        if len(predicate) > MAX_LENGTH:
+            raise ValueError(f"the filter is too long: it has more than {MAX_LENGTH:,} characters")
         parsed = self._parse(_query(predicate))
         plain = self._parse(_query("true"))
         condition = parsed["node"].pop("where_clause", None)
         del plain["node"]["where_clause"]
         if _shape(parsed) != _shape(plain) or condition is None:
             raise ValueError("this is no predicate: it must be what stands in a WHERE clause, without further clauses")
-        _refuse(condition)
+        predicate_rules.check(condition, schema)
 
     def _parse(self, query: str) -> Any:
         with self._connection.cursor() as cursor:
             (text,) = cursor.execute("SELECT json_serialize_sql(?::VARCHAR)", [query]).fetchone() or ("{}",)
-        parsed = json.loads(text)
+        try:
+            parsed = json.loads(text)
+        except RecursionError as error:
+            raise ValueError(TOO_DEEP) from error
+        if "Max expression depth" in parsed.get("error_message", ""):
+            raise ValueError(TOO_DEEP)
         if parsed.get("error", True) or len(parsed["statements"]) != 1:
             raise ValueError(f"this is no predicate: {parsed.get('error_message', 'it is more than one statement')}")
         return parsed["statements"][0]
@@ -73,7 +86,7 @@ class Query:
         if cursor is None:
             return np.zeros(0, np.int64)  # interrupted before it began: nobody waits for this
         with cursor:
-            self._engine.check(self._predicate)
+            self._engine.check(self._predicate, self._data.schema)
             cursor.register("t", self._data)
             try:
                 found = cursor.execute(_query(self._predicate)).fetchnumpy()[ROW]
@@ -107,18 +120,6 @@ def _shape(node: Any) -> Any:
     if isinstance(node, dict):
         return {key: _shape(value) for key, value in node.items() if not key.startswith("query_location")}
     return [_shape(item) for item in node] if isinstance(node, list) else node
-
-
-def _refuse(node: Any) -> None:
-    if isinstance(node, dict):
-        if node.get("class") in REFUSED:
-            raise ValueError(f"a predicate can't hold {REFUSED[node['class']]}")
-        if str(node.get("function_name", "")).lower() in REFUSED_FUNCTIONS:
-            raise ValueError(f"a predicate can't call {node['function_name']}")
-        node = list(node.values())
-    if isinstance(node, list):
-        for item in node:
-            _refuse(item)
 
 
 def _words(error: duckdb.Error) -> str:

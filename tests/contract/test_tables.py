@@ -203,7 +203,7 @@ def test_a_commit_of_any_size_stays_under_300_mb(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=True, cwd=ROOT
     )
-    assert int(done.stdout) < 270
+    assert int(done.stdout) < 300
 
 
 async def test_rows_that_do_not_fit_are_refused(tables: DeltaTables) -> None:
@@ -360,6 +360,69 @@ async def test_only_predicates_are_answered(tables: DeltaTables, predicate: str)
     assert list(await tables.match(TABLE, "n = 2")) == [1]
 
 
+@pytest.mark.parametrize(
+    ("predicate", "words"),
+    [
+        ("len(range(200000000)) > 5", "can't use range; a filter may use"),
+        ("length(repeat(id, 1000000000)) > 5", "can't use repeat"),
+        ("lpad(id, 1000000000, 'x') = rpad(id, 1000000000, 'x')", "can't use [lr]pad"),
+        ("len(generate_series(1, 200000000)) > 5", "can't use generate_series"),
+        ("len(list_transform(vector, x -> x + 1)) > 5", "can't use list_transform|can't hold a lambda"),
+        ("string_agg(id, ',') = 'x'", "can't use string_agg"),
+        ("write_log('x') IS NULL", "can't use write_log"),
+        ("random() < 0.5", "can't use random"),
+        ("txid_current() > 0", "can't use txid_current"),
+        ("id.repeat(100000000) = 'x'", "can't use id.repeat"),
+        ("len(system.main.range(5)) = 1", "can't use system.main.range"),
+        ("n::INT[100000000] IS NULL", "can't cast to array"),
+        ("id = current_user", "no column 'current_user'; the dataset has id, n, vector"),
+        ("id < current_date", "can't use current_date, as its answers are remembered"),
+        ('id = "r1" OR nope = 2', r"^there is no column '(r1|nope)'; the dataset has id, n, vector$"),
+        ("id LIKE n::VARCHAR", "must be a constant"),
+        ("NOT " * 900 + "true", "nested too deeply"),
+        ("{'a': " * 400 + "1" + "}" * 400 + " IS NULL", "nested too deeply"),
+        ("(" * 5000 + "true" + ")" * 5000, "nested too deeply"),
+        (" OR ".join(["n = 1"] * 1500), "more than 2,000 parts"),
+        ("n = 1" + " " * 20_000, "more than 20,000 characters"),
+        (f"id = '{'x' * 5000}'", "more than 4,000 characters"),
+        (" || ".join(["id"] * 50) + " = 'x'", "too many new texts"),
+        (" || ".join(["n"] * 50) + " = 'x'", "too many new texts"),
+        (" OR ".join(f"substr(id, {n}) = 'x'" for n in range(50)), "too many new texts"),
+        ("CASE WHEN true THEN " * 40 + "id" + " END" * 40 + " = 'x'", "too many new texts"),
+    ],
+)
+async def test_what_could_take_any_memory_is_refused(tables: DeltaTables, predicate: str, words: str) -> None:
+    """One of them took the daemon to 23 GB: DuckDB's memory limit doesn't bound its expressions."""
+    await tables.commit(TABLE, [batch(1, 2)], note())
+    with pytest.raises(ValueError, match=words) as raised:
+        await tables.match(TABLE, predicate)
+    assert len(str(raised.value).splitlines()) == 1
+    assert len(str(raised.value)) < 400
+
+
+@pytest.mark.parametrize(
+    "predicate",
+    [
+        "n NOT IN (3, 4) AND NOT (n IS NULL) AND id IS NOT NULL AND n NOT BETWEEN 7 AND 8",
+        "id ILIKE 'R%' AND id NOT LIKE '%x%' AND id SIMILAR TO 'r.*' AND regexp_matches(id, '^r[0-9]$')",
+        "(n + 1 - 2 * 3) // 4 % 5 < 9 AND abs(-n) >= round(n::DOUBLE / 2, 1) AND floor(0.5) + ceil(0.5) = 1",
+        "CASE WHEN n > 1 THEN 'a' ELSE id END IN ('a', 'r1') AND coalesce(nullif(id, 'x'), 'y') <> 'y'",
+        "upper(id) = 'R' || CAST(n AS VARCHAR) AND substr(trim(id), 1, 1) = 'r' AND length(id) = 2",
+        "starts_with(id, 'r') AND contains(id, 'r') AND NOT ends_with(id, 'x')",
+        "list_contains(vector, 0.5) AND len(vector) = 2 AND vector[2] = 0.5 AND 0.5 IN vector",
+        "DATE '2024-05-01' + INTERVAL 3 DAYS > TIMESTAMP '2024-05-02 10:00:00' AND year(DATE '2024-05-01') = 2024",
+        "date_trunc('month', DATE '2024-05-07') = DATE '2024-05-01' AND extract(day FROM DATE '2024-05-07') = 7",
+        "try_cast(id AS INTEGER) IS NULL AND (n > 0) IS TRUE AND t.n IS DISTINCT FROM 9 AND N > 0",
+        "n IN (" + ", ".join(map(str, range(1500))) + ")",
+        " OR ".join(f"n = {n}" for n in range(600)),
+        "(((((((((((((((((((((n > 0)))))))))))))))))))))",
+    ],
+)
+async def test_what_predicates_may_use(tables: DeltaTables, predicate: str) -> None:
+    await tables.commit(TABLE, [batch(1, 2)], note())
+    assert list(await tables.match(TABLE, predicate)) == [0, 1]
+
+
 # --- many commits --------------------------------------------------------------------------------
 
 
@@ -388,7 +451,7 @@ async def test_files_of_killed_commits_and_old_versions_go_after_a_week(tables: 
     assert await content(tables, 3) == {0: 0, 1: 1, 2: 2, 3: 3}  # files that just left are kept
 
 
-SLOW = "levenshtein(repeat(id, 60), repeat('ab', 100)) > 0"  # 0.1 ms a row
+SLOW = " AND ".join(f"NOT regexp_matches(id, '[a-z]+{n}x$')" for n in range(300))  # 0.1 ms a row
 
 
 async def test_a_predicate_that_takes_too_long_is_stopped(tables: DeltaTables) -> None:
