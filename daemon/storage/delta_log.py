@@ -7,6 +7,7 @@ Entries follow the Delta protocol (reader 1, writer 2; 3 and 7 with timestampNtz
 reader opens the table. Our own part of `commitInfo` is the commit's note and the next row number.
 """
 
+import os
 import re
 import time
 from collections.abc import Iterable, Sequence
@@ -132,6 +133,16 @@ def open_version(table: DeltaTable, next_row: int, note: CommitInfo | None) -> V
     statistics = (adds.get(name, nothing) for name in ("num_records", f"min.{ROW}", f"max.{ROW}"))
     files = [_data_file(*values) for values in zip(adds["path"], adds["size_bytes"], *statistics, strict=True)]
     return Version(table.version(), pa.schema(table.schema().to_arrow()), ordered(files), next_row, note)
+
+
+def refuse_empty_entries(folder: Path, last: int) -> None:
+    """Raises ValueError when an entry up to version `last` is empty. An entry is one durable put,
+    so that is damage, and deltalake takes it for a version that changed nothing."""
+    with os.scandir(folder / "_delta_log") as files:
+        for file in files:
+            version = version_of_key(file.name)
+            if version is not None and version <= last and not file.stat().st_size:
+                raise ValueError(f"its log entry {entry_key(version)} is empty")
 
 
 def set_aside_torn_checkpoints(folder: Path) -> bool:

@@ -46,8 +46,13 @@ class TableLog:
             return await self._refresh()
 
     async def at(self, version: int) -> Version | None:
-        newest = await self.newest()
-        if newest is None or not 0 <= version <= newest.version:
+        """A version, or None when there is none. One before a damaged entry can still be had."""
+        try:
+            newest = await self.newest()
+            last = newest.version if newest else None
+        except CorruptState:
+            last = await self._last_entry()
+        if last is None or not 0 <= version <= last:
             return None
         async with self._lock:  # what is loaded belongs to this table, not to one dropped meanwhile
             if version not in self._old:
@@ -130,7 +135,7 @@ class TableLog:
         if newest is not None and self._entry_is_ours(newest):
             while True:
                 try:
-                    entry = await self._buckets.get(self._ref.bucket, self._key(newest.version + 1))
+                    entry = await self._read(newest.version + 1)
                 except FileNotFoundError:
                     return newest
                 with self._reading():
@@ -150,6 +155,15 @@ class TableLog:
         versions = [version for key in keys if (version := delta_log.version_of_key(key)) is not None]
         return max(versions, default=None)
 
+    async def _read(self, version: int) -> bytes:
+        """An entry. Raises FileNotFoundError; CorruptState for an empty one: deltalake opens a
+        table without the version that it made, so its rows would be lost without a word."""
+        entry = await self._buckets.get(self._ref.bucket, self._key(version))
+        with self._reading():
+            if not entry.strip():
+                raise ValueError(f"its log entry {delta_log.entry_key(version)} is empty")
+        return entry
+
     def _entry_is_ours(self, newest: Version) -> bool:
         """False when the table was dropped and made again by another process."""
         if self._folder is None:
@@ -163,6 +177,8 @@ class TableLog:
 
         def load() -> DeltaTable:
             with self._reading():
+                if self._folder is not None:
+                    delta_log.refuse_empty_entries(self._folder, version)
                 try:
                     return DeltaTable(url, version, options)
                 except DeltaError:
@@ -181,7 +197,7 @@ class TableLog:
         """The note of a version, and the next row number, from the last entry of ours up to it."""
         note = None
         for back in range(version, -1, -1):
-            entry = await self._buckets.get(self._ref.bucket, self._key(back))
+            entry = await self._read(back)
             with self._reading():
                 made = delta_log.decode_entry(entry)
             if made is not None:

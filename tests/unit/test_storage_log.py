@@ -129,6 +129,41 @@ async def test_a_bad_log_is_corrupt_state_to_every_reader(tmp_path: Path, bad: s
     assert len(list(entry.parent.glob("*.json"))) == (2 if bad == "missing" else 3)  # and nothing was changed
 
 
+@pytest.mark.parametrize("version", [2, 1])
+async def test_an_empty_entry_is_corrupt_state(tmp_path: Path, version: int) -> None:
+    """deltalake opens the table as if that commit had written nothing: its rows were lost in
+    silence, and the next commit gave their row numbers to others."""
+    tables = open_tables(tmp_path)
+    for n in range(3):
+        await append(tables, n)
+    behind = open_tables(tmp_path)
+    name = f"{version:020d}.json"
+    (tmp_path / "p" / "t" / "_delta_log" / name).write_bytes(b"")
+    readers = [behind, open_tables(tmp_path)] + ([tables] if version == 2 else [])  # it has version 1 at hand
+    for reader in readers:
+        with pytest.raises(
+            CorruptState, match=f"table t in bucket primary can't be opened: .*{name} is empty.*Restore"
+        ):
+            await reader.state(TABLE)
+        with pytest.raises(CorruptState, match=name):
+            await append(reader, 9)
+        with pytest.raises(CorruptState, match=name):
+            await reader.read(TABLE, version=2)
+        older = await reader.read(TABLE, version=version - 1)
+        assert older["n"].to_pylist() == list(range(version))
+
+
+async def test_an_empty_entry_after_the_version_at_hand_is_corrupt_state(tmp_path: Path) -> None:
+    tables, reader = open_tables(tmp_path), open_tables(tmp_path)
+    await append(tables, 0)
+    await reader.state(TABLE)
+    await append(tables, 1)
+    (tmp_path / "p" / "t" / "_delta_log" / f"{1:020d}.json").write_bytes(b"")
+    with pytest.raises(CorruptState, match=f"{1:020d}.json is empty"):
+        await reader.state(TABLE)
+    assert (await reader.read(TABLE, version=0))["n"].to_pylist() == [0]
+
+
 async def test_an_entry_that_turns_bad_under_a_reader(tmp_path: Path) -> None:
     tables, reader = open_tables(tmp_path), open_tables(tmp_path)
     await append(tables, 0)
