@@ -27,25 +27,43 @@ def is_manual(place: QueuedTuning) -> bool:
 
 def enqueued(state: AgentDocument, place: QueuedTuning) -> AgentDocument:
     """With a place for the index. One that waits already keeps it, and both wishes are met: the
-    later version, and a full campaign if either asks for one, a person's wish before a rule's."""
+    later version, and a full campaign if either asks for one; the more urgent gives the reason."""
     for i, waiting in enumerate(state.queue):
         if waiting.index != place.index:
             continue
-        first = place if is_manual(place) and not is_manual(waiting) else waiting
+        first = place if _urgency(place) > _urgency(waiting) else waiting
         both = msgspec.structs.replace(
             first,
             version=max(waiting.version, place.version),
             recalibrate=waiting.recalibrate and place.recalibrate,
+            after=max(waiting.after, place.after),
         )
         return msgspec.structs.replace(state, queue=[*state.queue[:i], both, *state.queue[i + 1 :]])
     return msgspec.structs.replace(state, queue=[*state.queue, place])
 
 
+def _urgency(place: QueuedTuning) -> int:
+    """A person's wish before a drift, a drift before new rows."""
+    return 2 if is_manual(place) else 1 if place.after else 0
+
+
+def queued(state: AgentDocument, place: QueuedTuning, now: Timestamp) -> AgentDocument:
+    """`enqueued`, and a decision on record unless the place was there and only waits for a later
+    version now: a stream of appends tells nothing new."""
+    before = {waiting.index: waiting for waiting in state.queue}.get(place.index)
+    state = enqueued(state, place)
+    after = next(waiting for waiting in state.queue if waiting.index == place.index)
+    if before is not None and after == msgspec.structs.replace(before, version=after.version):
+        return state
+    reason = f"{place.asked_by}: {place.reason}" if is_manual(place) else place.reason
+    return decided(state, place.index, now, "queued", reason)
+
+
 def next_place(
-    state: AgentDocument, config: AgentConfig, live: Collection[IndexName], now: Timestamp
+    state: AgentDocument, config: AgentConfig, ready: Collection[IndexName], now: Timestamp
 ) -> QueuedTuning | None:
-    """The first place whose time has come: a person's before a rule's. `live` are the indexes
-    that have a generation; the agent leaves the others alone until they have."""
+    """The first place whose time has come: a person's before a rule's. `ready` are the indexes
+    that serve what they should; the agent leaves the others alone until they do."""
     busy = {campaign.index for campaign in state.campaigns}
     free = [
         place
@@ -58,18 +76,21 @@ def next_place(
     if not config.enabled or budget(state, config, now) == 0:
         return None
     for place in free:
-        if place.index in live and state.cooldown_until.get(place.index, 0.0) <= now:
+        if place.index in ready and state.cooldown_until.get(place.index, 0.0) <= now:
             return place
     return None
 
 
-def next_campaign(state: AgentDocument, config: AgentConfig, now: Timestamp) -> Campaign | None:
-    """The campaign that runs a trial next; None while one is running, or when the hour's
-    budget is spent and nobody asked in person."""
+def next_campaign(
+    state: AgentDocument, config: AgentConfig, now: Timestamp, waiting: Collection[IndexName] = ()
+) -> Campaign | None:
+    """The campaign that runs a trial next, of an index that isn't `waiting`; None while one is
+    running, or when the hour's budget is spent and nobody asked in person."""
     if running(state) is not None:
         return None
     spent = budget(state, config, now) == 0
-    return next((campaign for campaign in state.campaigns if campaign.manual or not spent), None)
+    free = [campaign for campaign in state.campaigns if campaign.index not in waiting]
+    return next((campaign for campaign in free if campaign.manual or not spent), None)
 
 
 def running(state: AgentDocument) -> Campaign | None:
@@ -77,7 +98,7 @@ def running(state: AgentDocument) -> Campaign | None:
 
 
 def budget(state: AgentDocument, config: AgentConfig, now: Timestamp) -> int:
-    """Trials left in this hour."""
+    """Trials that the agent may still start by itself in this hour."""
     return max(0, config.max_trials_per_hour - len(this_hour(state, now)))
 
 
@@ -158,6 +179,15 @@ def decided(
     """With one more decision on record."""
     decision = Decision(index, now, action, reason, campaign, trial)
     return msgspec.structs.replace(state, decisions=[decision, *state.decisions][:DECISIONS_KEPT])
+
+
+def skipped(state: AgentDocument, index: IndexName, now: Timestamp, reason: str) -> AgentDocument:
+    """With a skip on record, in the place of the one before when nothing else was decided on the
+    index since: many small appends are no news."""
+    last = next((decision for decision in state.decisions if decision.index == index), None)
+    if last is not None and last.action == "skipped":
+        state = msgspec.structs.replace(state, decisions=[d for d in state.decisions if d is not last])
+    return decided(state, index, now, "skipped", reason)
 
 
 def answer_to(state: AgentDocument, cause: MessageId) -> list[Emitted] | None:

@@ -3,21 +3,20 @@ one trial after another, and promotes what won.
 
 Each handler loads the agent's document, decides, and saves it by compare-and-set before it
 returns; what it returns is saved with it, so a redelivered message gets the same answer and is
-decided once. Whose turn it is: `scheduler`; what a campaign does: `core`.
+decided once. Whose turn it is: `scheduler`; what a campaign does: `core`; what the agent is
+asked: `questions`.
 """
 
-import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import aclosing
 
 import anyio
 import msgspec
 import structlog
 
-from actors.autotune import agenda, core
+from actors.autotune import agenda, basis, core
 from actors.autotune.config import AgentConfig
-from actors.autotune.replay import replay
+from actors.autotune.progress import TrialProgress
+from actors.autotune.questions import Questions, no_index
 from actors.autotune.scheduler import AGENT, Scheduler
 from actors.base import Actor, Origin, every, handles
 from actors.errors import Conflict
@@ -34,7 +33,6 @@ from schemas.events.autotune import (
     QueuedTuning,
     Replay,
     ReplayReport,
-    RunningTrial,
     RunTrial,
     StartAutotune,
     TrialCompleted,
@@ -43,11 +41,11 @@ from schemas.events.autotune import (
     TuningFinished,
     TuningQueued,
 )
-from schemas.events.base import CommandRefused, Progress, Refusal, subject_of, tag_of
+from schemas.events.base import CommandRefused, Refusal, tag_of
 from schemas.events.dataset import DatasetAppended
 from schemas.events.index import GenerationReady, IndexAppended, IndexDropped, RebuildIndex, RecallDrifted
 from schemas.events.promotion import ConfigPromoted, Promote
-from schemas.names import IndexName, MessageId, Timestamp, TrialId
+from schemas.names import IndexName, MessageId, Timestamp
 
 SAVE_ATTEMPTS = 5
 LOST_AFTER_S = 3600.0
@@ -66,28 +64,23 @@ class Agent(Actor):
 
     def __init__(self, registry: Registry, journal: Journal, bus: Bus, clock: Clock, config: AgentConfig) -> None:
         self._registry = registry
-        self._journal = journal
-        self._bus = bus
         self._clock = clock
         self._config = config
         self.wake_s = config.wake_s
         self._scheduler = Scheduler(registry, journal, config)
         self._one_at_a_time = anyio.Lock()
-        self._progress: dict[TrialId, tuple[Timestamp, Progress]] = {}
-        self._ears: asyncio.Task[None] | None = None
+        self._progress = TrialProgress(bus, clock)
+        self._questions = Questions(registry, journal, clock, self._scheduler, self._progress, config)
 
     async def start(self) -> Sequence[RunTrial]:
         """A running trial is ordered once more: its first order may have died with the last
         process before it was published. The lab does each trial once."""
-        self._ears = asyncio.create_task(self._hear())
+        self._progress.start()
         state, _ = await self._load()
         return [core.order(campaign) for campaign in state.campaigns if campaign.running is not None]
 
     async def stop(self) -> None:
-        if self._ears is not None:
-            self._ears.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._ears
+        await self._progress.stop()
 
     # --- what sets tuning off ------------------------------------------------------------------
 
@@ -97,7 +90,7 @@ class Agent(Actor):
             for _, document, _ in await self._registry.all(IndexDocument):
                 if document.dataset == event.dataset:
                     state = agenda.changed(state, document.index, event.rows)
-                    place = self._place(state, document.index, f"{event.rows} rows appended", event, origin, now)
+                    place = self._place(state, document.index, f"{event.rows} rows appended", event, origin)
                     state = self._by_rule(state, msgspec.structs.replace(place, version=event.version), now)
             return await self._scheduler.advance(state, now)
 
@@ -110,7 +103,7 @@ class Agent(Actor):
             state = msgspec.structs.replace(state, covered={**state.covered, event.index: covered})
             if event.deleted:
                 state = agenda.changed(state, event.index, event.deleted)
-                place = self._place(state, event.index, f"{event.deleted} rows went", event, origin, now)
+                place = self._place(state, event.index, f"{event.deleted} rows went", event, origin)
                 state = self._by_rule(state, place, now)
             return await self._scheduler.advance(state, now)
 
@@ -118,26 +111,34 @@ class Agent(Actor):
 
     @handles
     async def on_generation_ready(self, event: GenerationReady, origin: Origin) -> Orders:
-        """The first generation of an index sets off its first campaign."""
+        """The first generation of an index sets off its first campaign; a later one may be what
+        a campaign waits for."""
 
         async def change(state: AgentDocument, now: Timestamp) -> tuple[AgentDocument, list[Emitted]]:
-            state = await self._scheduler.first(state, event.index, origin.id, tag_of(GenerationReady), now)
+            tag = tag_of(GenerationReady)
+            state = await self._scheduler.first(state, event.index, origin.id, tag, origin.time, now)
             return await self._scheduler.advance(state, now)
 
         return await self._decide(origin.id, change)  # type: ignore[return-value]
 
     @handles
     async def on_drift(self, event: RecallDrifted, origin: Origin) -> Orders:
+        """Promotion hears it too, and takes back what it promoted: the campaign comes after that."""
+
         async def change(state: AgentDocument, now: Timestamp) -> tuple[AgentDocument, list[Emitted]]:
             live = event.recall
             reason = (
                 f"live recall {live.mean:.4f} (at most {live.upper:.4f}) over {live.samples} queries, "
                 f"target {event.target:g}"
             )
-            place = self._place(state, event.index, reason, event, origin, now)
-            if self._config.enabled:
-                state = agenda.enqueued(state, msgspec.structs.replace(place, recalibrate=False))
-                state = agenda.decided(state, event.index, now, "queued", reason)
+            if not self._config.enabled:
+                state = agenda.skipped(state, event.index, now, f"{reason}; the agent is disabled")
+            elif await self._scheduler.is_past(event, origin.id):
+                state = agenda.skipped(state, event.index, now, f"{reason}; another generation serves by now")
+            else:
+                place = self._place(state, event.index, reason, event, origin)
+                place = msgspec.structs.replace(place, recalibrate=False, after=event.generation)
+                state = agenda.queued(state, place, now)
             return await self._scheduler.advance(state, now)
 
         return await self._decide(origin.id, change)  # type: ignore[return-value]
@@ -147,13 +148,12 @@ class Agent(Actor):
         self, command: EnqueueTuning, origin: Origin
     ) -> Sequence[TuningQueued | RunTrial | Promote | RebuildIndex | TuningFinished | Refusal]:
         if await self._registry.load(IndexDocument, command.index) is None:
-            return [_no_index(command.index)]
+            return [no_index(command.index)]
 
         async def change(state: AgentDocument, now: Timestamp) -> tuple[AgentDocument, list[Emitted]]:
-            place = QueuedTuning(command.index, command.reason, command.asked_by, origin.id, tag_of(EnqueueTuning), now)
-            state = agenda.decided(
-                agenda.enqueued(state, place), command.index, now, "queued", f"{command.asked_by}: {command.reason}"
-            )
+            tag = tag_of(EnqueueTuning)
+            place = QueuedTuning(command.index, command.reason, command.asked_by, origin.id, tag, origin.time)
+            state = agenda.queued(state, place, now)
             state, orders = await self._scheduler.advance(state, now)
             return state, [TuningQueued(command.index, command.reason), *orders]
 
@@ -165,7 +165,7 @@ class Agent(Actor):
     ) -> Sequence[AutotuneStarted | RunTrial | Promote | RebuildIndex | TuningFinished | Refusal]:
         facts = await self._scheduler.facts(command.index)
         if facts is None:
-            return [_no_index(command.index)]
+            return [no_index(command.index)]
         if command.grid == []:
             return [Refusal("invalid", "the grid is empty", "leave it out for the default grid")]
         if command.harness is not None:
@@ -182,7 +182,7 @@ class Agent(Actor):
                         f"{len(campaign.trials)} trials done"
                     )
                     return state, [Refusal("busy", reason, "one autotune per index at a time: wait for its end")]
-            campaign = core.begin_asked(command, origin.id, facts, self._config, now)
+            campaign = core.begin_asked(command, origin, facts, self._config, now)
             state = agenda.with_campaign(state, campaign)
             state = agenda.decided(
                 state, command.index, now, "started", f"asked by {command.asked_by}", campaign.campaign
@@ -200,9 +200,9 @@ class Agent(Actor):
 
         async def change(state: AgentDocument, now: Timestamp) -> tuple[AgentDocument, list[Emitted]]:
             for name, _, _ in await self._registry.all(GenerationDocument):
-                state = await self._scheduler.first(state, name, f"wake-{now:.0f}", "autotune.wake", now)
+                state = await self._scheduler.first(state, name, f"wake-{now:.0f}", "autotune.wake", now, now)
             campaign = agenda.running(state)
-            if campaign is not None and self._heard_of(campaign) < now - LOST_AFTER_S:
+            if campaign is not None and self._progress.heard_of(campaign) < now - LOST_AFTER_S:
                 reason = f"nothing was heard of trial {campaign.running} for {LOST_AFTER_S:.0f} s"
                 state = agenda.decided(
                     state, campaign.index, now, "failed", reason, campaign.campaign, campaign.running
@@ -223,6 +223,10 @@ class Agent(Actor):
             facts = await self._scheduler.facts(event.index) if campaign else None
             if campaign is None or facts is None:
                 return state, []
+            stale = basis.stale(campaign, facts)
+            if stale:
+                state = self._scheduler.restarted(state, campaign, stale, now)
+                return await self._scheduler.advance(state, now)
             campaign, promote, reason = core.completed(campaign, event, facts, self._config)
             state = agenda.with_campaign(state, campaign, last=True)
             action = "promoted" if promote else "measured"
@@ -230,7 +234,7 @@ class Agent(Actor):
             state, orders = await self._scheduler.advance(state, now)
             return state, [*([promote] if promote else []), *orders]
 
-        self._progress.pop(event.trial, None)
+        self._progress.forget(event.trial)
         return await self._decide(origin.id, change)  # type: ignore[return-value]
 
     @handles
@@ -243,17 +247,19 @@ class Agent(Actor):
             state = agenda.decided(state, event.index, now, "failed", event.reason, event.campaign, event.trial)
             return await self._scheduler.advance(state, now)
 
-        self._progress.pop(event.trial, None)
+        self._progress.forget(event.trial)
         return await self._decide(origin.id, change)  # type: ignore[return-value]
 
     @handles
-    async def on_promoted(self, event: ConfigPromoted, origin: Origin) -> Sequence[TuningFinished]:
-        """The verdict that waited for this promotion is told."""
+    async def on_promoted(self, event: ConfigPromoted, origin: Origin) -> Orders:
+        """The verdict that waited for this promotion is told. What waited for a rollback to a
+        configuration that serves already goes on: no new generation will tell of it."""
 
-        async def change(state: AgentDocument, _: Timestamp) -> tuple[AgentDocument, list[Emitted]]:
+        async def change(state: AgentDocument, now: Timestamp) -> tuple[AgentDocument, list[Emitted]]:
             promoted = {event.entry.trial} | await self._scheduler.promoted(event.index)
             state, told = agenda.settled(state, event.index, promoted)
-            return state, [*told]
+            state, orders = await self._scheduler.advance(state, now)
+            return state, [*told, *orders]
 
         return await self._decide(origin.id, change)  # type: ignore[return-value]
 
@@ -282,36 +288,15 @@ class Agent(Actor):
     @handles
     async def on_status(self, query: GetAgentStatus) -> Sequence[AgentStatus]:
         state, _ = await self._load()
-        now = self._clock.now()
-        return [
-            AgentStatus(
-                enabled=self._config.enabled,
-                queue=state.queue,
-                running=[self._shown(campaign) for campaign in state.campaigns if campaign.running],
-                trials_this_hour=len(agenda.this_hour(state, now)),
-                max_trials_per_hour=self._config.max_trials_per_hour,
-                cooldown_until={name: until for name, until in state.cooldown_until.items() if until > now},
-                decisions=state.decisions,
-            )
-        ]
+        return [self._questions.status(state)]
 
     @handles
     async def on_list_trials(self, query: ListTrials) -> Sequence[TrialList | Refusal]:
-        points = await self._journal.points(query.index)
-        if not points and await self._registry.load(IndexDocument, query.index) is None:
-            return [_no_index(query.index)]
-        return [TrialList(query.index, points[::-1][: query.limit], len(points))]
+        return [await self._questions.trials(query)]
 
     @handles
     async def on_replay(self, query: Replay) -> Sequence[ReplayReport | Refusal]:
-        started = self._clock.monotonic()
-        facts = await self._scheduler.facts(query.index)
-        points = facts.points if facts else await self._journal.points(query.index)
-        if facts is None and not points:
-            return [_no_index(query.index)]
-        target = facts.target_recall if facts else points[-1].target_recall
-        report = replay(query.index, points, core.policy(target, self._config))
-        return [msgspec.structs.replace(report, seconds=self._clock.monotonic() - started)]
+        return [await self._questions.replay(query)]
 
     # --- the shell's own -----------------------------------------------------------------------
 
@@ -343,55 +328,25 @@ class Agent(Actor):
         reason: str,
         event: DatasetAppended | IndexAppended | RecallDrifted,
         origin: Origin,
-        now: Timestamp,
     ) -> QueuedTuning:
         """A place that an event asks for. An index that was tuned before is re-calibrated first."""
-        return QueuedTuning(index, reason, AGENT, origin.id, tag_of(type(event)), now, recalibrate=index in state.tuned)
+        recalibrate = index in state.tuned
+        return QueuedTuning(index, reason, AGENT, origin.id, tag_of(type(event)), origin.time, recalibrate=recalibrate)
 
     def _by_rule(self, state: AgentDocument, place: QueuedTuning, now: Timestamp) -> AgentDocument:
         """With the place, if enough has changed."""
         changed, least = state.changed.get(place.index, 0), self._config.min_new_rows
         if not self._config.enabled:
-            return agenda.decided(state, place.index, now, "skipped", f"{place.reason}; the agent is disabled")
+            return agenda.skipped(state, place.index, now, f"{place.reason}; the agent is disabled")
         if changed < least:
             reason = f"{place.reason}; {changed} changed since the last tuning, below {least}"
-            return agenda.decided(state, place.index, now, "skipped", reason)
-        return agenda.decided(agenda.enqueued(state, place), place.index, now, "queued", place.reason)
+            return agenda.skipped(state, place.index, now, reason)
+        return agenda.queued(state, place, now)
 
     async def _load(self) -> tuple[AgentDocument, int | None]:
         return await self._registry.load(AgentDocument, AGENT) or (AgentDocument(), None)
-
-    async def _hear(self) -> None:
-        """Keeps the newest progress of each trial, for the status and to know what is lost."""
-        async with aclosing(self._bus.listen(subject_of(Progress))) as envelopes:  # type: ignore[type-var]
-            async for envelope in envelopes:
-                if isinstance(envelope.message, Progress) and envelope.message.job.startswith("t-"):
-                    self._progress[envelope.message.job] = (self._clock.now(), envelope.message)
-
-    def _heard_of(self, campaign: Campaign) -> Timestamp:
-        heard = self._progress.get(campaign.running or "")
-        return max(campaign.running_since or 0.0, heard[0] if heard else 0.0)
-
-    def _shown(self, campaign: Campaign) -> RunningTrial:
-        if campaign.running is None or campaign.running_proposal is None or campaign.running_since is None:
-            raise ValueError(f"campaign {campaign.campaign} runs no trial")
-        _, progress = self._progress.get(campaign.running, (0.0, None))
-        return RunningTrial(
-            trial=campaign.running,
-            campaign=campaign.campaign,
-            index=campaign.index,
-            proposal=campaign.running_proposal,
-            since=campaign.running_since,
-            phase=progress.phase if progress else "ordered",
-            done=progress.done if progress else 0,
-            total=progress.total if progress else None,
-        )
 
 
 def _running(state: AgentDocument, event: TrialCompleted | TrialFailed) -> Campaign | None:
     """The campaign that waits for this trial."""
     return next((campaign for campaign in state.campaigns if campaign.running == event.trial), None)
-
-
-def _no_index(index: IndexName) -> Refusal:
-    return Refusal("not_found", f"there is no index {index!r}", "lakehouse indexes lists them")

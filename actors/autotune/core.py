@@ -17,8 +17,10 @@ from actors.autotune import agenda
 from actors.autotune.config import AgentConfig
 from actors.autotune.decide import chosen_points, holds, rebuild_reason, recalibrated, verdict
 from actors.autotune.proposer import Policy, by_graph, exhausted, journal_champion, propose
+from actors.base import Origin
 from schemas.config import HnswConfig
-from schemas.documents.agent import Campaign, Emitted
+from schemas.documents.agent import Basis, Campaign, Emitted
+from schemas.documents.promotion import PromotionDocument
 from schemas.documents.trial import TrialPoint
 from schemas.events.autotune import (
     DEFAULT_GRID,
@@ -46,6 +48,12 @@ class Facts:
     config: HnswConfig  # live, or as created while nothing is
     is_live: bool  # there is a generation
     points: Sequence[TrialPoint]  # the index's journal, in the order written
+    promotion: PromotionDocument | None = None
+
+    @property
+    def basis(self) -> Basis:
+        current = self.promotion.current if self.promotion else None
+        return Basis(self.config, current.config if current else None)
 
 
 def policy(campaign_target: Share, config: AgentConfig) -> Policy:
@@ -63,6 +71,7 @@ def begin(place: QueuedTuning, facts: Facts, now: Timestamp) -> Campaign:
         asked_by=place.asked_by,
         trigger=place.trigger,
         trigger_tag=place.trigger_tag,
+        trigger_time=place.time,
         started=now,
         target_recall=facts.target_recall,
         objective="cost_first",
@@ -71,9 +80,7 @@ def begin(place: QueuedTuning, facts: Facts, now: Timestamp) -> Campaign:
     )
 
 
-def begin_asked(
-    command: StartAutotune, trigger: MessageId, facts: Facts, config: AgentConfig, now: Timestamp
-) -> Campaign:
+def begin_asked(command: StartAutotune, origin: Origin, facts: Facts, config: AgentConfig, now: Timestamp) -> Campaign:
     """A campaign that someone asked for, with a grid unless the rule is to propose."""
     high = config.ef_search_bounds[1]
     points = DEFAULT_GRID if command.grid is None else command.grid
@@ -81,12 +88,13 @@ def begin_asked(
     if command.objective == "recall_first":  # what a graph can reach is seen at the highest ef
         grid = [msgspec.structs.replace(p, extra_ef=sorted({*p.extra_ef, high})) for p in grid]
     return Campaign(
-        campaign=campaign_id(command.index, trigger, now),
+        campaign=campaign_id(command.index, origin.id, now),
         index=command.index,
         reason="asked",
         asked_by=command.asked_by,
-        trigger=trigger,
+        trigger=origin.id,
         trigger_tag="autotune.start",
+        trigger_time=origin.time,
         started=now,
         target_recall=command.min_recall or facts.target_recall,
         objective=command.objective,
@@ -115,8 +123,8 @@ def next_proposal(campaign: Campaign, facts: Facts, config: AgentConfig) -> Prop
         return "ef_search on the live graph settles it"
     if campaign.rebuild and len(campaign.trials) == 1 and _grown(campaign, facts):
         return _champion(facts, f"the live configuration built again: {campaign.rebuild}", reuse_live=False)
-    if len(campaign.trials) >= config.max_trials_per_campaign:
-        return f"{len(campaign.trials)} trials are as many as one campaign may take"
+    if trials_run(campaign) >= config.max_trials_per_campaign:
+        return f"{trials_run(campaign)} trials are as many as one campaign may take"
     if campaign.without_gain >= config.patience:
         return f"{campaign.without_gain} trials in a row brought nothing"
     rule = policy(campaign.target_recall, config)
@@ -125,12 +133,22 @@ def next_proposal(campaign: Campaign, facts: Facts, config: AgentConfig) -> Prop
     return propose(campaign.index, facts.points, rule) or "nothing untried is left within the bounds"
 
 
-def issued(campaign: Campaign, proposal: Proposal, now: Timestamp) -> tuple[Campaign, RunTrial]:
+def trials_run(campaign: Campaign) -> int:
+    """How many it has run."""
+    return len(campaign.trials) + campaign.void
+
+
+def issued(campaign: Campaign, proposal: Proposal, facts: Facts, now: Timestamp) -> tuple[Campaign, RunTrial]:
     """The campaign with the proposal running, and the order for the lab."""
-    number = len(campaign.trials) + campaign.failed + 1
+    number = trials_run(campaign) + campaign.failed + 1
     trial = f"{campaign.campaign.replace('c-', 't-', 1)}-{number:02}"
     running = msgspec.structs.replace(
-        campaign, running=trial, running_since=now, running_proposal=proposal, grid=campaign.grid[1:]
+        campaign,
+        running=trial,
+        running_since=now,
+        running_proposal=proposal,
+        grid=campaign.grid[1:],
+        basis=campaign.basis if campaign.trials else facts.basis,
     )
     return running, order(running)
 
@@ -150,6 +168,7 @@ def order(campaign: Campaign) -> RunTrial:
         trigger=campaign.trigger,
         trigger_tag=campaign.trigger_tag,
         champion_trial=campaign.champion_trial,
+        trigger_time=campaign.trigger_time,
     )
 
 
@@ -169,6 +188,8 @@ def completed(
         trials=[*campaign.trials, event.trial],
     )
     if campaign.grid_given:
+        ran = [*campaign.measured_grid, *_running(campaign)]
+        done = msgspec.structs.replace(done, measured_grid=ran)
         return done, None, _figures(best, campaign.target_recall)
     if first:
         said = recalibrated(best, campaign.target_recall, config.min_gain)
@@ -186,7 +207,7 @@ def failed(campaign: Campaign) -> Campaign:
     """After a failure: the same trial again, or, given up, what comes after it."""
     if campaign.attempts + 1 < ATTEMPTS:
         # running_proposal stays: it is what next_proposal gives; a grid gets its point back
-        back = [campaign.running_proposal] if campaign.grid_given and campaign.running_proposal else []
+        back = _running(campaign) if campaign.grid_given else []
         return msgspec.structs.replace(
             campaign,
             running=None,
@@ -212,7 +233,7 @@ def gave_up(campaign: Campaign) -> bool:
 
 def finish(campaign: Campaign, facts: Facts, config: AgentConfig, why: str) -> tuple[TuningFinished, list[Emitted]]:
     """The verdict, and the orders that follow from it, the verdict last."""
-    own = [point for point in facts.points if point.campaign == campaign.campaign]
+    own = [point for point in facts.points if point.trial in campaign.trials]
     champion = next((p for p in chosen_points(own) if p.trial == campaign.champion_trial), None)
     challengers = [point for point in own if champion is None or point.trial != champion.trial]
     target = campaign.target_recall
@@ -260,11 +281,15 @@ def _finished(
         index=campaign.index,
         outcome=outcome,
         reason=reason,
-        trials=len(campaign.trials),
+        trials=trials_run(campaign),
         promoted=winner.trial if winner and outcome == "promoted" else None,
         best=best,
         champion=champion,
     )
+
+
+def _running(campaign: Campaign) -> list[Proposal]:
+    return [campaign.running_proposal] if campaign.running_proposal else []
 
 
 def _champion(facts: Facts, what: str, reuse_live: bool | None = None) -> Proposal:

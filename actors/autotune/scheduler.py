@@ -4,14 +4,15 @@ time. Reads documents and the journal; the state it is given it returns changed,
 import msgspec
 import structlog
 
-from actors.autotune import agenda, core
+from actors.autotune import agenda, basis, core
 from actors.autotune.config import AgentConfig
 from actors.autotune.core import Facts
 from actors.ports import Journal, Registry
-from schemas.documents.agent import AgentDocument, Emitted
+from schemas.documents.agent import AgentDocument, Campaign, Emitted
 from schemas.documents.index import GenerationDocument, IndexDocument
 from schemas.documents.promotion import PromotionDocument
 from schemas.events.autotune import QueuedTuning
+from schemas.events.index import RecallDrifted
 from schemas.names import CampaignId, IndexName, MessageId, Timestamp, TrialId
 
 AGENT = "agent"
@@ -19,6 +20,9 @@ AGENT = "agent"
 
 PROMOTION_LOST_S = 300.0
 """A promotion that isn't durable after so long is ordered again."""
+
+SWAP_LOST_S = 3600.0
+"""A generation that doesn't serve what is promoted after so long is waited for no more."""
 
 log = structlog.get_logger(__name__)
 
@@ -35,8 +39,15 @@ class Scheduler:
         if found is None:
             return None
         live = await self._registry.load(GenerationDocument, index)
+        promotion = await self._registry.load(PromotionDocument, index)
         points = await self._journal.points(index)
-        return Facts(found[0].target_recall, live[0].config if live else found[0].config, live is not None, points)
+        return Facts(
+            target_recall=found[0].target_recall,
+            config=live[0].config if live else found[0].config,
+            is_live=live is not None,
+            points=points,
+            promotion=promotion[0] if promotion else None,
+        )
 
     async def promoted(self, index: IndexName) -> set[TrialId]:
         """Every trial whose promotion is durable, whatever became of it later."""
@@ -61,12 +72,20 @@ class Scheduler:
                 said.append(core.promotion(verdict))
         return state, said
 
+    def restarted(self, state: AgentDocument, campaign: Campaign, why: str, now: Timestamp) -> AgentDocument:
+        """With the campaign at its beginning, as its champion is none any more."""
+        state = agenda.with_campaign(state, basis.restarted(campaign, now))
+        log.info("campaign restarted", index=campaign.index, campaign=campaign.campaign, reason=why)
+        return agenda.decided(state, campaign.index, now, "restarted", why, campaign.campaign, campaign.running)
+
     async def advance(self, state: AgentDocument, now: Timestamp) -> tuple[AgentDocument, list[Emitted]]:
         """Starts what can start: the next trial of a campaign, or the next campaign. At most one
         trial runs afterwards."""
         said: list[Emitted] = []
         while agenda.running(state) is None:
-            campaign = agenda.next_campaign(state, self._config, now)
+            fresh = [campaign for campaign in state.campaigns if not campaign.trials]
+            waiting = [c.index for c in fresh if await self._waits(c.index, c.restarted, now)]
+            campaign = agenda.next_campaign(state, self._config, now, waiting)
             facts = await self.facts(campaign.index) if campaign else None
             if campaign is None:
                 place = await self._next_place(state, now)
@@ -86,6 +105,9 @@ class Scheduler:
             elif facts is None:
                 state = agenda.forgotten(state, campaign.index)
                 continue
+            elif stale := basis.stale(campaign, facts):
+                state = self.restarted(state, campaign, stale, now)
+                continue
             proposal = (
                 "a trial failed for good"
                 if core.gave_up(campaign)
@@ -104,9 +126,10 @@ class Scheduler:
                 else:
                     state = msgspec.structs.replace(state, verdicts=[*state.verdicts, finished])
                 continue
-            campaign, order = core.issued(campaign, proposal, now)
+            campaign, order = core.issued(campaign, proposal, facts, now)
             state = agenda.with_campaign(state, campaign)
-            state = msgspec.structs.replace(state, trial_times=[*agenda.this_hour(state, now), now])
+            if not campaign.manual:
+                state = msgspec.structs.replace(state, trial_times=[*agenda.this_hour(state, now), now])
             state = agenda.decided(
                 state, campaign.index, now, "proposed", proposal.rule, campaign.campaign, order.trial
             )
@@ -117,10 +140,39 @@ class Scheduler:
         if not state.queue:
             return None
         live = {name for name, _, _ in await self._registry.all(GenerationDocument)}
-        return agenda.next_place(state, self._config, live, now)
+        ready = [
+            place.index
+            for place in state.queue
+            if place.index in live and not await self._waits(place.index, place.time, now, place.after)
+        ]
+        return agenda.next_place(state, self._config, ready, now)
+
+    async def _waits(self, index: IndexName, since: Timestamp | None, now: Timestamp, drifted: int = 0) -> bool:
+        """Whether what should serve is still on its way, so that a champion measured now would be
+        another's: the promotion behind generation `drifted` is about to be taken back, or the
+        generation of what is promoted is being built. Not for ever: a build may fail."""
+        if since is None or now - since >= SWAP_LOST_S:
+            return False
+        found = await self._registry.load(IndexDocument, index)
+        live = await self._registry.load(GenerationDocument, index)
+        if found is None or live is None:
+            return False
+        promotion = await self._registry.load(PromotionDocument, index)
+        current = promotion[0].current if promotion else None
+        if current is not None and drifted and current.generation == drifted:
+            return True
+        return live[0].config != (current.config if current else found[0].config)
+
+    async def is_past(self, drift: RecallDrifted, id: MessageId) -> bool:
+        """Whether a drift is of a generation that was replaced, other than because of this drift."""
+        live = await self._registry.load(GenerationDocument, drift.index)
+        promotion = await self._registry.load(PromotionDocument, drift.index)
+        if live is None or live[0].generation <= drift.generation:
+            return False
+        return promotion is None or all(entry.ended_by != id for entry in promotion[0].rolled_back)
 
     async def first(
-        self, state: AgentDocument, index: IndexName, trigger: MessageId, tag: str, now: Timestamp
+        self, state: AgentDocument, index: IndexName, trigger: MessageId, tag: str, time: Timestamp, now: Timestamp
     ) -> AgentDocument:
         """With a place for an index that was never tuned, is live and has rows enough."""
         known = {place.index for place in state.queue} | {campaign.index for campaign in state.campaigns}
@@ -129,5 +181,5 @@ class Scheduler:
         found = await self._registry.load(GenerationDocument, index)
         if found is None or found[0].rows < self._config.min_new_rows:
             return state
-        place = QueuedTuning(index, f"{found[0].rows} rows, never tuned", AGENT, trigger, tag, now)
-        return agenda.decided(agenda.enqueued(state, place), index, now, "queued", place.reason)
+        place = QueuedTuning(index, f"{found[0].rows} rows, never tuned", AGENT, trigger, tag, time)
+        return agenda.queued(state, place, now)

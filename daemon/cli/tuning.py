@@ -248,7 +248,10 @@ def agent(
     print_facts(
         {
             "agent": "enabled" if answer["enabled"] else "disabled",
-            "this hour": f"{answer['trials_this_hour']} of {answer['max_trials_per_hour']} trials",
+            "this hour": (
+                f"{answer['trials_this_hour']} of {answer['max_trials_per_hour']} trials of its own, "
+                f"{answer['budget_left']} left"
+            ),
             "queue": [f"{one['index']} ({one['reason']})" for one in answer["queue"]],
             "running": [_running(one, now) for one in answer["running"]],
             "cooldown": [f"{i} {duration(t - now)}" for i, t in answer["cooldown_until"].items() if t > now],

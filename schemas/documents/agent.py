@@ -3,6 +3,7 @@ and what it last answered to whom. Budget and cooldown are read from the times k
 
 import msgspec
 
+from schemas.config import HnswConfig
 from schemas.documents.base import Document
 from schemas.events.autotune import (
     AutotuneStarted,
@@ -21,6 +22,13 @@ from schemas.names import CampaignId, HarnessName, IndexName, MessageId, Objecti
 Emitted = RunTrial | Promote | RebuildIndex | TuningQueued | TuningFinished | AutotuneStarted | Refusal
 
 
+class Basis(msgspec.Struct, frozen=True):
+    """What served and what was promoted when a campaign measured its champion."""
+
+    live: HnswConfig
+    promoted: HnswConfig | None  # None: nothing was
+
+
 class Campaign(msgspec.Struct, frozen=True, kw_only=True):
     """One tuning run of one index: trials proposed one after another until it is decided."""
 
@@ -30,6 +38,7 @@ class Campaign(msgspec.Struct, frozen=True, kw_only=True):
     asked_by: str
     trigger: MessageId
     trigger_tag: str
+    trigger_time: Timestamp | None = None
     started: Timestamp
     target_recall: Share
     objective: Objective
@@ -37,6 +46,7 @@ class Campaign(msgspec.Struct, frozen=True, kw_only=True):
     manual: bool = False  # someone asked: neither the hourly budget nor a cooldown holds it up
     recalibrate: bool = False  # done once ef holds the target on the live graph, unless `rebuild`
     grid: list[Proposal] = []  # of a grid campaign: what is still to run, in order
+    measured_grid: list[Proposal] = []  # and what has run
     grid_given: bool = False  # a grid campaign; otherwise the ε-greedy rule proposes
     running: TrialId | None = None
     running_since: Timestamp | None = None
@@ -48,6 +58,9 @@ class Campaign(msgspec.Struct, frozen=True, kw_only=True):
     promoted: TrialId | None = None  # promoted already, before the end of the campaign
     rebuild: str = ""  # why the live graph has to be built again; empty when it hasn't
     without_gain: int = 0  # trials in a row that changed nothing
+    basis: Basis | None = None  # another promotion or rollback makes its trials void
+    restarted: Timestamp | None = None  # when that last happened
+    void: int = 0  # trials that it made void
 
 
 class Answered(msgspec.Struct, frozen=True):

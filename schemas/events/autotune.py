@@ -148,6 +148,7 @@ class QueuedTuning(msgspec.Struct, frozen=True):
     time: Timestamp  # when the trigger came
     version: int = -1  # waits until the index's vectors cover this dataset version
     recalibrate: bool = False  # sweep ef on the live graph; build only if a rule says so
+    after: int = 0  # of a drift: waits until this generation's promotion is taken back
 
 
 class TuningQueued(Event, tag="autotune.queued"):
@@ -212,7 +213,7 @@ class Decision(msgspec.Struct, frozen=True):
 
     index: IndexName
     time: Timestamp
-    action: str  # queued, skipped, proposed, promoted, kept, infeasible, failed
+    action: str  # queued, skipped, started, proposed, measured, promoted, restarted, kept, infeasible, failed
     reason: str
     campaign: CampaignId | None = None
     trial: TrialId | None = None

@@ -227,11 +227,39 @@ async def test_deleted_rows_count_as_change(tmp_path: Path) -> None:
 
 
 async def test_drift_starts_a_campaign_whatever_the_rows(tmp_path: Path) -> None:
-    play = await tuned(tmp_path)
+    play = await live(tmp_path)
     recall = LiveRecall(samples=400, mean=0.91, lower=0.89, upper=0.93, since=0)
-    (order,) = await play.deliver(RecallDrifted("docs", 2, 0.95, recall), "m-2")
+    (order,) = await play.deliver(RecallDrifted("docs", 1, 0.95, recall), "m-2")
     assert isinstance(order, RunTrial)
     assert "live recall 0.9100" in (await play.state()).decisions[2].reason
+
+
+async def test_a_drip_of_appends_leaves_the_decisions_before_it_on_record(tmp_path: Path) -> None:
+    play = await tuned(tmp_path, min_new_rows=200, max_trials_per_hour=0)
+    before = (await play.state()).decisions
+    for _ in range(100):
+        await play.append(7)  # skipped until 200 have come, queued from then on
+    fresh = [decision for decision in (await play.state()).decisions if decision not in before]
+    assert [decision.action for decision in fresh] == ["queued", "skipped"]
+    assert "196 changed" in fresh[1].reason
+    assert (await play.state()).queue[0].version == play.version  # the place is kept up to date
+    recall = LiveRecall(samples=400, mean=0.91, lower=0.89, upper=0.93, since=0)
+    await play.deliver(RecallDrifted("docs", await play.generation(), 0.95, recall), "d-1")
+    assert (await play.state()).decisions[0].reason.startswith("live recall")  # another reason is news
+    assert (await play.state()).queue[0].trigger_tag == "recall.drifted"
+
+
+async def test_what_a_person_asks_for_is_not_taken_from_the_agents_hour(tmp_path: Path) -> None:
+    play = await live(tmp_path, max_trials_per_hour=3)
+    await play.carry_out(await play.deliver(StartAutotune("docs"), "m-1"))
+    await play.carry_out(await play.deliver(EnqueueTuning("docs"), "m-2"))
+    (status,) = await play.agent.on_status(GetAgentStatus())
+    assert (status.trials_this_hour, status.budget_left) == (0, 3)
+    play.clock.time += 600
+    await play.carry_out(await play.append(1100))
+    (status,) = await play.agent.on_status(GetAgentStatus())
+    assert status.trials_this_hour > 0
+    assert status.budget_left == 3 - status.trials_this_hour
 
 
 # --- once, and nothing lost --------------------------------------------------------------------
@@ -481,7 +509,7 @@ async def test_status_trials_and_replay(tmp_path: Path) -> None:
     pending = await play.deliver(EnqueueTuning("docs"), "m-1")
     (status,) = await play.agent.on_status(GetAgentStatus())
     assert [running.phase for running in status.running] == ["ordered"]
-    assert status.trials_this_hour == 1
+    assert status.trials_this_hour == 0  # asked in person
     await play.carry_out(pending)
     (status,) = await play.agent.on_status(GetAgentStatus())
     assert status.running == []

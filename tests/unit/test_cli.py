@@ -270,10 +270,11 @@ def test_agent_shows_queue_running_trial_and_decisions(run: Run, daemon: CliDaem
         20,
         {"docs": time.time() + 125},
         [Decision("docs", float(n), "kept", f"reason-{n}") for n in range(30)],
+        budget_left=17,
     )
     code, out, _ = run("agent", "--decisions", "2")
     assert code == 0
-    assert "3 of 20 trials" in out
+    assert "3 of 20 trials of its own, 17 left" in out
     assert "docs (2,000 new rows)" in out
     assert "M 24 · efc 80 · ef 30, build 500 of 2,000" in out
     assert "docs 2 min" in out

@@ -10,18 +10,19 @@ from actors.autotune.agent import Agent
 from actors.autotune.config import AgentConfig
 from actors.base import Origin
 from actors.ports import Envelope
+from actors.promotion import core as promotion
 from daemon.bus.heads import MemoryHeads
 from daemon.storage.buckets import ObjectBuckets
 from daemon.storage.registry import DocumentRegistry
 from schemas.config import HnswConfig
 from schemas.documents.agent import AgentDocument
 from schemas.documents.index import GenerationDocument, IndexDocument
-from schemas.documents.promotion import PromotionEntry
+from schemas.documents.promotion import PromotionDocument, PromotionEntry
 from schemas.documents.trial import TrialPoint
 from schemas.events.autotune import RunTrial, TrialCompleted
 from schemas.events.base import Message
 from schemas.events.dataset import DatasetAppended
-from schemas.events.index import EmbedderSpec, GenerationReady, IndexAppended
+from schemas.events.index import EmbedderSpec, GenerationReady, GenerationSwapped, IndexAppended
 from schemas.events.promotion import ConfigPromoted, Promote
 from tests.unit import tuning_surface
 
@@ -115,6 +116,11 @@ class Play:
             library="hnswlib", built=self.clock.time, trial=trial,
         )  # fmt: skip
         await self.registry.save(index, document, expected=found[1] if found else None)
+        head = await self.registry.load(PromotionDocument, index)
+        if head is not None:
+            swap = GenerationSwapped(index, document.generation, document.config, "s", 1.0)
+            served = promotion.swapped(head[0], swap)
+            await self.registry.save(index, served, expected=head[1])
 
     async def deliver(self, message: Message, id: str, delivery: int = 1, crash: bool = False) -> list[Message]:
         """Handles one message and publishes what the handler returns. With `crash`, the process
@@ -175,16 +181,43 @@ class Play:
         holds = best.recall_lower >= order.target_recall
         return TrialCompleted(order.trial, order.campaign, order.index, best, holds, len(written))
 
-    async def promote(self, order: Promote) -> ConfigPromoted:
-        """What promotion and the index do: the head moves, the configuration goes live."""
+    async def promote(self, order: Promote, live: bool = True) -> ConfigPromoted:
+        """What promotion and the index do: the head moves, the configuration goes live. `live`
+        False: it is still being built."""
         point = next(p for p in self.journal.rows if p.trial == order.trial and p.ef_search == order.ef_search)
         config = HnswConfig(point.M, point.ef_construction, point.ef_search, point.seed)
         entry = PromotionEntry(
             config=config, trial=order.trial, recall=point.recall, recall_lower=point.recall_lower,
-            p50_us=point.p50_us, promoted_by=order.promoted_by, note=order.note, time=self.clock.time, cause="p-1",
+            p50_us=point.p50_us, promoted_by=order.promoted_by, note=order.note, time=self.clock.time,
+            cause=f"p-{order.trial}-{order.ef_search}",
         )  # fmt: skip
-        await self.go_live(order.index, config, order.trial)
+        found = await self.registry.load(PromotionDocument, order.index)
+        document, revision = found or (PromotionDocument(index=order.index), None)
+        await self.registry.save(order.index, promotion.promote(document, entry), expected=revision)
+        if live:
+            await self.go_live(order.index, config, order.trial)
         return ConfigPromoted(order.index, entry, None)
+
+    async def roll_back(self, cause: str, index: str = "docs") -> ConfigPromoted:
+        """What promotion does: the entry before is current again. It isn't live yet."""
+        found = await self.registry.load(PromotionDocument, index)
+        assert found is not None
+        document, entry = promotion.rollback(found[0], "taken back", self.clock.time, cause)
+        assert entry is not None
+        await self.registry.save(index, document, expected=found[1])
+        return ConfigPromoted(index, entry, None, rolled_back=True)
+
+    async def clear(self, cause: str, index: str = "docs") -> None:
+        """A rollback of the only promotion."""
+        found = await self.registry.load(PromotionDocument, index)
+        assert found is not None
+        document, entry = promotion.rollback(found[0], "not wanted", self.clock.time, cause)
+        assert entry is None
+        await self.registry.save(index, document, expected=found[1])
+
+    async def generation(self, index: str = "docs") -> int:
+        live = await self.registry.load(GenerationDocument, index)
+        return live[0].generation if live else 0
 
     async def serving(self, index: str) -> HnswConfig:
         live = await self.registry.load(GenerationDocument, index)
