@@ -1,5 +1,8 @@
 """What the demo prints at its end. Every figure was measured in this run or lies in the journal."""
 
+import shutil
+import sys
+from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
@@ -96,9 +99,10 @@ def places(url: str, index: str, state_dir: str) -> None:
         ("API", "/openapi.json"),
     ):
         console.print(f"[dim]{what:>10}[/dim]  {url}{path}", soft_wrap=True)
+    command = "lakehouse" if shutil.which("lakehouse") else str(Path(sys.argv[0]).absolute())  # after `make run`
     console.print(
-        f'\nfor curl and nats:  eval "$(lakehouse env --state-dir {state_dir})"\n'
-        f'search:             lakehouse search {index} "read a table from a parquet file" --state-dir {state_dir}',
+        f'\nfor curl and nats:  eval "$({command} env --state-dir {state_dir})"\n'
+        f'search:             {command} search {index} "read a table from a parquet file" --state-dir {state_dir}',
         soft_wrap=True,
         markup=False,
     )
