@@ -124,7 +124,15 @@ def ended(state: AgentDocument, campaign: Campaign, config: AgentConfig, now: Ti
         campaigns=[other for other in state.campaigns if other.index != campaign.index],
         cooldown_until={**state.cooldown_until, campaign.index: now + config.cooldown_s},
         tuned={**state.tuned, campaign.index: now},
+        begun={**state.begun, campaign.index: campaign.started},
     )
+
+
+def answered_since(state: AgentDocument, index: IndexName, asked: Timestamp) -> bool:
+    """Whether a campaign began after the index's tuning was asked for: it is the answer, and a
+    flood of such wishes is one wish."""
+    running = [campaign.started for campaign in state.campaigns if campaign.index == index]
+    return max([state.begun.get(index, 0.0), *running]) > asked
 
 
 def settled(
@@ -157,6 +165,7 @@ def forgotten(state: AgentDocument, index: IndexName) -> AgentDocument:
         cooldown_until=without(state.cooldown_until),
         changed=without(state.changed),
         tuned=without(state.tuned),
+        begun=without(state.begun),
         covered=without(state.covered),
     )
 

@@ -151,6 +151,8 @@ class Agent(Actor):
             return [no_index(command.index)]
 
         async def change(state: AgentDocument, now: Timestamp) -> tuple[AgentDocument, list[Emitted]]:
+            if agenda.answered_since(state, command.index, origin.time):
+                return state, [TuningQueued(command.index, f"{command.reason}; the last campaign began after this")]
             tag = tag_of(EnqueueTuning)
             place = QueuedTuning(command.index, command.reason, command.asked_by, origin.id, tag, origin.time)
             state = agenda.queued(state, place, now)

@@ -80,6 +80,7 @@ class AgentDocument(Document, frozen=True, kw_only=True, tag="agent"):
     cooldown_until: dict[IndexName, Timestamp] = {}
     changed: dict[IndexName, Rows] = {}  # rows added and deleted since the index was last tuned
     tuned: dict[IndexName, Timestamp] = {}  # when the index's last campaign ended
+    begun: dict[IndexName, Timestamp] = {}  # when it began
     covered: dict[IndexName, int] = {}  # dataset version that its vectors cover, as last heard
     decisions: list[Decision] = []  # newest first, the last 50
     verdicts: list[TuningFinished] = []  # told once the promotion that they speak of is durable

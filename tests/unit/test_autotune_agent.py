@@ -400,6 +400,23 @@ async def test_two_indexes_are_tuned_one_after_the_other_and_never_at_once(tmp_p
     assert by_index == sorted(by_index)  # docs to its end, then other
 
 
+async def test_wishes_older_than_a_campaign_are_answered_by_it(tmp_path: Path) -> None:
+    play = await live(tmp_path)
+    asked = play.clock.time
+    play.clock.time += 1
+    await play.carry_out(await play.deliver(EnqueueTuning("docs"), "m-1"))
+    trials = len(play.orders())
+    now, play.clock.time = play.clock.time, asked  # these were published before it began
+    for number in range(20):
+        (queued,) = await play.deliver(EnqueueTuning("docs"), f"late-{number}")
+        assert isinstance(queued, TuningQueued)
+    play.clock.time = now + 1
+    assert not (await play.state()).queue
+    assert len(play.orders()) == trials
+    await play.carry_out(await play.deliver(EnqueueTuning("docs"), "m-2"))
+    assert len(play.orders()) > trials
+
+
 async def test_one_place_per_index(tmp_path: Path) -> None:
     play = await live(tmp_path, indexes=("docs", "other"))
     await play.deliver(EnqueueTuning("docs"), "m-1")
