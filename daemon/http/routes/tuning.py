@@ -114,7 +114,7 @@ def _belongs(said: Message, started: AutotuneStarted) -> bool:
 
 
 ROUTES = [
-    Route("POST", "/vectors/harnesses", build_harness, "Make an eval set with exact ground truth, after the trial that runs", status=201),
+    Route("POST", "/vectors/harnesses", build_harness, "Make an eval set, after the trial that runs", status=201),
     Route("GET", "/vectors/harnesses", list_harnesses, "Every eval set, or one index's"),
     Route("GET", "/vectors/trials/{index}", list_trials, "Measured points, newest first"),
     Route(
