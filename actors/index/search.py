@@ -28,15 +28,19 @@ EXACT_US_PER_FLOAT = 0.0005
 
 
 class Stopwatch:
-    """Times of a query's steps."""
+    """Times of a query; of its steps when somebody wants them explained."""
 
-    def __init__(self) -> None:
+    def __init__(self, explain: bool) -> None:
         self.started = self._lap = perf_counter()
         self.steps: list[Step] = []
+        self._explain = explain
 
-    def step(self, name: str, note: str = "") -> None:
+    def step(self, name: str, note: str = "", *values: object) -> None:
+        """A step ended here. The note is formatted with the values, as a log line is."""
+        if not self._explain:
+            return
         now = perf_counter()
-        self.steps.append(Step(name, (now - self._lap) * 1e6, note))
+        self.steps.append(Step(name, (now - self._lap) * 1e6, note % values))
         self._lap = now
 
     @property
@@ -58,7 +62,7 @@ class Answer(msgspec.Struct, frozen=True):
 
 async def search(index: ServedIndex, query: Search, filters: Filters) -> Answer | Refusal:
     """Answers a query."""
-    watch = Stopwatch()
+    watch = Stopwatch(query.explain)
     columns = index.columns.default if query.columns is None else query.columns
     unknown = [] if query.columns is None else [name for name in columns if name not in index.columns.names]
     if unknown:
@@ -76,11 +80,11 @@ async def search(index: ServedIndex, query: Search, filters: Filters) -> Answer 
             matching = await filters.matching(index.document, index.dataset, query.filter, vectors)
         except ValueError as error:
             return Refusal("invalid", f"the filter can't be used: {error}", "a SQL predicate: \"module = 'json'\"")
-        watch.step("filter", f"{len(matching)} rows match")
+        watch.step("filter", "%d rows match", len(matching))
     ef = max(query.ef_search or config.ef_search, query.k)
     found, strategy, vectors, ef = await _neighbours(index, queries, query.k, ef, vectors, matching, watch)
     hits = await _hits(index, found, columns)
-    watch.step("fetch", f"{len(columns)} columns")
+    watch.step("fetch", "%d columns", len(columns))
 
     index.queries += len(queries)
     explain = None
@@ -112,7 +116,7 @@ async def query_vectors(index: ServedIndex, query: Search) -> NDArray[np.float32
             return Refusal("invalid", f"a query has {len(vector)} dimensions, index {name!r} has {dim}")
     pack = struct.Struct(f"{dim}f").pack  # half the time of np.array
     try:
-        queries = np.frombuffer(b"".join(pack(*vector) for vector in given), np.float32).reshape(-1, dim)
+        queries = np.frombuffer(b"".join([pack(*vector) for vector in given]), np.float32).reshape(-1, dim)
     except (struct.error, OverflowError):
         return Refusal("invalid", "a query holds something that is no float32 number")
     if not math.isfinite(float(np.vdot(queries, queries))):
@@ -135,7 +139,7 @@ async def _neighbours(
     if graph is not None and chosen == "graph":
         for wide in (ef, min(4 * ef, core.EF_LIMIT)):
             found, view = await graph.search(queries, k, wide)
-            watch.step("graph", f"ef {wide}, {len(view.fresh_rows)} fresh rows")
+            watch.step("graph", "ef %d, %d fresh rows", wide, len(view.fresh_rows))
             if found is not None:
                 return found, "graph", view.vectors, wide
     if graph is not None and chosen == "filtered_graph" and matching is not None:
@@ -143,7 +147,7 @@ async def _neighbours(
         while core.ROWS_PER_EF * wide < len(matching) and wide <= core.EF_LIMIT:
             found, _ = await graph.search(queries, fetch, wide)
             kept = None if found is None else await anyio.to_thread.run_sync(_first, found, matching, k)
-            watch.step("graph", f"ef {wide}, {fetch} neighbours, {'enough' if kept else 'too few'} match")
+            watch.step("graph", "ef %d, %d neighbours, %s match", wide, fetch, "enough" if kept else "too few")
             if kept is not None:
                 return kept, "filtered_graph", vectors, wide
             fetch, wide = min(rows, 2 * fetch), 2 * wide
@@ -153,7 +157,7 @@ async def _neighbours(
         exact = vectors.exact(queries, k, among)
     else:
         exact = await anyio.to_thread.run_sync(vectors.exact, queries, k, among, limiter=THREADS)
-    watch.step("exact", f"{scanned} rows")
+    watch.step("exact", "%d rows", scanned)
     return exact, "exact", vectors, 0
 
 
@@ -178,11 +182,12 @@ async def _hits(index: ServedIndex, found: Neighbours, columns: list[str]) -> li
     )
     rest = zip(*values[1:], strict=True) if columns else repeat(())
     if len(there) == len(flat):
-        made = [
-            Hit(id, distance, dict(zip(columns, row, strict=True)))
-            for id, distance, row in zip(values[0], distances.ravel().tolist(), rest, strict=False)
-        ]
-        k = rows.shape[1]
+        near, k = distances.ravel().tolist(), rows.shape[1]
+        if columns:
+            each = zip(values[0], near, rest, strict=True)
+            made = [Hit(id, distance, dict(zip(columns, row, strict=True))) for id, distance, row in each]
+        else:
+            made = list(map(Hit, values[0], near))
         return [made[start : start + k] for start in range(0, len(made), k)]
     known = zip(there, values[0], rest, strict=False)
     by_row = {row: (id, dict(zip(columns, more, strict=True))) for row, id, more in known}

@@ -212,10 +212,11 @@ class Searcher(Actor):
 
     def _sample(self, index: ServedIndex, query: Search, answer: Answer) -> None:
         """Some queries are logged, some kept to be run again exactly."""
-        if self._rng.random() < self._config.log_share:
+        draw = self._rng.random()  # one for both: the low end is logged, the high end sampled
+        if draw < self._config.log_share:
             for vector in answer.queries:
                 self._logged.append((query.index, vector, self._clock.now()))
-        sampled = self._rng.random() < self._config.sample_share
+        sampled = draw >= 1 - self._config.sample_share
         comparable = answer.strategy == "graph" and query.ef_search is None and query.k >= K
         if sampled and comparable and len(answer.vectors):
             for vector, distances in zip(answer.queries, answer.found[1], strict=True):

@@ -4,10 +4,9 @@ Actors see `publish`, `ask`, `signal` and `listen` (the Bus port); the runtime a
 `answer`, `subscribe` and `bury`; operators see the dead letters.
 """
 
-import asyncio
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import aclosing
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -17,6 +16,7 @@ from actors.ports import Clock, Envelope
 from daemon.bus import letters, wire
 from daemon.bus.letters import DeadLetter
 from daemon.bus.streams import EVENTS, Durable
+from daemon.within import within
 from schemas.events.base import (
     Command,
     Event,
@@ -33,7 +33,7 @@ from schemas.names import MessageId
 
 R = TypeVar("R")
 
-Answer = Callable[[Any, Origin], Awaitable[Any]]
+Answer = Callable[[Any, Origin], Coroutine[Any, Any, Any]]
 """The owner's side of an ask: a reply, or raises Refused, Unavailable or Failed, nothing else."""
 
 OUTCOME = "Lakehouse-Outcome"
@@ -126,8 +126,7 @@ class MessageBus(ABC):
         if answer is None:
             return cast(R, await self._ask_elsewhere(request, origin, timeout_s))
         try:
-            async with asyncio.timeout(timeout_s):
-                return cast(R, await answer(request, origin))
+            return cast(R, await within(timeout_s, answer(request, origin)))
         except TimeoutError:
             raise _late(type(request), timeout_s) from None
 

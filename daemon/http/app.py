@@ -18,6 +18,7 @@ from daemon.http.guard import Guard
 from daemon.http.route import Call, Route, Services
 from daemon.http.routes import ROUTES
 from daemon.http.silent import Silent
+from daemon.within import within
 
 Endpoint = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -79,8 +80,7 @@ def _endpoint(route: Route, services: Services) -> Endpoint:
         elif decoder is None:
             answer = await handler(Call(services, request, given, None))
         else:
-            async with asyncio.timeout(timeout_s):
-                raw = await request.read()
+            raw = await within(timeout_s, request.read())
             answer = await handler(Call(services, request, given, decoder(raw)))
         if isinstance(answer, web.StreamResponse):
             return answer
