@@ -188,6 +188,13 @@ class Tables(Protocol):
         The predicate can reach nothing but the table."""
         ...
 
+    async def find(
+        self, table: TableRef, column: str, values: Sequence[str | int], *, version: int | None = None
+    ) -> NDArray[np.int64]:
+        """_row of the rows whose `column` is one of `values`, ascending. Values are taken as the
+        column's type; one that can't be matches nothing. Raises ValueError for an unknown column."""
+        ...
+
     async def history(self, table: TableRef, limit: int = 50, upto: int | None = None) -> list[CommitInfo]:
         """Commits, newest first: the last ones, or those up to version `upto`."""
         ...

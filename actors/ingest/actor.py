@@ -11,15 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import anyio
-import pyarrow as pa
 from anyio import to_thread
 
 from actors.base import Actor, Origin, concurrent, handles
 from actors.errors import Conflict
-from actors.ingest.cells import int_of
 from actors.ingest.config import IngestConfig
 from actors.ingest.core import BadFile, format_of
-from actors.ingest.loading import Job, Loading, Said, rejects_of, rows_of_ids
+from actors.ingest.loading import Job, Loading, Said, rejects_of
 from actors.ingest.paths import allowed_file
 from actors.ingest.readers import Reader, open_reader
 from actors.ingest.readers.records import RecordsReader
@@ -117,10 +115,7 @@ class Ingest(Actor):
                 after = await self._tables.state(table, done.version)
                 total = after.rows if after else known.rows
                 return [RowsDeleted(command.dataset, document.bucket, done.version, done.rows, total)]
-            ids = _ids_in(
-                command.ids, numbers=not pa.types.is_string(known.state.schema.field(document.id_column).type)
-            )
-            rows = await rows_of_ids(self._tables, table, document.id_column, ids, known.state.version)
+            rows = await self._tables.find(table, document.id_column, command.ids, version=known.state.version)
             state = known.state
             if len(rows):
                 note = CommitInfo(0, 0, "delete", 0, origin.id, source="delete")
@@ -197,19 +192,6 @@ def _unknown(name: DatasetName) -> Refusal:
     return Refusal(
         "not_found", f"there is no dataset {name}", "lakehouse datasets lists them; ingest a file to make one"
     )
-
-
-def _ids_in(ids: Sequence[str | int], *, numbers: bool) -> list[str | int]:
-    """Ids in the id column's type; those that aren't of it can't be there."""
-    if not numbers:
-        return [str(id) for id in ids]
-    found: list[str | int] = []
-    for id in ids:
-        try:
-            found.append(int_of(str(id)))
-        except ValueError:
-            continue
-    return found
 
 
 def _info(document: DatasetDocument, state: TableState, commits: list[CommitInfo]) -> DatasetInfo:

@@ -7,7 +7,7 @@ everything.
 
 import errno
 import hashlib
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -250,7 +250,7 @@ class Loading:
 
     async def _first_rejects(self, bucket: BucketName, dataset: DatasetName, origin: Origin) -> list[RejectedRow]:
         table = rejects_of(bucket, dataset)
-        rows = await self._tables.match(table, f"ingest = {literal(origin.id)}")
+        rows = await self._tables.find(table, "ingest", [origin.id])
         found = await self._tables.read(table, ["file", "line", "column", "reason"], rows=rows[:FIRST])
         return [RejectedRow(r["file"], r["line"], r["column"], r["reason"]) for r in found.to_pylist()]
 
@@ -264,7 +264,7 @@ class Loading:
         windows: Iterable[NDArray[np.int64]]
         if stage.rows <= FEW:
             ids = await to_thread.run_sync(stage.ids)
-            windows = [await rows_of_ids(self._tables, table, column, ids.to_pylist(), version)]
+            windows = [await self._tables.find(table, column, ids.to_pylist(), version=version)]
         else:
             windows = (np.arange(at, min(at + _WINDOW, next_row)) for at in range(0, next_row, _WINDOW))
         for window in windows:
@@ -306,25 +306,6 @@ class _Look(msgspec.Struct, frozen=True):
     survey: Survey
     digest: Sha256 | None
     stamp: tuple[int, ...]
-
-
-async def rows_of_ids(
-    tables: Tables, table: TableRef, id_column: str, ids: Sequence[str | int], version: int
-) -> NDArray[np.int64]:
-    """_row of the stored rows with these ids, ascending (m,)."""
-    found = [np.empty(0, np.int64)]
-    name = '"' + id_column.replace('"', '""') + '"'
-    for start in range(0, len(ids), FEW):
-        wanted = ", ".join(map(literal, ids[start : start + FEW]))
-        found.append(await tables.match(table, f"{name} IN ({wanted})", version=version))
-    return np.unique(np.concatenate(found))
-
-
-def literal(value: str | int) -> str:
-    """A SQL literal."""
-    if isinstance(value, int):
-        return str(value)
-    return "'" + value.replace("'", "''").replace("\0", "' || chr(0) || '") + "'"
 
 
 def _look(job: Job, id_column: str | None) -> _Look:

@@ -15,10 +15,15 @@ Everything else (unions, intervals, decimal256 …) is refused. Values never cha
 cast that would lose one raises, except float64 in a vector and nanoseconds.
 """
 
+import re
+from collections.abc import Sequence
+
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from actors.ports import ROW
+
+WHOLE = re.compile(r"[+-]?\d{1,19}")
 
 _INTEGERS = {pa.uint8(): pa.int16(), pa.uint16(): pa.int32(), pa.uint32(): pa.int64(), pa.uint64(): pa.int64()}
 
@@ -129,3 +134,13 @@ def _vectors(values: pa.Array, to: pa.DataType) -> pa.Array:
     if pa.types.is_float16(inner) or pa.types.is_float64(inner):
         values = pc.cast(values, pa.list_(pa.float32()), safe=False)
     return values.cast(to)
+
+
+def converted(values: Sequence[str | int], type: pa.DataType) -> pa.Array:
+    """The values as an array of a column's type; those that can't be are left out."""
+    if pa.types.is_integer(type):
+        numbers = [int(value) for value in values if isinstance(value, int) or WHOLE.fullmatch(value)]
+        return pa.array([number for number in numbers if -(2**63) <= number < 2**63], pa.int64()).cast(type)
+    if pa.types.is_string(type) or pa.types.is_large_string(type):
+        return pa.array([str(value) for value in values], type)
+    return pa.array([], type)

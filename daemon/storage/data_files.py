@@ -186,6 +186,17 @@ def dataset(paths: Sequence[Path], schema: pa.Schema) -> ds.Dataset:
     return ds.dataset([str(path) for path in paths], schema=schema, format="parquet")
 
 
+def find_rows(paths: Sequence[Path], schema: pa.Schema, column: str, values: pa.Array) -> NDArray[np.int64]:
+    """Row numbers, ascending, of the rows whose column is one of the values. Raises BadDataFile."""
+    try:
+        found = dataset(paths, schema).to_table(columns=[ROW], filter=pc.field(column).isin(values))
+    except FileNotFoundError:
+        raise
+    except (OSError, pa.ArrowException) as error:
+        raise BadDataFile(str(error).splitlines()[0].rstrip(".")) from error
+    return np.sort(found.column(ROW).to_numpy())
+
+
 def is_member(rows: NDArray[np.int64], of: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Which of `rows` are in `of`, which ascends."""
     if len(of) == 0:

@@ -164,6 +164,18 @@ class DeltaTables:
         self._matches.move_to_end(key)
         return self._matches[key]
 
+    async def find(
+        self, table: TableRef, column: str, values: Sequence[str | int], *, version: int | None = None
+    ) -> NDArray[np.int64]:
+        found = await self._existing(table, version)
+        if column not in found.schema.names:
+            raise ValueError(f"table {table.path} has no column {column!r}")
+        wanted = types.converted(values, found.schema.field(column).type)
+        files = TableFiles(self._buckets, table, self._cache / "tables")
+        async with self._reading(table, found):
+            paths = [await files.path(file) for file in found.files]
+            return await self._thread(lambda: data_files.find_rows(paths, found.schema, column, wanted))
+
     async def history(self, table: TableRef, limit: int = 50, upto: int | None = None) -> list[CommitInfo]:
         return await self._log(table).history(limit, upto)
 

@@ -317,6 +317,22 @@ async def test_drop(tables: DeltaTables, tmp_path: Path) -> None:
 # --- predicates ----------------------------------------------------------------------------------
 
 
+async def test_find(tables: DeltaTables) -> None:
+    names = ["it's \0 \N{SNOWMAN}", "7", "x" * 50_000, None]
+    both = pa.record_batch({"name": pa.array(names), "n": pa.array([1, 2, 3, 7], pa.int64())})
+    await tables.commit(TABLE, [both], note())
+    assert (await tables.find(TABLE, "name", names[2::-1])).tolist() == [0, 1, 2]
+    assert (await tables.find(TABLE, "name", [7])).tolist() == [1]
+    assert (await tables.find(TABLE, "n", ["7", "x", 2, 2**70])).tolist() == [1, 3]
+    assert (await tables.find(TABLE, "n", [])).tolist() == []
+    many = [str(number) for number in range(20_000)]
+    assert (await tables.find(TABLE, "name", many)).tolist() == [1]
+    with pytest.raises(ValueError, match="no column 'm'"):
+        await tables.find(TABLE, "m", ["1"])
+    with pytest.raises(FileNotFoundError):
+        await tables.find(TableRef("primary", "none"), "n", [1])
+
+
 async def test_match(tables: DeltaTables) -> None:
     await tables.commit(TABLE, [batch(*range(100))], note())
     await tables.commit(TABLE, [batch(*range(100, 110))], note(), remove=[5])
