@@ -184,8 +184,7 @@ async def _hits(index: ServedIndex, found: Neighbours, columns: list[str]) -> li
     if len(there) == len(flat):
         near, k = distances.ravel().tolist(), rows.shape[1]
         if columns:
-            each = zip(values[0], near, rest, strict=True)
-            made = [Hit(id, distance, dict(zip(columns, row, strict=True))) for id, distance, row in each]
+            made = list(map(Hit, values[0], near, map(dict, map(zip, repeat(columns), rest))))
         else:
             made = list(map(Hit, values[0], near))
         return [made[start : start + k] for start in range(0, len(made), k)]
