@@ -22,11 +22,11 @@ test: venv-dev  ## install what the tests need and run them all
 	$(BIN)/mypy
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile
 
-check: venv-dev  ## what to run before a commit: lint, types, fast tests
+check: venv-dev  ## what to run before a commit: lint, types, unit and contract tests
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy
-	$(BIN)/pytest -n $(WORKERS) --dist loadfile -q -m "not slow"
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile -q -m "not slow" tests/unit tests/contract
 
 fmt: venv-dev  ## format the code
 	$(BIN)/ruff check --fix $(CODE)
