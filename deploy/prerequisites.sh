@@ -17,6 +17,12 @@ fi
 if wants 'needs\("systemd-analyze"' && ! command -v systemd-analyze >/dev/null; then
   missing+=(systemd)
 fi
+if wants 'needs\("strace"' && ! command -v strace >/dev/null; then
+  missing+=(strace)
+fi
+if wants 'needs\("mount"' && ! command -v mount >/dev/null; then
+  missing+=(mount)
+fi
 [ ${#missing[@]} -gt 0 ] || exit 0
 
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then

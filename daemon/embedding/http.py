@@ -5,6 +5,7 @@ keep a bad answer out of an index. A server that is away is Transient; an answer
 is a ValueError that names the server, the model and what was wrong.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,7 +32,7 @@ class _Rejected(Exception):
     """The server refuses this input; asking again changes nothing."""
 
 
-class ServerEmbedder:
+class ServerEmbedder(ABC):
     """Texts to unit vectors through a server. Subclasses say how a request and an answer look."""
 
     kind: str
@@ -80,12 +81,13 @@ class ServerEmbedder:
             raise errors.exceptions[0] from None
         return np.concatenate([parts[start] for start in sorted(parts)])
 
+    @abstractmethod
     def _body(self, texts: Sequence[str]) -> dict[str, Any]:
-        raise NotImplementedError
+        """The request that asks for these texts' vectors."""
 
+    @abstractmethod
     def _vectors(self, answer: bytes) -> list[list[float]]:
         """Raises msgspec.ValidationError for an answer of another shape."""
-        raise NotImplementedError
 
     async def _embed(self, texts: Sequence[str], start: int = 0) -> NDArray[np.float32]:
         """One batch, the first of which is the caller's text number `start`."""

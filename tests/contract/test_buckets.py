@@ -173,6 +173,7 @@ async def test_a_failed_fsync_is_fatal(tmp_path: Path, monkeypatch: pytest.Monke
     assert not issubclass(durable.DiskFailure, Exception)
 
 
+@pytest.mark.needs("strace")
 def test_a_put_is_synced_file_first_then_directory(tmp_path: Path) -> None:
     """The order of system calls that FACTS' power cuts found lossless, seen from outside."""
     program = f"""
@@ -182,12 +183,9 @@ def test_a_put_is_synced_file_first_then_directory(tmp_path: Path) -> None:
     """
     trace = tmp_path / "trace"
     calls = "trace=fsync,link,linkat,rename"
-    try:
-        subprocess.run(
-            ["strace", "-y", "-f", "-e", calls, "-o", trace, sys.executable, "-c", textwrap.dedent(program)], check=True
-        )
-    except FileNotFoundError:
-        pytest.skip("strace is not installed")
+    subprocess.run(
+        ["strace", "-y", "-f", "-e", calls, "-o", trace, sys.executable, "-c", textwrap.dedent(program)], check=True
+    )
     seen = [
         re.sub(r"-[0-9a-f]{32}", "", line.split(maxsplit=1)[1].replace(str(tmp_path), ""))
         for line in trace.read_text().splitlines()
