@@ -46,3 +46,8 @@ class Failed(Unavailable):
     def __init__(self, reason: str, id: str) -> None:
         super().__init__(reason)
         self.id = id
+
+
+class ModelServerError(Exception):
+    """A model server answered that it can't; its own words. The slot leaves or restores what
+    was there and refuses with them."""

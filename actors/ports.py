@@ -17,7 +17,20 @@ from schemas.documents.trial import TrialPoint
 from schemas.events.base import Message, Request
 from schemas.events.dataset import CommitInfo
 from schemas.events.index import EmbedderSpec
-from schemas.names import BucketName, Bytes, IndexName, MessageId, Rows, Sha256, Timestamp
+from schemas.events.profile import GpuReading, LoadedModel
+from schemas.names import (
+    BucketName,
+    Bytes,
+    IndexName,
+    MessageId,
+    ModelName,
+    Rows,
+    Seconds,
+    ServerName,
+    Sha256,
+    Timestamp,
+)
+from schemas.profile import Adapter
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -85,6 +98,11 @@ class Buckets(Protocol):
     can't be reached."""
 
     def names(self) -> list[BucketName]: ...
+    async def provision(self, bucket: BucketName) -> bool:
+        """Make a bucket under storage.profile_root unless there is one of that name; every
+        process of the lakehouse then knows it. True when it was made."""
+        ...
+
     async def put(self, bucket: BucketName, key: str, data: bytes, *, overwrite: bool = False) -> Artifact:
         """Write durably and all at once. Raises FileExistsError unless `overwrite`."""
         ...
@@ -293,4 +311,49 @@ class Embedders(Protocol):
 
     async def load(self, spec: EmbedderSpec, model: Path | None) -> Embedder:
         """The embedder of an existing index."""
+        ...
+
+
+class ModelServer(Protocol):
+    """A server of models on the GPU. Every method raises Unavailable when the server is away or
+    doesn't answer in time, Transient when it is too busy to take the request (503, 429), and
+    ModelServerError, with its words, when it says no."""
+
+    name: ServerName
+    url: str
+
+    def canonical(self, model: ModelName) -> ModelName:
+        """The server's full name for a model: `llama3` is `llama3:latest` at Ollama."""
+        ...
+
+    async def loaded(self) -> list[LoadedModel]:
+        """What is in memory now, by its canonical name."""
+        ...
+
+    async def size(self, model: ModelName) -> Bytes | None:
+        """Bytes of the model's weights, about what it takes in memory; None when the server
+        doesn't tell. Raises LookupError when the server has no such model."""
+        ...
+
+    async def load(self, model: ModelName, keep_alive_s: Seconds, adapters: Sequence[Adapter] = ()) -> None:
+        """Returns when the server says that it is loaded. `keep_alive_s`: inf for ever. Loading
+        what is loaded only renews its keep-alive and its adapters' scales. Raises LookupError
+        for an unknown model or adapter."""
+        ...
+
+    async def unload(self, model: ModelName) -> None:
+        """Ask for it. The answer comes *before* the memory is free. Unloading what isn't loaded
+        does nothing."""
+        ...
+
+    async def embed(self, model: ModelName, texts: Sequence[str]) -> NDArray[np.float32]:
+        """(n, d) float32, unit length, finite."""
+        ...
+
+    async def generate(self, model: ModelName, prompt: str, *, max_tokens: int = 128) -> str: ...
+
+
+class Gpus(Protocol):
+    async def read(self) -> GpuReading:
+        """Within 2 s and without raising: a driver that is absent or stuck is a reason."""
         ...

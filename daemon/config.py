@@ -19,8 +19,10 @@ from msgspec import Meta
 from actors.autotune.config import AgentConfig
 from actors.index.config import IndexConfig
 from actors.ingest.config import IngestConfig
+from actors.profile.config import SlotConfig
 from daemon.embedding.config import EmbeddingConfig
 from daemon.http.config import HttpConfig
+from daemon.models.config import ModelsConfig
 from schemas.names import BucketName
 
 ENV_PREFIX = "LAKEHOUSE_"
@@ -75,6 +77,8 @@ class BucketConfig(Section, frozen=True):
 class StorageConfig(Section, frozen=True):
     buckets: list[BucketConfig] = []
     """Named stores. `primary` and `rescue` always exist, below the state directory unless named here."""
+    profile_root: str = ""
+    """`file:///folder` or `s3://bucket/prefix`: profiles' buckets are made below it; empty: the state directory."""
 
 
 class LogConfig(Section, frozen=True):
@@ -93,6 +97,8 @@ class Config(Section, frozen=True):
     embedding: EmbeddingConfig = EmbeddingConfig()
     index: IndexConfig = IndexConfig()
     agent: AgentConfig = AgentConfig()
+    models: ModelsConfig = ModelsConfig()
+    slot: SlotConfig = SlotConfig()
     log: LogConfig = LogConfig()
 
     @property

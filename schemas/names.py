@@ -16,6 +16,15 @@ IndexName = Annotated[str, Meta(pattern=_NAME, description="index: a-z 0-9 _ -, 
 HarnessName = Annotated[str, Meta(pattern=_NAME, description="eval set: a-z 0-9 _ -, at most 63")]
 TrialId = Annotated[str, Meta(pattern=r"^[a-z0-9-]{1,64}$", description="one trial, one build")]
 CampaignId = Annotated[str, Meta(pattern=r"^[a-z0-9-]{1,64}$", description="one tuning run")]
+ProfileName = Annotated[str, Meta(pattern=_NAME, description="model profile: a-z 0-9 _ -, at most 63")]
+GroupName = Annotated[str, Meta(pattern=_NAME, description="group of profiles: a-z 0-9 _ -, at most 63")]
+ModelName = Annotated[
+    str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,254}$", description="a model, as its server names it")
+]
+KeepAlive = Annotated[
+    str,
+    Meta(pattern=r"^(-1|[0-9]{1,6}(s|m|h))$", description="how long a model stays unused: 30s, 5m, 2h; -1: for ever"),
+]
 MessageId = Annotated[str, Meta(min_length=1, max_length=128, description="id of a bus message")]
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
 
@@ -28,4 +37,6 @@ Timestamp = Annotated[float, Meta(ge=0, description="seconds since the Unix epoc
 
 Metric = Literal["cosine", "ip", "l2"]
 Backend = Literal["hnsw"]
+VectorBackend = Literal["hnsw", "lance"]
+ServerName = Literal["ollama", "llamacpp"]
 Objective = Literal["cost_first", "recall_first"]

@@ -267,3 +267,20 @@ class RebuildQueued(Reply, tag="index.rebuild_queued"):
     index: IndexName
     generation: int
     cause: MessageId | None = None  # id of the order, which the new generation names as its cause
+
+
+class IndexServed(Reply, tag="index.served"):
+    """Where an index stands after `ServeIndex`."""
+
+    index: IndexName
+    config: HnswConfig  # that it is to serve
+    generation: int  # of the head; 0: none yet
+    building: int | None = None  # generation ordered for `config`, swapped in when it is built
+
+
+class ServeIndex(Request[IndexServed], tag="index.serve"):
+    """See to it that the promoted configuration is served, else `default`, which from now on
+    holds where nothing is promoted."""
+
+    index: IndexName
+    default: HnswConfig | None = None  # None: the index's own
