@@ -196,7 +196,7 @@ def completed(
         stale = _stale(best) or ("" if holds(best, campaign.target_recall) else f"ef_search alone fails: {said.reason}")
         promoted = said.winner.trial if said.winner else None
         done = msgspec.structs.replace(done, champion_trial=event.trial, promoted=promoted, rebuild=stale)
-        return done, _promote(said.winner, said.reason) if said.winner else None, said.reason
+        return done, _promote(said.winner, said.reason, facts) if said.winner else None, said.reason
     champion = journal_champion(facts.points, campaign.target_recall)
     gained = champion is not None and champion.trial == event.trial
     done = msgspec.structs.replace(done, without_gain=0 if gained else campaign.without_gain + 1)
@@ -249,7 +249,7 @@ def finish(campaign: Campaign, facts: Facts, config: AgentConfig, why: str) -> t
     outcome, winner = said.outcome, said.winner
     reason = said.reason
     if winner is not None and winner.trial != campaign.promoted:
-        orders.append(_promote(winner, reason))
+        orders.append(_promote(winner, reason, facts))
     elif campaign.promoted is not None:
         outcome, winner = "promoted", champion
         if challengers and champion is not None:
@@ -265,7 +265,7 @@ def finish(campaign: Campaign, facts: Facts, config: AgentConfig, why: str) -> t
 def promotion(verdict: TuningFinished) -> Promote:
     """The order that a verdict speaks of, once more."""
     points = [point for point in (verdict.best, verdict.champion) if point and point.trial == verdict.promoted]
-    return _promote(points[0], verdict.reason)
+    return _promote(points[0], verdict.reason, None)
 
 
 def _finished(
@@ -304,9 +304,17 @@ def _champion(facts: Facts, what: str, reuse_live: bool | None = None) -> Propos
     )
 
 
-def _promote(winner: TrialPoint, reason: str) -> Promote:
+def _promote(winner: TrialPoint, reason: str, facts: Facts | None) -> Promote:
+    """Decided on `facts`: a rollback that they don't have yet overtakes it."""
+    taken_back = facts.promotion.rolled_back if facts and facts.promotion else []
+    known = None if facts is None else (taken_back[0].ended_by or "") if taken_back else ""
     return Promote(
-        index=winner.index, trial=winner.trial, ef_search=winner.ef_search, promoted_by=PROMOTED_BY, note=reason
+        index=winner.index,
+        trial=winner.trial,
+        ef_search=winner.ef_search,
+        promoted_by=PROMOTED_BY,
+        note=reason,
+        rollback_known=known,
     )
 
 

@@ -68,6 +68,8 @@ class Promotion(Actor):
         def change(document: PromotionDocument) -> PromotionDocument | Refusal:
             done = core.was_promoted(document, origin.id)
             if done is None:
+                if command.rollback_known not in (None, core.newest_rollback(document)):
+                    return _overtaken(command.index, document)
                 return core.promote(document, entry)
             return document if done is document.current else _superseded(command.index, done)
 
@@ -212,4 +214,13 @@ def _superseded(name: IndexName, done: PromotionEntry) -> Refusal:
         status="conflict",
         reason=f"this promotion of trial {done.trial} took effect and is no longer current ({done.ended_reason})",
         hint=f"lakehouse promoted {name}",
+    )
+
+
+def _overtaken(name: IndexName, document: PromotionDocument) -> Refusal:
+    newest = document.rolled_back[0]
+    return Refusal(
+        status="conflict",
+        reason=f"trial {newest.trial} of index {name} was taken back ({newest.ended_reason}) since this was decided",
+        hint=f"look at what is current (lakehouse promoted {name}) and decide again",
     )

@@ -58,6 +58,11 @@ def swapped(document: PromotionDocument, event: GenerationSwapped) -> PromotionD
     return msgspec.structs.replace(document, current=msgspec.structs.replace(current, generation=event.generation))
 
 
+def newest_rollback(document: PromotionDocument) -> MessageId:
+    """The id of the message that took the last promotion back; empty when none was."""
+    return (document.rolled_back[0].ended_by or "") if document.rolled_back else ""
+
+
 def was_promoted(document: PromotionDocument, cause: MessageId) -> PromotionEntry | None:
     """The entry that a command made, wherever it is now: a redelivered command finds it."""
     entries = [*([document.current] if document.current else []), *document.history, *document.rolled_back]

@@ -29,7 +29,8 @@ class PromotionCleared(Event, tag="promotion.cleared"):
 
 class Promote(Request[ConfigPromoted], tag="promotion.promote"):
     """Make a trial's configuration current. Refused when the trial is unknown or held no
-    recall (unless `force`), or when another promotion of the index won the race."""
+    recall (unless `force`), when another promotion of the index won the race, or when there was
+    a rollback that whoever decided didn't know of."""
 
     index: IndexName
     trial: TrialId
@@ -37,6 +38,9 @@ class Promote(Request[ConfigPromoted], tag="promotion.promote"):
     promoted_by: str = "user"
     note: str = ""
     force: bool = False
+    rollback_known: str | None = None  # id of the newest rollback; "": there was none; None: unchecked
+        None  # the newest rollback's id, "": there was none; None: unchecked
+    )
 
 
 class Rollback(Request[ConfigPromoted | PromotionCleared], tag="promotion.rollback"):

@@ -121,6 +121,17 @@ async def test_of_two_promotions_at_once_one_wins(here: Setting) -> None:
     assert document.history == []
 
 
+async def test_a_rollback_that_the_decider_did_not_know_of_overtakes_its_promotion(here: Setting) -> None:
+    await here.actor.on_promote(Promote("docs", "t1", rollback_known=""), origin("a"))
+    await here.actor.on_rollback(Rollback("docs", reason="too slow"), origin("back"))
+    refused = only(await here.actor.on_promote(Promote("docs", "t2", rollback_known=""), origin("b")))
+    assert isinstance(refused, Refusal)
+    assert "too slow" in refused.reason
+    assert (await here.document()).current is None
+    promoted = only(await here.actor.on_promote(Promote("docs", "t2", rollback_known="back"), origin("c")))
+    assert isinstance(promoted, ConfigPromoted)
+
+
 async def test_a_noted_generation_is_no_rival(here: Setting) -> None:
     """The head moves between a promotion's load and its save, yet nobody else promoted."""
     await here.actor.on_promote(Promote("docs", "t1"), origin("a"))
