@@ -39,8 +39,6 @@ class Promote(Request[ConfigPromoted], tag="promotion.promote"):
     note: str = ""
     force: bool = False
     rollback_known: str | None = None  # id of the newest rollback; "": there was none; None: unchecked
-        None  # the newest rollback's id, "": there was none; None: unchecked
-    )
 
 
 class Rollback(Request[ConfigPromoted | PromotionCleared], tag="promotion.rollback"):
