@@ -1,8 +1,9 @@
 """Prometheus metrics. Nobody has to know them: facts are counted by a listener on the bus, live
-recall is asked for when it is scraped, and the HTTP border and the runtime call `request` and
+recall and the GPU's memory are asked for when it is scraped, and the HTTP border and the runtime call `request` and
 `handled` once per request or message.
 """
 
+import math
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import cast
@@ -15,6 +16,7 @@ from schemas.events.autotune import TrialCompleted, TrialFailed, TuningFinished
 from schemas.events.base import CommandRefused, DeadLettered, Message
 from schemas.events.dataset import DatasetAppended
 from schemas.events.index import GenerationSwapped, GetIndexStats, ListIndexes, RecallDrifted
+from schemas.events.profile import GetVram, ProfileActivated, SlotFailed
 from schemas.events.promotion import ConfigPromoted
 
 BUCKETS_S = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 5, 30)
@@ -44,6 +46,12 @@ class Metrics:
         self._recall = Gauge("lakehouse_live_recall", "Sampled live recall@10", ["index", "bound"], registry=r)
         self._queries = Gauge("lakehouse_index_queries", "Queries since start", ["index"], registry=r)
         self._index_rows = Gauge("lakehouse_index_rows", "Rows served", ["index"], registry=r)
+        self._activations = Counter("lakehouse_activations", "Profiles activated", ["profile"], registry=r)
+        self._slot_failures = Counter("lakehouse_slot_failures", "Swaps that failed, or a slot in doubt", registry=r)
+        self._slot = Gauge("lakehouse_slot", "1 for the state that the slot is in", ["state", "profile"], registry=r)
+        self._gpu = Gauge("lakehouse_gpu_memory_bytes", "Memory by GPU", ["gpu", "kind"], registry=r)
+        self._model = Gauge("lakehouse_model_vram_bytes", "Memory on the GPU", ["server", "model"], registry=r)
+        self._unaccounted = Gauge("lakehouse_vram_unaccounted_bytes", "Used and in no server's report", registry=r)
         self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
 
     def request(self, method: str, route: str, status: int, seconds: float) -> None:
@@ -87,11 +95,20 @@ class Metrics:
                 self._promotions.labels(fact.index, "rollback" if fact.rolled_back else "promote").inc()
             case RecallDrifted():
                 self._drifts.labels(fact.index).inc()
+            case ProfileActivated():
+                self._activations.labels(fact.profile).inc()
+            case SlotFailed():
+                self._slot_failures.inc()
             case GenerationSwapped():
                 self._generation.labels(fact.index).set(fact.generation)
 
     async def scrape(self, bus: Bus) -> bytes:
-        """The text of a scrape, with every index's figures as they are now."""
+        """The text of a scrape, with every index's and the GPU's figures as they are now."""
+        await self._read_indexes(bus)
+        await self._read_gpu(bus)
+        return generate_latest(self._registry)
+
+    async def _read_indexes(self, bus: Bus) -> None:
         try:
             indexes = (await bus.ask(ListIndexes(), timeout_s=5.0)).indexes
         except (Refused, Unavailable):
@@ -108,4 +125,19 @@ class Metrics:
             if stats.live_recall is not None:
                 for bound in ("mean", "lower", "upper"):
                     self._recall.labels(index.index, bound).set(getattr(stats.live_recall, bound))
-        return generate_latest(self._registry)
+
+    async def _read_gpu(self, bus: Bus) -> None:
+        for gauge in (self._slot, self._gpu, self._model):
+            gauge.clear()
+        try:
+            vram = await bus.ask(GetVram(), timeout_s=5.0)
+        except (Refused, Unavailable):
+            return
+        self._slot.labels(vram.slot.state, vram.slot.profile or "").set(1)
+        self._unaccounted.set(math.nan if vram.unaccounted is None else vram.unaccounted)
+        for gpu in vram.gpus:
+            for kind in ("total", "used", "free"):
+                self._gpu.labels(str(gpu.index), kind).set(getattr(gpu, kind))
+        for model in (model for server in vram.servers for model in server.models):
+            if model.size_vram is not None:
+                self._model.labels(model.server, model.model).set(model.size_vram)
