@@ -35,6 +35,7 @@ from daemon.clock import SystemClock
 from daemon.compute import WorkerCompute
 from daemon.embedding.config import EmbeddingConfig
 from daemon.embedding.factory import EmbedderFactory
+from daemon.models.config import ModelsConfig
 from daemon.runtime import Runtime
 from daemon.storage.buckets import ObjectBuckets
 from daemon.storage.query_log import TableQueryLog
@@ -75,7 +76,7 @@ class Bench:
     async def running(self) -> AsyncIterator["Bench"]:
         config = IndexConfig()
         ports = (self.registry, self.tables, self.buckets, self.snapshots)
-        embedders = EmbedderFactory(EmbeddingConfig(), self.embed)
+        embedders = EmbedderFactory(EmbeddingConfig(), ModelsConfig(), self.embed)
         graphs = GraphCache(self.folder / "graphs", 1 << 30)
         actors = [
             Catalog(*ports, embedders, self.bus, self.clock, config, 0.95, EmbedderSpec()),

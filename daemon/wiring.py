@@ -75,7 +75,7 @@ def build(config: Config, state: StateDir, bus: MessageBus, heads: Heads, bucket
     graphs = GraphCache(state.cache / "graphs", config.index.graph_cache_mb << 20)
     # Builds have a worker of their own: what was promoted must not wait for a trial that runs.
     lab, builds, embed = WorkerCompute("lab"), WorkerCompute("build"), WorkerCompute("embed")
-    embedders = EmbedderFactory(config.embedding, embed)
+    embedders = EmbedderFactory(config.embedding, config.models, embed)
     default_embedder = EmbedderSpec(kind=config.embedding.kind, model=config.embedding.model)
     actors: list[Actor] = [
         Ingest(tables, registry, buckets, bus, clock, config.ingest, state.uploads),

@@ -8,11 +8,9 @@ from msgspec import Meta
 
 class EmbeddingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     kind: Literal["lexical", "ollama", "openai"] = "lexical"
-    """Embedder of a text index that names none. `lexical` needs no model server."""
+    """Embedder of a text index that names none. `lexical` needs no model server. Ollama's URL is in [models]."""
     model: str = ""
     """The server's model name; empty for `lexical`."""
-    ollama_url: str = "http://127.0.0.1:11434"
-    """Base URL of an Ollama server."""
     openai_url: str = "http://127.0.0.1:8080"
     """Base URL of an OpenAI-compatible server (llama.cpp, vLLM, …), without `/v1`."""
     openai_key_file: str = ""

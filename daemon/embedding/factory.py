@@ -1,11 +1,10 @@
 """Makes embedders: the Embedders port. Which kind is asked for is the index's EmbedderSpec; how
-servers are called is [embedding] of lakehouse.toml."""
+servers are called is [embedding] of lakehouse.toml, where Ollama is, [models]."""
 
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import aiohttp
 import anyio
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +14,8 @@ from actors.ports import Compute, Embedder
 from daemon.embedding import lexical
 from daemon.embedding.config import EmbeddingConfig
 from daemon.embedding.http import OllamaEmbedder, OpenAIEmbedder, ServerEmbedder
+from daemon.models.config import ModelsConfig
+from daemon.models.http import SharedSession, read_key
 from schemas.events.index import EmbedderSpec
 
 T = TypeVar("T")
@@ -43,10 +44,11 @@ class LexicalEmbedder:
 class EmbedderFactory:
     """`compute` is the worker of the "embed" lane. Close it with `aclose`."""
 
-    def __init__(self, config: EmbeddingConfig, compute: Compute) -> None:
+    def __init__(self, config: EmbeddingConfig, models: ModelsConfig, compute: Compute) -> None:
         self._config = config
+        self._models = models
         self._compute = compute
-        self._session: aiohttp.ClientSession | None = None
+        self._session = SharedSession()
 
     async def fit(self, spec: EmbedderSpec, texts: AsyncIterator[Sequence[str]]) -> tuple[Embedder, bytes | None]:
         """See `actors.ports.Embedders`. Raises ValueError for a spec that can't be, and what the
@@ -78,8 +80,7 @@ class EmbedderFactory:
         return LexicalEmbedder(await anyio.Path(model).read_bytes(), self._compute)
 
     async def aclose(self) -> None:
-        if self._session is not None:
-            await self._session.close()
+        await self._session.aclose()
 
     async def _server(self, spec: EmbedderSpec) -> ServerEmbedder:
         config = self._config
@@ -88,13 +89,11 @@ class EmbedderFactory:
         model = spec.model or (config.model if config.kind == spec.kind else "")
         if not model:
             raise ValueError(f"the {spec.kind} embedder needs the name of a model")
-        if self._session is None:
-            self._session = aiohttp.ClientSession()
         embedder: ServerEmbedder
         if spec.kind == "ollama":
-            embedder = OllamaEmbedder(self._session, spec.url or config.ollama_url, model, config, spec.dim)
+            embedder = OllamaEmbedder(self._session, spec.url or self._models.ollama_url, model, config, spec.dim)
         else:
-            key = await _key(config.openai_key_file)
+            key = await read_key(config.openai_key_file, "embedding.openai_key_file")
             embedder = OpenAIEmbedder(self._session, spec.url or config.openai_url, model, config, spec.dim, key)
         if not spec.dim:
             await embedder.probe()
@@ -110,12 +109,3 @@ async def _result(compute: Compute, job: Callable[..., Iterator[T]], *args: Any)
     # Read to its end: closing a stream before that kills the worker.
     (item,) = [item async for item in compute.stream(job, *args)]
     return item
-
-
-async def _key(file: str) -> str:
-    if not file:
-        return ""
-    try:
-        return (await anyio.Path(file).read_text()).strip()
-    except OSError as error:
-        raise ValueError(f"embedding.openai_key_file: {file} can't be read: {error.strerror}") from None

@@ -1,35 +1,31 @@
 """Embedders that ask a model server: Ollama's `/api/embed` and OpenAI's `/v1/embeddings`.
 
 What both share lives in ServerEmbedder: batches, bounded concurrency, retries, and the checks that
-keep a bad answer out of an index. A server that is away is Transient; an answer that can't be used
-is a ValueError that names the server, the model and what was wrong.
+keep a bad answer out of an index. Its `embed` is the port Embedder, which knows two failures: away
+(Transient) and unusable (ValueError); its `vectors` tells them apart as the port ModelServer does.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-import aiohttp
 import anyio
 import msgspec
 import numpy as np
 import stamina
 from numpy.typing import NDArray
 
-from actors.errors import Transient
+from actors.errors import ModelServerError, Transient, Unavailable
 from daemon.embedding.config import EmbeddingConfig
+from daemon.models.http import Answered, ServerHttp, Sessions
 
 _BY_ONE_TEXT = ("NaN", "context length", "input length")
 """Words of an error that a single text of the batch causes: the batch is halved to find it. Ollama
 answers 500 when a vector holds a NaN (ollama#9639) and 400 for a text over the model's context."""
 
-
-class _Away(Exception):
-    """Worth another try: no connection, no answer in time, 429, 5xx."""
-
-
-class _Rejected(Exception):
-    """The server refuses this input; asking again changes nothing."""
+AWAY_S = 5.0
+"""When to come back to a server that is away."""
 
 
 class ServerEmbedder(ABC):
@@ -40,31 +36,35 @@ class ServerEmbedder(ABC):
 
     def __init__(
         self,
-        session: aiohttp.ClientSession,
+        sessions: Sessions,
         url: str,
         model: str,
         config: EmbeddingConfig,
         dim: int | None = None,
         key: str = "",
     ) -> None:
-        self.url = url.rstrip("/")
         self.model = model
-        self._session = session
+        self._http = ServerHttp(f"{self.kind} model {model!r}", url, sessions, config.timeout_s, key)
         self._config = config
-        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._slots = anyio.Semaphore(config.concurrency)
         self._set_dim(dim or 0)  # 0 until `probe`
 
     def _set_dim(self, dim: int) -> None:
         self.dim = dim
-        self.identity = f"{self.kind}:{self.url}:{self.model}:{dim}"
+        self.identity = f"{self.kind}:{self._http.url}:{self.model}:{dim}"
 
     async def probe(self) -> None:
         """Finds the dimension by embedding a word."""
-        self._set_dim((await self._embed(["dimension"])).shape[1])
+        with _as_embedder():
+            self._set_dim((await self._embed(["dimension"])).shape[1])
 
     async def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """See `actors.ports.Embedder`."""
+        with _as_embedder():
+            return await self.vectors(texts)
+
+    async def vectors(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """As `embed`, but raises what a ModelServer does: Unavailable, Transient, ModelServerError."""
         if not texts:
             return np.zeros((0, self.dim), np.float32)
         size = self._config.batch
@@ -93,11 +93,11 @@ class ServerEmbedder(ABC):
         """One batch, the first of which is the caller's text number `start`."""
         try:
             answer = await self._ask(texts)
-        except _Rejected as error:
-            if not any(words in str(error) for words in _BY_ONE_TEXT):
-                raise self._unusable(str(error)) from None
+        except Answered as error:
+            if not _by_one_text(error):
+                raise
             if len(texts) == 1:
-                raise self._unusable(f"{error} (text {start}, {len(texts[0])} characters)") from None
+                raise ModelServerError(f"{error} (text {start}, {len(texts[0])} characters)") from None
             half = len(texts) // 2
             return np.concatenate(
                 [await self._embed(texts[:half], start), await self._embed(texts[half:], start + half)]
@@ -123,55 +123,40 @@ class ServerEmbedder(ABC):
         return unit
 
     async def _ask(self, texts: Sequence[str]) -> bytes:
-        """The body of a good answer. Raises _Rejected, Transient."""
-        body = msgspec.json.encode(self._body(texts))
-        try:
-            async for attempt in stamina.retry_context(
-                on=_Away, attempts=self._config.attempts, timeout=None, wait_initial=0.1, wait_max=5.0
-            ):
-                with attempt:
-                    async with self._slots:
-                        return await self._post(body)
-        except _Away as error:
-            raise Transient(f"{self._who()}: {error}", delay_s=5.0) from error
+        """The body of a good answer, after as many tries as it takes and may take."""
+        body = self._body(texts)
+        async for attempt in stamina.retry_context(
+            on=_again, attempts=self._config.attempts, timeout=None, wait_initial=0.1, wait_max=5.0
+        ):
+            with attempt:
+                async with self._slots:
+                    return await self._http.call("POST", self.path, body)
         raise AssertionError("unreachable: the last attempt returns or raises")
 
-    async def _post(self, body: bytes) -> bytes:
-        headers = {"Content-Type": "application/json", **self._headers}
-        timeout = aiohttp.ClientTimeout(self._config.timeout_s)
-        try:
-            async with self._session.post(
-                self.url + self.path, data=body, headers=headers, timeout=timeout
-            ) as response:
-                answer = await response.read()
-                status = response.status
-        except TimeoutError:
-            raise _Away(f"no answer within {self._config.timeout_s:g} s") from None
-        except aiohttp.ClientError as error:
-            raise _Away(str(error) or type(error).__name__) from error
-        if status < 300:
-            return answer
-        words = f"{status} {_words(answer)}"
-        if status == 429 or (status >= 500 and not any(w in words for w in _BY_ONE_TEXT)):
-            raise _Away(words)
-        raise _Rejected(words)
-
-    def _who(self) -> str:
-        return f"{self.kind} model {self.model!r} at {self.url}"
-
-    def _unusable(self, what: str) -> ValueError:
-        return ValueError(f"{self._who()}: {what}")
+    def _unusable(self, what: str) -> ModelServerError:
+        return ModelServerError(f"{self._http.who}: {what}")
 
 
-def _words(answer: bytes) -> str:
-    """The server's own words: `{"error": "…"}` or `{"error": {"message": "…"}}`."""
+def _by_one_text(error: Answered) -> bool:
+    return any(words in error.words for words in _BY_ONE_TEXT)
+
+
+def _again(error: Exception) -> bool:
+    """Worth another try: no connection, no answer in time, 429, 5xx."""
+    if isinstance(error, Answered):
+        return error.status >= 500 and not _by_one_text(error)
+    return isinstance(error, Unavailable | Transient)
+
+
+@contextmanager
+def _as_embedder() -> Iterator[None]:
+    """What a ModelServer raises, as an Embedder does."""
     try:
-        error = msgspec.json.decode(answer, type=dict[str, Any]).get("error")
-    except msgspec.DecodeError:
-        error = None
-    if isinstance(error, dict):
-        error = error.get("message")
-    return str(error) if error else answer[:200].decode(errors="replace")
+        yield
+    except (Unavailable, Transient, ModelServerError) as error:
+        if _again(error):
+            raise Transient(str(error), delay_s=AWAY_S) from error
+        raise ValueError(str(error)) from None
 
 
 class _OllamaAnswer(msgspec.Struct):

@@ -14,6 +14,7 @@ from daemon.compute import WorkerCompute
 from daemon.embedding import factory as factory_module
 from daemon.embedding.config import EmbeddingConfig
 from daemon.embedding.factory import EmbedderFactory
+from daemon.models.config import ModelsConfig
 from schemas.events.index import EmbedderSpec
 from tests.contract.model_server import DIM, KEY, MODEL, ModelServer, model_server
 
@@ -43,8 +44,9 @@ class Fitted:
         self.factories: list[EmbedderFactory] = []
 
     def factory(self, **config: object) -> EmbedderFactory:
-        given = {"ollama_url": self.server.url, "openai_url": self.server.url, "batch": 4, "attempts": 2}
-        made = EmbedderFactory(msgspec.convert({**given, **config}, EmbeddingConfig), self.compute)
+        given = {"openai_url": self.server.url, "batch": 4, "attempts": 2}
+        models = ModelsConfig(ollama_url=self.server.url)
+        made = EmbedderFactory(msgspec.convert({**given, **config}, EmbeddingConfig), models, self.compute)
         self.factories.append(made)
         return made
 

@@ -24,6 +24,7 @@ from daemon.bus.memory import MemoryBus
 from daemon.clock import SystemClock
 from daemon.embedding.config import EmbeddingConfig
 from daemon.embedding.factory import EmbedderFactory
+from daemon.models.config import ModelsConfig
 from daemon.runtime import Runtime
 from daemon.storage.buckets import ObjectBuckets
 from daemon.storage.query_log import TableQueryLog
@@ -66,7 +67,7 @@ class IndexHouse:
                 async for item in super().stream(job, *args):
                     yield item
 
-        embedders = EmbedderFactory(EmbeddingConfig(), InlineCompute())
+        embedders = EmbedderFactory(EmbeddingConfig(), ModelsConfig(), InlineCompute())
         ports = (self.registry, self.tables, self.buckets, self.snapshots, embedders)
         catalog = Catalog(*ports, self.bus, self.clock, self.config, 0.95, EmbedderSpec())
         builder = Builder(self.registry, self.snapshots, self.buckets, Counted(), self.graphs, self.bus, self.clock)
