@@ -1,0 +1,182 @@
+"""Ollama as a ModelServer, from what its source does (server/routes.go, server/sched.go).
+
+- Unload is `/api/generate` without a prompt and `keep_alive: 0`, for embedding models too. It is
+  answered before the memory is free; who wants to know polls `/api/ps`.
+- Load is the same with another keep_alive. An embedding model refuses it (400) and is loaded by
+  `/api/embed` without input.
+- A name means the same in any case; `llama3`, `library/llama3` and
+  `registry.ollama.ai/library/llama3:latest` are one model.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, TypeVar
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from actors.errors import ModelServerError
+from daemon.embedding.config import EmbeddingConfig
+from daemon.embedding.http import OllamaEmbedder
+from daemon.models.config import ModelsConfig
+from daemon.models.http import Answered, ServerHttp, Sessions
+from schemas.events.profile import LoadedModel
+from schemas.names import Bytes, ModelName, Seconds, ServerName, Timestamp
+from schemas.profile import Adapter
+
+T = TypeVar("T")
+
+REGISTRY, NAMESPACE, TAG = "registry.ollama.ai", "library", "latest"
+
+FOR_EVER = datetime.fromisoformat("2200-01-01T00:00:00+00:00").timestamp()
+"""A negative keep_alive is Go's longest duration: `expires_at` is then 292 years away. The longest
+that a profile can ask for, 999999h, is 114."""
+
+SHORTEST_S = 1.0
+"""keep_alive of a load. Less than a second without a prompt means unload."""
+
+
+class _Running(msgspec.Struct):
+    model: str
+    size: int | None = None
+    size_vram: int | None = None
+    expires_at: str = ""
+    context_length: int | None = None
+
+
+class _Ps(msgspec.Struct):
+    models: list[_Running] | None
+
+
+class _Stored(msgspec.Struct):
+    model: str
+    size: int | None = None
+
+
+class _Tags(msgspec.Struct):
+    models: list[_Stored] | None
+
+
+class _Generated(msgspec.Struct):
+    response: str = ""
+
+
+class OllamaServer:
+    """See `actors.ports.ModelServer`."""
+
+    name: ServerName = "ollama"
+
+    def __init__(self, sessions: Sessions, config: ModelsConfig, embedding: EmbeddingConfig) -> None:
+        self._sessions = sessions
+        self._embedding = embedding
+        self._http = ServerHttp("Ollama", config.ollama_url, sessions, config.timeout_s)
+        self._spelled: dict[ModelName, str] = {}  # as the server writes it: before 0.5 it took no other case
+        self.url = self._http.url
+
+    def canonical(self, model: ModelName) -> ModelName:
+        """In lower case, with its tag, without the default registry and namespace."""
+        name = model.lower()
+        _, _, name = name.rpartition("://")
+        where, _, last = name.rpartition("/")
+        last, _, tag = last.partition(":")
+        registry, _, namespace = where.rpartition("/")
+        if registry not in ("", REGISTRY):
+            last = f"{where}/{last}"
+        elif namespace not in ("", NAMESPACE):
+            last = f"{namespace}/{last}"
+        return f"{last}:{tag or TAG}"
+
+    async def loaded(self) -> list[LoadedModel]:
+        """As `/api/ps` says it, which lists a model while it loads and until its process has ended."""
+        found = (await self._http.ask("GET", "/api/ps", _Ps)).models or []
+        return [
+            LoadedModel(
+                server=self.name,
+                model=self._known(running.model),
+                size=running.size,
+                size_vram=running.size_vram,
+                expires_at=expiry(running.expires_at),
+                context_length=running.context_length or None,
+            )
+            for running in found
+        ]
+
+    async def size(self, model: ModelName) -> Bytes | None:
+        """Of its files; the context's memory comes on top."""
+        found = (await self._http.ask("GET", "/api/tags", _Tags)).models or []
+        sizes = {self._known(stored.model): stored.size for stored in found}
+        if self.canonical(model) not in sizes:
+            raise self._unknown(model)
+        return sizes[self.canonical(model)]
+
+    async def load(self, model: ModelName, keep_alive_s: Seconds, adapters: Sequence[Adapter] = ()) -> None:
+        """Gives up the load when it is cancelled, and so does Ollama."""
+        if adapters:
+            raise ModelServerError(
+                f"{self._http.who} can't add adapters to {model}: Ollama bakes them into a model"
+                " (ADAPTER in a Modelfile); make one with `ollama create`, or use llamacpp"
+            )
+        keep_alive = -1 if keep_alive_s == float("inf") else max(keep_alive_s, SHORTEST_S)
+        try:
+            await self._post("/api/generate", model, _Generated, patient=True, keep_alive=keep_alive, stream=False)
+        except Answered as error:
+            if error.status != 400 or "does not support generate" not in error.words:
+                raise
+            await self._post("/api/embed", model, msgspec.Raw, patient=True, keep_alive=keep_alive, input=[])
+
+    async def unload(self, model: ModelName) -> None:
+        """Ollama waits for the requests that the model is working on, and for a load to end."""
+        try:
+            await self._post("/api/generate", model, _Generated, keep_alive=0, stream=False)
+        except LookupError:
+            return  # what it doesn't have can't be in memory
+
+    async def embed(self, model: ModelName, texts: Sequence[str]) -> NDArray[np.float32]:
+        """(n, d) float32. Sent in batches and tried again as [embedding] says."""
+        embedder = OllamaEmbedder(self._sessions, self.url, self._spelling(model), self._embedding)
+        try:
+            return await embedder.vectors(texts)
+        except Answered as error:
+            raise self._meant(error, model) from None
+
+    async def generate(self, model: ModelName, prompt: str, *, max_tokens: int = 128) -> str:
+        """At the temperature of its Modelfile. Takes as long as the caller waits."""
+        options = {"num_predict": max_tokens}
+        answer = await self._post(
+            "/api/generate", model, _Generated, patient=True, prompt=prompt, stream=False, options=options
+        )
+        return answer.response
+
+    async def _post(self, path: str, model: ModelName, type: type[T], *, patient: bool = False, **body: Any) -> T:
+        try:
+            return await self._http.ask("POST", path, type, {"model": self._spelling(model), **body}, patient=patient)
+        except Answered as error:
+            raise self._meant(error, model) from None
+
+    def _meant(self, error: Answered, model: ModelName) -> Exception:
+        """`model 'x' not found` is a missing model; `404 page not found` isn't Ollama."""
+        unknown = error.status == 404 and "model" in error.words
+        return self._unknown(model) if unknown else error
+
+    def _unknown(self, model: ModelName) -> LookupError:
+        return LookupError(f"{self._http.who} has no model {self.canonical(model)}")
+
+    def _known(self, spelled: str) -> ModelName:
+        name = self.canonical(spelled)
+        self._spelled[name] = spelled
+        return name
+
+    def _spelling(self, model: ModelName) -> str:
+        name = self.canonical(model)
+        return self._spelled.get(name, name)
+
+
+def expiry(text: str) -> Timestamp | None:
+    """`expires_at`, Go's RFC 3339 with up to nine digits of a second. None: never, or not known yet
+    (year 1, while it loads)."""
+    try:
+        at = datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        return None  # empty, or after the year 9999
+    return at if 0 < at < FOR_EVER else None
