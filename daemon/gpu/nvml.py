@@ -134,8 +134,8 @@ def _processes(pynvml: Any, handle: Any, kind: str) -> list[GpuProcess] | None:
 
 
 def _process_name(pynvml: Any, pid: int) -> str:
-    name = _or_none(pynvml, pynvml.nvmlSystemGetProcessName, pid)
-    return name.decode(errors="replace") if isinstance(name, bytes) else name or name_of(pid)
+    name = _or_none(pynvml, pynvml.nvmlSystemGetProcessName, pid) or b""
+    return (name.decode(errors="replace") if isinstance(name, bytes) else name) or name_of(pid)
 
 
 def _or_none(pynvml: Any, ask: Callable[..., Any], *arguments: Any) -> Any:

@@ -47,8 +47,8 @@ def read_smi(timeout_s: float) -> GpuReading:
                 process.kill()  # does nothing to one that has ended
     gpus, notes = parse_gpus(answers[0][0])
     if not gpus:
-        words = "; ".join(notes) or answers[0][1].strip() or f"it ended with {asked[0].returncode} and no word"
-        raise Unreadable(f"{PROGRAM} shows no GPU: {words}")
+        words = "; ".join(notes) or " ".join(answers[0][1].split()) or f"it ended with {asked[0].returncode}, wordless"
+        raise Unreadable(f"{PROGRAM} shows no GPU: {words[:500]}")
     if asked[1].returncode:
         return GpuReading(gpus, "nvidia-smi", "; ".join(notes))
     return GpuReading(with_processes(gpus, answers[1][0]), "nvidia-smi", "; ".join(notes))
