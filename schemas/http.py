@@ -14,19 +14,27 @@ from schemas.config import HnswConfig
 from schemas.events.autotune import GridPoint
 from schemas.events.dataset import FileFormat, IngestMode
 from schemas.events.index import EmbedderSpec, Target
+from schemas.events.profile import SlotState
 from schemas.names import (
     Backend,
     BucketName,
     DatasetName,
+    GroupName,
     HarnessName,
     IndexName,
+    KeepAlive,
     MessageId,
     Metric,
+    ModelName,
     Objective,
+    ProfileName,
     Seconds,
+    ServerName,
     Timestamp,
     TrialId,
+    VectorBackend,
 )
+from schemas.profile import Adapter
 
 
 class Body(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -50,6 +58,10 @@ class EmbedderBody(EmbedderSpec, frozen=True, forbid_unknown_fields=True):
 
 class GridPointBody(GridPoint, frozen=True, forbid_unknown_fields=True):
     """One point of an explicit grid."""
+
+
+class AdapterBody(Adapter, frozen=True, forbid_unknown_fields=True):
+    """A LoRA adapter and how strongly it counts."""
 
 
 # --- parameters --------------------------------------------------------------------------------
@@ -102,8 +114,23 @@ class RollbackParams(Params, frozen=True):
     generation: int | None = None
 
 
+class ProfileParams(Params, frozen=True):
+    profile: ProfileName
+
+
+class SlotParams(Params, frozen=True):
+    profile: ProfileName
+    wait: bool = True  # false: 409 at once when another order is being carried out
+
+
 class EventParams(Params, frozen=True):
-    match: Annotated[str, Meta(pattern=r"^[a-z0-9_.*>-]{1,128}$", description="subject or tag, with * and >")] = ">"
+    match: Annotated[
+        str,
+        Meta(
+            pattern=r"^[a-z0-9_.*>,-]{1,512}$",
+            description="tags or subjects of facts with * and >, comma-separated: slot.*,vram.*; none: no facts",
+        ),
+    ] = ">"
     progress: bool = False
 
 
@@ -152,10 +179,9 @@ class CreateIndexBody(Body, frozen=True):
     config: ConfigBody = ConfigBody()
 
 
-class SearchBody(Body, frozen=True):
+class QueryBody(Body, frozen=True):
     """Exactly one of text, vector, vectors."""
 
-    index: IndexName
     text: str | None = None
     vector: list[float] | None = None
     vectors: list[list[float]] | None = None
@@ -164,6 +190,19 @@ class SearchBody(Body, frozen=True):
     filter: Annotated[str, Meta(max_length=16_384)] | None = None  # 20,000 terms take the engine 9 s
     columns: list[str] | None = None
     explain: bool = False
+
+
+class SearchBody(QueryBody, frozen=True, kw_only=True):
+    """Exactly one of text, vector, vectors; with a profile's rights when one is named."""
+
+    index: IndexName
+    profile: ProfileName | None = None
+
+
+class ProfileSearchBody(QueryBody, frozen=True):
+    """Exactly one of text, vector, vectors."""
+
+    index: IndexName | None = None  # may be left out when the profile has one
 
 
 class HarnessBody(Body, frozen=True):
@@ -183,6 +222,46 @@ class AutotuneBody(Body, frozen=True):
     grid: list[GridPointBody] | None = None
     objective: Objective = "cost_first"
     agent: bool = False
+
+
+class ProfileFields(Body, frozen=True):
+    """What a profile is, but for its id."""
+
+    model: ModelName
+    server: ServerName = "ollama"
+    embedder: EmbedderBody | None = None
+    indexes: list[IndexName] = []
+    bucket: BucketName | None = None
+    vector_backend: VectorBackend = "hnsw"
+    hnsw: ConfigBody | None = None
+    adapters: list[AdapterBody] = []
+    keep_alive: KeepAlive = "-1"
+    group: GroupName = "default"
+    exclusive: bool = True
+    persistent: bool = False
+
+
+class ProfileBody(ProfileFields, frozen=True, kw_only=True):
+    """A new model profile."""
+
+    id: ProfileName
+
+
+class ReplaceProfileBody(ProfileFields, frozen=True):
+    """A model profile as it is to be; what is left out gets its default."""
+
+    id: ProfileName | None = None  # the path's
+
+
+class PreloadBody(Body, frozen=True):
+    model: ModelName
+    keep_alive: KeepAlive = "5m"
+    server: ServerName | None = None  # the one that has the model
+
+
+class UnloadBody(Body, frozen=True):
+    model: ModelName
+    server: ServerName | None = None  # the one that has it loaded
 
 
 # --- answers -----------------------------------------------------------------------------------
@@ -229,6 +308,11 @@ class AgentSummary(msgspec.Struct, frozen=True):
     trials_this_hour: int
 
 
+class SlotSummary(msgspec.Struct, frozen=True):
+    state: SlotState
+    profile: ProfileName | None
+
+
 class StatusReport(msgspec.Struct, frozen=True):
     version: str
     uptime_s: Seconds
@@ -237,6 +321,7 @@ class StatusReport(msgspec.Struct, frozen=True):
     datasets: int | None  # None when their owner doesn't answer
     indexes: int | None
     agent: AgentSummary | None
+    slot: SlotSummary | None
     down: dict[str, str] = {}
 
 

@@ -32,11 +32,14 @@ class Client:
         if token := to.token():
             self._headers["Authorization"] = f"Bearer {token}"
 
-    def get(self, path: str, **query: Any) -> Any:
-        return self._json("GET", path, query=query)
+    def get(self, path: str, *, timeout_s: float | None = TIMEOUT_S, **query: Any) -> Any:
+        return self._json("GET", path, None, query, timeout_s)
 
     def post(self, path: str, body: Any = None, *, timeout_s: float | None = TIMEOUT_S, **query: Any) -> Any:
         return self._json("POST", path, body, query, timeout_s)
+
+    def put(self, path: str, body: Any) -> Any:
+        return self._json("PUT", path, body)
 
     def delete(self, path: str, body: Any = None) -> Any:
         return self._json("DELETE", path, body)
@@ -52,9 +55,12 @@ class Client:
                 if line.strip():
                     yield msgspec.json.decode(line)
 
-    def server_sent(self, path: str, **query: Any) -> Iterator[Any]:
-        """The data of server-sent events, until the daemon stops."""
+    def server_sent(self, path: str, *, opened: Callable[[], None] | None = None, **query: Any) -> Iterator[Any]:
+        """The data of server-sent events, until the daemon stops. What happens after `opened`
+        was called is in it."""
         with self._send("GET", path, query=query, timeout_s=None) as response:
+            if opened:
+                opened()
             for line in response:
                 if line.startswith(b"data:"):
                     yield msgspec.json.decode(line[5:])

@@ -29,6 +29,7 @@ WORDS = {
     "sweep": "measuring ef_search",
     "compare": "comparing with the champion",
     "prepare": "preparing a trial",
+    "settle": "waiting until the memory is free",
 }
 
 
@@ -74,12 +75,15 @@ class Steps:
         self._console = console if sys.stdout.isatty() else Console(stderr=True)
         self._bars: Bars | None = None
         self._about: frozenset[str] = frozenset()
+        self._hears = threading.Event()
 
-    def listen(self, client: Client, *about: str) -> None:
-        """Show the daemon's progress about these datasets and indexes from now on."""
+    def listen(self, client: Client, *about: str, wait_s: float = 0.0) -> None:
+        """Show the daemon's progress about these datasets, indexes and profiles from now on.
+        Waits at most `wait_s` until it is heard, so that what is asked next is shown from its beginning."""
         self._about = frozenset(about)
         if self._console.is_terminal:
             threading.Thread(target=self._hear, args=(client,), daemon=True).start()
+            self._hears.wait(wait_s)
 
     @contextlib.contextmanager
     def step(self, description: str, total: float | None = None, unit: str = "") -> Iterator[Bars]:
@@ -109,7 +113,7 @@ class Steps:
 
     def _hear(self, client: Client) -> None:
         with contextlib.suppress(CliError, OSError, ValueError):  # the daemon stops, the stream is cut
-            for event in client.server_sent("/events", match="job.none", progress=True):
+            for event in client.server_sent("/events", opened=self._hears.set, match="none", progress=True):
                 message, bars = event["message"], self._bars
                 if bars is not None and message.get("about") in self._about:
                     bars.heard(message)

@@ -30,7 +30,7 @@ def status(*, json: Json = False, to: Connection = Connection()) -> int:
     if json:
         print_json(answer)
     else:
-        agent = answer["agent"]
+        agent, slot = answer["agent"], answer["slot"]
         print_facts(
             {
                 "daemon": f"{client.url}, version {answer['version']}, up {duration(answer['uptime_s'])}",
@@ -41,6 +41,7 @@ def status(*, json: Json = False, to: Connection = Connection()) -> int:
                 "agent": agent
                 and f"{'enabled' if agent['enabled'] else 'disabled'}, {agent['queued']} queued, "
                 f"{agent['running']} running, {agent['trials_this_hour']} trials this hour",
+                "slot": slot and " ".join(filter(None, (slot["state"], slot["profile"]))),
                 **{f"down: {name}": reason for name, reason in answer["down"].items()},
             }
         )
@@ -60,7 +61,7 @@ def events(
     Parameters
     ----------
     match
-        Which: a tag such as trial.completed, or with wildcards: "dataset.*", ">".
+        Which: a tag such as trial.completed, or with wildcards: "dataset.*", "slot.*,vram.*", ">".
     progress
         Also progress of long jobs.
     """

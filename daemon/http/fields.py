@@ -95,6 +95,8 @@ def _allowed(info: Any) -> str:
             return str((info.extra_json_schema or {}).get("description", "")) or _allowed(info.type)
         case inspect.UnionType():
             return next((words for one in info.types if (words := _allowed(one))), "")
+        case inspect.ListType():
+            return _allowed(info.item_type)
         case inspect.LiteralType():
             return "one of " + ", ".join(str(value) for value in info.values)
         case inspect.IntType() | inspect.FloatType():

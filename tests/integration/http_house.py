@@ -66,6 +66,7 @@ from schemas.events.index import (
     Search,
     SearchResult,
 )
+from tests.integration.http_models import Profiles, Slot
 
 TOKEN = "secret-token-für-tests"
 
@@ -263,6 +264,8 @@ class House:
     bus: MemoryBus
     files: Files
     tuner: Tuner
+    slot: Slot
+    profiles: Profiles
     process: ThisProcess
     registry: DocumentRegistry
     metrics: Metrics
@@ -280,10 +283,13 @@ async def house(folder: Path, **config: Any) -> AsyncIterator[House]:
     journal = ListJournal([point("t1"), point("t2", 80), point("low", 20, 0.9)])
     files, tuner, process, metrics = Files(), Tuner(), ThisProcess(), Metrics()
     bus, clock, uploads = MemoryBus(), SystemClock(), folder / "uploads"
+    slot = Slot(bus, clock)
+    profiles = Profiles(slot)
     promotion = Promotion(registry, journal, NoCommits(), clock)  # type: ignore[arg-type]
     settings = HttpConfig(**{"port": 0, "min_free_mb": 1, "shutdown_s": 2.0, **config})
     server = HttpServer(bus, bus, process, metrics, settings, token=TOKEN, uploads=uploads)
-    async with Runtime(bus, [files, Shelf(), tuner, promotion], observe=metrics.handled), server.running():
+    actors = [files, Shelf(), tuner, promotion, slot, profiles]
+    async with Runtime(bus, actors, observe=metrics.handled), server.running():
         headers = {"Authorization": f"Bearer {TOKEN}"}
         async with aiohttp.ClientSession(server.url, headers=headers) as client:
-            yield House(server, client, bus, files, tuner, process, registry, metrics, uploads)
+            yield House(server, client, bus, files, tuner, slot, profiles, process, registry, metrics, uploads)

@@ -15,7 +15,9 @@ from schemas import http
 from schemas.events.autotune import BuildHarness
 from schemas.events.dataset import IngestFile
 from schemas.events.index import CreateIndex, Search, SearchResult
+from schemas.events.profile import PreloadModel, SearchProfile, UnloadModel
 from schemas.events.promotion import WhyChain
+from schemas.profile import ModelProfile
 from tests.integration.http_house import House, house, until
 
 
@@ -108,6 +110,7 @@ async def test_trials_and_the_agent(here: House) -> None:
 async def test_the_daemon_says_how_it_is(here: House) -> None:
     status, body = await here.call("GET", "/status")
     assert (status, body["datasets"], body["indexes"], body["agent"]["trials_this_hour"]) == (200, 1, 1, 4)
+    assert body["slot"] == {"state": "empty", "profile": None}
     assert await here.call("GET", "/ready") == (200, {"ready": True, "down": {}})
     here.process.broken = {"nats": "no connection for 12 s"}
     assert await here.call("GET", "/ready") == (503, {"ready": False, "down": {"nats": "no connection for 12 s"}})
@@ -184,21 +187,27 @@ def test_a_row_is_complete(route: Route) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "kind"),
+    ("body", "kind", "of_one"),
     [
-        (http.IngestFileBody, IngestFile),
-        (http.CreateIndexBody, CreateIndex),
-        (http.SearchBody, Search),
-        (http.HarnessBody, BuildHarness),
+        (http.IngestFileBody, IngestFile, set()),
+        (http.CreateIndexBody, CreateIndex, set()),
+        (http.SearchBody, Search, {"profile"}),  # makes it a SearchProfile
+        (http.ProfileSearchBody, SearchProfile, {"profile"}),  # in the path
+        (http.HarnessBody, BuildHarness, set()),
+        (http.ProfileBody, ModelProfile, set()),
+        (http.ReplaceProfileBody, ModelProfile, set()),
+        (http.PreloadBody, PreloadModel, set()),
+        (http.UnloadBody, UnloadModel, set()),
     ],
 )
-def test_a_body_has_the_fields_and_defaults_of_its_message(body: Any, kind: Any) -> None:
-    of_body = {f.name: f.default for f in msgspec.structs.fields(body)}
-    of_message = {f.name: f.default for f in msgspec.structs.fields(kind)}
-    assert set(of_body) == set(of_message)
-    for name, default in of_message.items():
-        assert msgspec.to_builtins(of_body[name]) == msgspec.to_builtins(default) if name == "config" else True
-        assert name == "config" or of_body[name] == default
+def test_a_body_has_the_fields_and_defaults_of_its_message(body: Any, kind: Any, of_one: set[str]) -> None:
+    of_body = {f.name: (f.default, f.default_factory) for f in msgspec.structs.fields(body)}
+    of_message = {f.name: (f.default, f.default_factory) for f in msgspec.structs.fields(kind)}
+    assert of_body.keys() ^ of_message.keys() == of_one
+    for name in of_body.keys() & of_message.keys() - {"config"}:
+        assert of_body[name] == of_message[name] or (body, name) == (http.ReplaceProfileBody, "id"), name
+    if "config" in of_body:
+        assert msgspec.to_builtins(of_body["config"][0]) == msgspec.to_builtins(of_message["config"][0])
 
 
 def test_a_body_becomes_its_message() -> None:

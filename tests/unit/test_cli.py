@@ -27,7 +27,7 @@ from schemas.events.base import Progress
 from schemas.events.dataset import ColumnInfo, CommitInfo, DatasetInfo, DatasetList, IngestReport, RejectedRow
 from schemas.events.index import Hit, IndexDropped, IndexInfo, IndexList, IndexStats, SearchResult
 from schemas.events.promotion import ConfigPromoted, PromotionState, WhyChain, WhyLink
-from schemas.http import AgentSummary, Enqueued, StatusReport, StreamedEvent
+from schemas.http import AgentSummary, Enqueued, SlotSummary, StatusReport, StreamedEvent
 from tests.unit.cli_daemon import CliDaemon, Run, ndjson
 
 
@@ -62,7 +62,7 @@ INDEX = msgspec.convert(
 STATS = IndexStats("docs", True, 2, HnswConfig(), 12_000, 5, 1, 30_000_000, 77)
 STATUS = StatusReport(
     version="0.1.0", uptime_s=61.0, roles=["control"], nats={"url": "nats://x"}, datasets=1, indexes=1,
-    agent=AgentSummary(True, 1, 0, 4),
+    agent=AgentSummary(True, 1, 0, 4), slot=SlotSummary("ready", "coder"),
 )  # fmt: skip
 
 

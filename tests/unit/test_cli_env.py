@@ -12,7 +12,7 @@ from daemon.state_dir import Runtime, StateDir
 from schemas.http import StatusReport
 from tests.unit.cli_daemon import TOKEN, CliDaemon, Run
 
-STATUS = StatusReport(version="1", uptime_s=1.0, roles=[], nats={}, datasets=0, indexes=0, agent=None)
+STATUS = StatusReport(version="1", uptime_s=1.0, roles=[], nats={}, datasets=0, indexes=0, agent=None, slot=None)
 
 
 @pytest.fixture

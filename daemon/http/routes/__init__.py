@@ -1,5 +1,14 @@
 """Every route there is, by domain. A test holds this table and the OpenAPI document together."""
 
-from daemon.http.routes import datasets, events, indexes, operations, promotion, tuning
+from daemon.http.routes import admin, datasets, events, indexes, operations, profiles, promotion, tuning
 
-ROUTES = [*operations.ROUTES, *datasets.ROUTES, *indexes.ROUTES, *tuning.ROUTES, *promotion.ROUTES, *events.ROUTES]
+ROUTES = [
+    *operations.ROUTES,
+    *datasets.ROUTES,
+    *indexes.ROUTES,
+    *tuning.ROUTES,
+    *promotion.ROUTES,
+    *profiles.ROUTES,
+    *admin.ROUTES,
+    *events.ROUTES,
+]

@@ -1,13 +1,16 @@
 """What happens and what went wrong: the stream of facts, and the dead letters."""
 
+import difflib
+
 import msgspec
 from aiohttp import web
 
+from daemon.bus import wire
 from daemon.bus.letters import DeadLetter
 from daemon.http.errors import HttpError
 from daemon.http.route import Call, Route
 from daemon.http.streams import HEARTBEAT_S, Ended, Feed, open_stream, write_event
-from schemas.events.base import Progress, subject_of, tag_of
+from schemas.events.base import Event, Progress, concrete, subject_of, tag_of
 from schemas.http import DeadListParams, DeadParams, EventParams, StreamedEvent
 
 FACTS = "lakehouse.evt."
@@ -30,7 +33,7 @@ class Dropped(msgspec.Struct, frozen=True):
 async def events(call: Call[EventParams, None]) -> web.StreamResponse:
     """Server-sent events: `id` is the message's, `event` its tag, `data` a StreamedEvent."""
     services = call.services
-    subjects = [_subject(call.params.match)] + ([subject_of(Progress)] if call.params.progress else [])
+    subjects = facts(call.params.match) + ([subject_of(Progress)] if call.params.progress else [])
     async with Feed(services.bus, services.closing, *subjects) as feed:
         response = await open_stream(call.request, "text/event-stream")
         try:
@@ -47,14 +50,29 @@ async def events(call: Call[EventParams, None]) -> web.StreamResponse:
             return response
 
 
-def _subject(match: str) -> str:
-    """A tag pattern (`dataset.>`) or a whole subject below `lakehouse.evt.`."""
-    if not match.startswith("lakehouse."):
-        match = FACTS + match
-    tokens = match.split(".")
-    if not match.startswith(FACTS) or "" in tokens or ">" in tokens[:-1]:
-        raise HttpError("invalid", f"{match!r} matches no facts", "such as dataset.> or lakehouse.evt.trial.*")
-    return match
+def facts(match: str) -> list[str]:
+    """The subjects of the facts that any of the comma-separated patterns names: tags (`slot.*`) or
+    whole subjects below `lakehouse.evt.`; `>` is all of them, `none` no one. Raises HttpError
+    for a pattern that no fact there is will ever match.
+
+    Several patterns become the subjects themselves: NATS delivers once for each that matches."""
+    if match == "none":
+        return []
+    known = [subject_of(kind) for kind in concrete(Event)]
+    patterns = [one if one.startswith("lakehouse.") else FACTS + one for one in match.split(",")]
+    for pattern in patterns:
+        if ">" in pattern.split(".")[:-1] or not any(wire.matches(pattern, subject) for subject in known):
+            raise _matches_nothing(pattern.removeprefix(FACTS), [subject.removeprefix(FACTS) for subject in known])
+    if len(patterns) == 1:
+        return patterns
+    return [subject for subject in known if any(wire.matches(pattern, subject) for pattern in patterns)]
+
+
+def _matches_nothing(pattern: str, tags: list[str]) -> HttpError:
+    likely = [*tags, *{tag.rpartition(".")[0] + ".*" for tag in tags}]
+    near = difflib.get_close_matches(pattern, likely, n=1, cutoff=0.75)
+    hint = f"did you mean {near[0]}?" if near else "such as dataset.> or slot.*,vram.*"
+    return HttpError("invalid", f"{pattern!r} matches no facts", hint)
 
 
 async def dead_list(call: Call[DeadListParams, None]) -> DeadList:
@@ -90,7 +108,14 @@ async def _letter(call: Call[DeadParams, None]) -> DeadLetter:
 
 
 ROUTES = [
-    Route("GET", "/events", events, "Facts as they happen", media="text/event-stream", items=StreamedEvent),
+    Route(
+        "GET",
+        "/events",
+        events,
+        "Facts as they happen, such as match=slot.*,vram.*; progress=true adds that of long jobs",
+        media="text/event-stream",
+        items=StreamedEvent,
+    ),
     Route("GET", "/dead", dead_list, "Messages that could not be handled"),
     Route("GET", "/dead/{seq}", dead_show, "One of them, with its body and reason"),
     Route("POST", "/dead/{seq}/retry", dead_retry, "Publish it again"),

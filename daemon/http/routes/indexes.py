@@ -16,7 +16,9 @@ from schemas.events.index import (
     Search,
     SearchResult,
 )
-from schemas.http import CreateIndexBody, IndexParams, NoParams, RebuildParams, SearchBody
+from schemas.events.profile import SearchProfile
+from schemas.http import CreateIndexBody, IndexParams, NoParams, QueryBody, RebuildParams, SearchBody
+from schemas.names import IndexName, ProfileName
 
 
 async def create_index(call: Call[NoParams, CreateIndexBody]) -> IndexInfo:
@@ -41,6 +43,8 @@ async def index_stats(call: Call[IndexParams, None]) -> IndexStats:
 
 async def search(call: Call[NoParams, SearchBody]) -> SearchResult:
     body = call.body  # field by field by hand: `message` would check 384 numbers a second time
+    if body.profile is not None:
+        return await call.ask(scoped(body.profile, body.index, body))
     return await call.ask(
         Search(
             index=body.index,
@@ -56,6 +60,22 @@ async def search(call: Call[NoParams, SearchBody]) -> SearchResult:
     )
 
 
+def scoped(profile: ProfileName, index: IndexName | None, body: QueryBody) -> SearchProfile:
+    """A search with a profile's rights."""
+    return SearchProfile(
+        profile=profile,
+        index=index,
+        text=body.text,
+        vector=body.vector,
+        vectors=body.vectors,
+        k=body.k,
+        ef_search=body.ef_search,
+        filter=body.filter,
+        columns=body.columns,
+        explain=body.explain,
+    )
+
+
 async def rebuild(call: Call[RebuildParams, None]) -> RebuildQueued:
     return await call.ask(RebuildIndex(call.params.index, call.params.reason))
 
@@ -67,5 +87,5 @@ ROUTES = [
     Route("DELETE", "/vectors/indexes/{index}", drop_index, "Drop an index; its trials stay in the journal"),
     Route("GET", "/vectors/indexes/{index}/stats", index_stats, "Rows, memory, generation, live recall"),
     Route("POST", "/vectors/indexes/{index}/rebuild", rebuild, "Build the live configuration over today's rows", 202),
-    Route("POST", "/vectors/search", search, "The k nearest rows"),
+    Route("POST", "/vectors/search", search, "The k nearest rows; with a profile's rights when one is named"),
 ]

@@ -13,11 +13,23 @@ from schemas.events.autotune import GetAgentStatus
 from schemas.events.base import Request
 from schemas.events.dataset import ListDatasets
 from schemas.events.index import ListIndexes
-from schemas.http import AgentSummary, Health, Links, NoParams, Readiness, StatusReport
+from schemas.events.profile import GetSlot
+from schemas.http import AgentSummary, Health, Links, NoParams, Readiness, SlotSummary, StatusReport
 
 
 async def root(call: Call[NoParams, None]) -> Links:
-    paths = ("/status", "/datasets", "/vectors/indexes", "/vectors/agent/status", "/events", "/dead", "/topology")
+    paths = (
+        "/status",
+        "/datasets",
+        "/vectors/indexes",
+        "/vectors/agent/status",
+        "/vectors/profiles",
+        "/vectors/profile/active",
+        "/admin/vram",
+        "/events",
+        "/dead",
+        "/topology",
+    )
     documents = ("/openapi.json", "/asyncapi.json", "/health", "/ready", "/metrics")
     links = {path.strip("/").rpartition("/")[2].partition(".")[0]: path for path in documents}
     links |= {path.strip("/").replace("/", "_"): path for path in paths}
@@ -40,6 +52,7 @@ async def status(call: Call[NoParams, None]) -> StatusReport:
     datasets = await _maybe(call, ListDatasets())
     indexes = await _maybe(call, ListIndexes())
     agent = await _maybe(call, GetAgentStatus())
+    slot = await _maybe(call, GetSlot())
     return StatusReport(
         version=process.version,
         uptime_s=max(0.0, time.time() - process.started),
@@ -50,6 +63,7 @@ async def status(call: Call[NoParams, None]) -> StatusReport:
         agent=AgentSummary(agent.enabled, len(agent.queue), len(agent.running), agent.trials_this_hour)
         if agent
         else None,
+        slot=SlotSummary(slot.state, slot.profile) if slot else None,
         down=call.services.process.down(),
     )
 
@@ -85,7 +99,7 @@ ROUTES = [
     Route("GET", "/", root, "What there is to see"),
     Route("GET", "/health", health, "Whether the process lives; needs no token"),
     Route("GET", "/ready", ready, "Whether it can work, or what is down", items=Readiness),
-    Route("GET", "/status", status, "Version, roles, NATS, counts, the agent"),
+    Route("GET", "/status", status, "Version, roles, NATS, counts, the agent, the slot"),
     Route("GET", "/metrics", metrics, "Prometheus metrics", media="text/plain"),
     Route("GET", "/topology", topology, "The wiring as a mermaid diagram", media="text/plain"),
     Route("GET", "/asyncapi.json", asyncapi_document, "What travels on the bus"),
