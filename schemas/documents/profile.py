@@ -4,7 +4,7 @@ import msgspec
 
 from schemas.documents.base import Document
 from schemas.events.profile import ModelRef, SlotState
-from schemas.names import Bytes, MessageId, ModelName, ProfileName, Seconds, ServerName, Timestamp
+from schemas.names import Bytes, ModelName, ProfileName, Seconds, ServerName, Timestamp
 from schemas.profile import ModelProfile
 
 
@@ -34,5 +34,5 @@ class SlotDocument(Document, frozen=True, kw_only=True, tag="slot"):
     models: list[ModelRef] = []  # what `profile` needs in memory
     since: Timestamp = 0.0
     reason: str = ""  # why it is in this state, where that isn't plain
-    cause: MessageId = ""  # the command that brought it here
+    cause: str = ""  # id of the command that brought it here; empty: none did
     measured: list[ModelMeasure] = []  # the last figures of each model, newest first
