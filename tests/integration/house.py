@@ -5,6 +5,7 @@ pid, whatever the test did to it.
 """
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -12,7 +13,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,9 @@ class HttpError(Exception):
 class House:
     """One daemon and its state directory. `start` may be called again after a kill."""
 
-    def __init__(self, folder: Path, **settings: Any) -> None:
+    def __init__(self, folder: Path, *, environ: Mapping[str, str] | None = None, **settings: Any) -> None:
         self.folder = folder
+        self.environ = {**os.environ, **(environ or {})}
         self.state = folder / "data"
         self.log = folder / "daemon.log"
         folder.mkdir(parents=True, exist_ok=True)
@@ -58,7 +60,7 @@ class House:
         """Returns when /ready says so."""
         command = [sys.executable, "-m", "daemon", "run", "--config", str(self.folder / "lakehouse.toml"), *arguments]
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+            self.process = subprocess.Popen(command, cwd=ROOT, env=self.environ, stdout=log, stderr=subprocess.STDOUT)
         self.until(self._ready, "the daemon is ready", 60)
 
     def stop(self, within_s: float = 30.0) -> int:
@@ -132,9 +134,9 @@ class House:
 
 
 @contextmanager
-def house(folder: Path, **settings: Any) -> Iterator[House]:
+def house(folder: Path, *, environ: Mapping[str, str] | None = None, **settings: Any) -> Iterator[House]:
     """A started daemon, ended at the end."""
-    made = House(folder, **settings)
+    made = House(folder, environ=environ, **settings)
     try:
         made.start()
         yield made
