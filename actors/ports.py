@@ -97,7 +97,10 @@ class Buckets(Protocol):
     for an unknown bucket, FileNotFoundError for a missing object, Transient when the store
     can't be reached."""
 
-    def names(self) -> list[BucketName]: ...
+    async def names(self) -> list[BucketName]:
+        """The configured buckets and the provisioned ones, sorted."""
+        ...
+
     async def provision(self, bucket: BucketName) -> bool:
         """Make a bucket under storage.profile_root unless there is one of that name; every
         process of the lakehouse then knows it. True when it was made."""

@@ -27,6 +27,7 @@ from schemas.names import BucketName
 
 ENV_PREFIX = "LAKEHOUSE_"
 DEFAULT_FILE = "lakehouse.toml"
+URLS = ("file://", "s3://")
 Role = Literal["control", "work", "serve"]
 
 
@@ -79,6 +80,8 @@ class StorageConfig(Section, frozen=True):
     """Named stores. `primary` and `rescue` always exist, below the state directory unless named here."""
     profile_root: str = ""
     """`file:///folder` or `s3://bucket/prefix`: profiles' buckets are made below it; empty: the state directory."""
+    profile_options: dict[str, str] = {}
+    """Options of the object store of profile_root, as a bucket's."""
 
 
 class LogConfig(Section, frozen=True):
@@ -115,6 +118,11 @@ class Config(Section, frozen=True):
             if name not in named
         ]
         return builtin + self.storage.buckets
+
+    @property
+    def profile_root(self) -> str:
+        """URL of the place below which profiles' buckets are made."""
+        return self.storage.profile_root or (self.state_dir / "buckets" / "profiles").absolute().as_uri()
 
 
 def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> Config:
@@ -223,7 +231,16 @@ def _check_buckets(config: Config, origin: str) -> None:
         if names.count(name) > 1:
             raise ConfigError(f'{origin}: storage.buckets names "{name}" twice')
     for bucket in config.storage.buckets:
-        if not bucket.url.startswith(("file://", "s3://")):
+        if not bucket.url.startswith(URLS):
             raise ConfigError(
                 f'{origin}: storage.buckets "{bucket.name}": url must begin with file:// or s3://, got "{bucket.url}"'
+            )
+    root = config.storage.profile_root
+    if root and not root.startswith(URLS):
+        raise ConfigError(f'{origin}: storage.profile_root must begin with file:// or s3://, got "{root}"')
+    for bucket in config.storage.buckets:
+        if bucket.url.rstrip("/") == root.rstrip("/"):
+            raise ConfigError(
+                f'{origin}: storage.profile_root "{root}" is the bucket "{bucket.name}" itself; '
+                f'name a place of its own, such as "{root.rstrip("/")}/profiles"'
             )

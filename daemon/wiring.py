@@ -54,12 +54,15 @@ class House:
 
 
 def open_buckets(config: Config, state: StateDir) -> ObjectBuckets:
-    """The configured buckets with `primary` and `rescue`. Raises ValueError for a bad URL."""
+    """The configured buckets with `primary` and `rescue`, and those made for profiles. Raises
+    ValueError for a bad URL."""
     named = config.buckets()
     return ObjectBuckets(
         {bucket.name: bucket.url for bucket in named},
         state.cache,
         {bucket.name: bucket.options for bucket in named},
+        profile_root=config.profile_root,
+        profile_options=config.storage.profile_options,
     )
 
 

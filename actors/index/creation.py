@@ -64,8 +64,9 @@ class Creation:
             hint = f"ingest into it again: lakehouse ingest FILE --dataset {dataset.dataset}"
             return Refusal("conflict", f"dataset {dataset.dataset!r} has no table: nothing was ever ingested", hint)
         bucket = command.bucket or dataset.bucket
-        if bucket not in self._buckets.names():
-            return Refusal("invalid", f"there is no bucket {bucket!r}", f"known are {', '.join(self._buckets.names())}")
+        buckets = await self._buckets.names()
+        if bucket not in buckets:
+            return Refusal("invalid", f"there is no bucket {bucket!r}", f"known are {', '.join(buckets)}")
         column = next((column for column in dataset.columns if column.name == command.column), None)
         if column is None:
             known = ", ".join(column.name for column in dataset.columns)

@@ -41,7 +41,7 @@ from schemas.events.dataset import (
     RowsDeleted,
     UpsertRows,
 )
-from schemas.names import DatasetName
+from schemas.names import BucketName, DatasetName
 
 _ATTEMPTS = 3
 
@@ -80,11 +80,12 @@ class Ingest(Actor):
     async def on_file(
         self, command: IngestFile, origin: Origin
     ) -> Sequence[DatasetAppended | IngestRejected | IngestReport | Refusal]:
+        buckets = await self._buckets.names() if command.bucket is not None else []
         job = Job(
             dataset=command.dataset,
             mode=command.mode,
             source=command.source or command.path,
-            open=lambda: self._open(command),
+            open=lambda: self._open(command, buckets),
             bucket=command.bucket,
             id_column=command.id_column,
             vector_column=command.vector_column,
@@ -178,11 +179,9 @@ class Ingest(Actor):
                     continue
             return await self._loading.load(job, origin)
 
-    def _open(self, command: IngestFile) -> Reader:
-        if command.bucket is not None and command.bucket not in self._buckets.names():
-            raise BadFile(
-                f"there is no bucket {command.bucket}", f"buckets: {', '.join(self._buckets.names())}", "not_found"
-            )
+    def _open(self, command: IngestFile, buckets: Sequence[BucketName]) -> Reader:
+        if command.bucket is not None and command.bucket not in buckets:
+            raise BadFile(f"there is no bucket {command.bucket}", f"buckets: {', '.join(buckets)}", "not_found")
         path = allowed_file(command.path, [*self._config.allowed_roots, self._uploads])
         format = format_of(command.path, command.source, command.format)
         return open_reader(path, format, command.source or command.path, self._config)

@@ -52,6 +52,9 @@ class LocalStore:
             raise FileNotFoundError(f"there is no object {key} in bucket {self._name}")
         return path
 
+    async def folders(self) -> list[str]:
+        return await self._run(lambda: [path.name for path in self._root.iterdir() if path.is_dir()], "")
+
     async def list(self, prefix: str) -> list[str]:
         return await self._run(lambda: self._walk(prefix), prefix)
 

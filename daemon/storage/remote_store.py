@@ -74,6 +74,10 @@ class RemoteStore:
                 temporary.unlink(missing_ok=True)
             return path
 
+    async def folders(self) -> list[str]:
+        with self._errors(""):
+            return list((await obstore.list_with_delimiter_async(self._store))["common_prefixes"])
+
     async def list(self, prefix: str) -> list[str]:
         with self._errors(prefix):
             return [meta["path"] async for batch in obstore.list(self._store, prefix or None) for meta in batch]

@@ -30,7 +30,7 @@ async def repair(buckets: Buckets, heads: Heads, look: Callable[[str], None] = l
     `look` hears of everything before it is looked at. Run it while no daemon writes."""
     found: dict[tuple[str, str], list[tuple[int, BucketName, str]]] = defaultdict(list)
     report: list[Finding] = []
-    for bucket in buckets.names():
+    for bucket in await buckets.names():
         look(f"bucket {bucket}")
         for key in await buckets.list(bucket, revisions.PREFIX):
             match = revisions.KEY.fullmatch(key)

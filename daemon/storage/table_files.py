@@ -9,15 +9,15 @@ import anyio
 
 from actors.ports import TableRef
 from daemon.storage import durable
-from daemon.storage.buckets import ObjectBuckets
+from daemon.storage.buckets import Location, ObjectBuckets
 from daemon.storage.data_files import DataFile
 
 
 class TableFiles:
-    def __init__(self, buckets: ObjectBuckets, ref: TableRef, cache: Path) -> None:
+    def __init__(self, buckets: ObjectBuckets, ref: TableRef, bucket: Location, cache: Path) -> None:
         self._buckets = buckets
         self._ref = ref
-        self._local = buckets.local_path(ref.bucket, ref.path)
+        self._local = bucket.folder / ref.path if bucket.folder else None
         self.folder = self._local or cache / ref.bucket / ref.path
         """Where new files are written."""
 

@@ -17,7 +17,7 @@ from deltalake.exceptions import DeltaError
 from actors.errors import CorruptState, Transient
 from actors.ports import TableRef
 from daemon.storage import delta_log, durable
-from daemon.storage.buckets import ObjectBuckets
+from daemon.storage.buckets import Location, ObjectBuckets
 from daemon.storage.delta_log import Version
 from schemas.events.dataset import CommitInfo
 
@@ -27,10 +27,11 @@ RETENTION_H = 7 * 24
 
 
 class TableLog:
-    def __init__(self, buckets: ObjectBuckets, ref: TableRef) -> None:
+    def __init__(self, buckets: ObjectBuckets, ref: TableRef, bucket: Location) -> None:
         self._buckets = buckets
         self._ref = ref
-        self._folder = buckets.local_path(ref.bucket, ref.path)
+        self._bucket = bucket
+        self._folder = bucket.folder / ref.path if bucket.folder else None
         self._lock = anyio.Lock()
         self._newest: Version | None = None
         self._entry: tuple[int, int] | None = None  # identity of the newest entry's file
@@ -229,7 +230,7 @@ class TableLog:
     def _location(self) -> tuple[str, dict[str, str]]:
         if self._folder is not None:
             return str(self._folder), {}
-        url, options = self._buckets.urls[self._ref.bucket], self._buckets.options[self._ref.bucket]
+        url, options = self._bucket.url, self._bucket.options
         if not url.startswith("s3://"):
             raise ValueError(f"bucket {self._ref.bucket}: tables need file:// or s3://, not {url}")
         plain = options.get("endpoint", "").startswith("http://")

@@ -78,8 +78,8 @@ class DeltaTables:
         """As the port says; and: columns that the batches lack are null, `schema` may add
         columns to an existing table, `replace` may change them. Small files are merged on the
         way."""
-        log = self._log(table)
-        files = TableFiles(self._buckets, table, self._cache / "tables")
+        log = await self._log(table)
+        files = await self._files(table)
         async with self._locks[table]:
             before = await log.newest()
             done = await log.version_of(note.message)
@@ -131,7 +131,7 @@ class DeltaTables:
             raise ValueError(f"table {table.path} has no column {', '.join(map(repr, unknown))}")
         chosen = found.files if wanted is None else plan.touched(found.files, wanted)
         chosen = [file for file in chosen if min_row is None or file.max_row >= min_row]
-        files = TableFiles(self._buckets, table, self._cache / "tables")
+        files = await self._files(table)
 
         def collect(paths: Sequence[Path]) -> pa.Table:
             parts = [data_files.read_rows(path, found.schema, names, wanted) for path in paths]
@@ -153,7 +153,7 @@ class DeltaTables:
         found = await self._existing(table, version)
         key = (table, found.version, found.note.time if found.note else 0.0, predicate)
         if key not in self._matches:
-            files = TableFiles(self._buckets, table, self._cache / "tables")
+            files = await self._files(table)
             async with self._matching, self._reading(table, found):
                 paths = [await files.path(file) for file in found.files]
                 rows = await self._run(Query(self._duckdb(), predicate, data_files.dataset(paths, found.schema)))
@@ -171,25 +171,30 @@ class DeltaTables:
         if column not in found.schema.names:
             raise ValueError(f"table {table.path} has no column {column!r}")
         wanted = types.converted(values, found.schema.field(column).type)
-        files = TableFiles(self._buckets, table, self._cache / "tables")
+        files = await self._files(table)
         async with self._reading(table, found):
             paths = [await files.path(file) for file in found.files]
             return await self._thread(lambda: data_files.find_rows(paths, found.schema, column, wanted))
 
     async def history(self, table: TableRef, limit: int = 50, upto: int | None = None) -> list[CommitInfo]:
-        return await self._log(table).history(limit, upto)
+        return await (await self._log(table)).history(limit, upto)
 
     async def drop(self, table: TableRef) -> None:
         async with self._locks[table]:
-            await self._log(table).drop()
+            await (await self._log(table)).drop()
 
-    def _log(self, table: TableRef) -> TableLog:
+    async def _log(self, table: TableRef) -> TableLog:
         if table not in self._logs:
-            self._logs[table] = TableLog(self._buckets, table)
+            bucket = await self._buckets.location(table.bucket)
+            self._logs.setdefault(table, TableLog(self._buckets, table, bucket))
         return self._logs[table]
 
+    async def _files(self, table: TableRef) -> TableFiles:
+        return TableFiles(self._buckets, table, await self._buckets.location(table.bucket), self._cache / "tables")
+
     async def _version(self, table: TableRef, version: int | None) -> Version | None:
-        return await (self._log(table).newest() if version is None else self._log(table).at(version))
+        log = await self._log(table)
+        return await (log.newest() if version is None else log.at(version))
 
     async def _existing(self, table: TableRef, version: int | None) -> Version:
         found = await self._version(table, version)

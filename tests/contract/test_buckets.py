@@ -1,4 +1,4 @@
-"""The contract of the port `Buckets`, over a local directory and over an object store."""
+"""The contract of the port `Buckets`, over a local directory and over object stores."""
 
 import asyncio
 import errno
@@ -7,20 +7,58 @@ import re
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from actors.errors import CorruptState, Transient
+from actors.ports import TableRef
+from daemon.bus.heads import MemoryHeads
 from daemon.storage import durable
-from daemon.storage.buckets import ObjectBuckets
+from daemon.storage.buckets import MARKER, ObjectBuckets
+from daemon.storage.registry import DocumentRegistry
+from daemon.storage.repair import repair
+from daemon.storage.tables import DeltaTables
+from schemas.documents.promotion import PromotionDocument
+from schemas.events.dataset import CommitInfo
+from tests.s3_server import s3_server
 
 
-@pytest.fixture(params=["file", "memory"])
-def buckets(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectBuckets:
-    url = (tmp_path / "primary").as_uri() if request.param == "file" else "memory://"
-    return ObjectBuckets({"primary": url}, tmp_path / "cache")
+class Place:
+    """Where buckets are; `open` is what another process, or this one after a restart, sees."""
+
+    def __init__(self, kind: str, folder: Path, options: dict[str, str]) -> None:
+        self.durable = kind != "memory"
+        base = {"file": folder.as_uri(), "memory": "memory://", "s3": "s3://bucket/house"}[kind]
+        self.primary, self.profiles = f"{base}/primary", f"{base}/profiles"
+        self._folder, self._options, self._opened = folder, options, 0
+
+    def open(self) -> ObjectBuckets:
+        self._opened += 1
+        cache = self._folder / f"cache{self._opened}"
+        return ObjectBuckets(
+            {"primary": self.primary},
+            cache,
+            {"primary": self._options},
+            profile_root=self.profiles,
+            profile_options=self._options,
+        )
+
+
+@pytest.fixture(params=["file", "memory", "s3"])
+async def place(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Place]:
+    if request.param != "s3":
+        yield Place(request.param, tmp_path, {})
+        return
+    async with s3_server() as (_, options):
+        yield Place(request.param, tmp_path, options)
+
+
+@pytest.fixture
+async def buckets(place: Place) -> ObjectBuckets:
+    return place.open()
 
 
 async def test_what_was_put_can_be_read(buckets: ObjectBuckets) -> None:
@@ -197,3 +235,113 @@ def test_a_put_is_synced_file_first_then_directory(tmp_path: Path) -> None:
         'link("/d/.tmp", "/d/object")',
         "fsync(</d>)",
     ]
+
+
+# --- provisioned -------------------------------------------------------------------------------
+
+
+async def test_a_provisioned_bucket_is_a_bucket(buckets: ObjectBuckets) -> None:
+    assert await buckets.provision("coder") is True
+    assert await buckets.names() == ["coder", "primary"]
+    await buckets.put("coder", "a/b", b"1")
+    assert await buckets.get("coder", "a/b") == b"1"
+    assert await buckets.list("coder", "a") == ["a/b"]
+    assert await buckets.list("primary", "") == []
+    assert (await buckets.location("coder")).url.endswith("/profiles/coder")
+
+
+async def test_a_bucket_is_made_once_and_a_configured_one_never(buckets: ObjectBuckets) -> None:
+    made = await asyncio.gather(*(buckets.provision("coder") for _ in range(8)))
+    assert sorted(made) == [False] * 7 + [True]
+    await buckets.put("coder", "a", b"1")
+    assert await buckets.provision("coder") is False
+    assert await buckets.provision("primary") is False
+    assert await buckets.get("coder", "a") == b"1"
+
+
+@pytest.mark.parametrize("name", ["", "..", "../x", "a/b", "Coder", ".hidden", "-a", "a\n", "a" * 64])
+async def test_what_is_no_bucket_name_is_neither_made_nor_looked_for(buckets: ObjectBuckets, name: str) -> None:
+    with pytest.raises(ValueError, match="is no bucket name"):
+        await buckets.provision(name)
+    with pytest.raises(KeyError, match="there is no bucket"):
+        await buckets.get(name, "a")
+    assert await buckets.names() == ["primary"]
+
+
+async def test_every_process_knows_it_however_it_comes_across_it(place: Place) -> None:
+    if not place.durable:
+        return  # memory ends with its process
+    here, there = place.open(), place.open()
+    with pytest.raises(KeyError, match="no bucket 'coder'; known are primary"):
+        await there.get("coder", "a")
+    await here.provision("coder")
+    await here.put("coder", "a", b"1")
+    assert await there.get("coder", "a") == b"1"
+    assert await place.open().names() == ["coder", "primary"]
+    assert await place.open().location("coder") == await here.location("coder")
+    assert await place.open().provision("coder") is False
+
+
+async def test_of_two_processes_one_makes_it(place: Place) -> None:
+    if not place.durable:
+        return
+    processes = [place.open() for _ in range(4)]
+    made = await asyncio.gather(*(process.provision("coder") for process in processes))
+    assert sorted(made) == [False, False, False, True]
+
+
+async def test_a_fresh_registry_finds_what_lies_in_provisioned_buckets(place: Place) -> None:
+    if not place.durable:
+        return
+    buckets = place.open()
+    await buckets.provision("coder")
+    document = PromotionDocument(index="docs")
+    await DocumentRegistry(buckets, MemoryHeads()).save("docs", document, expected=None, bucket="coder")
+    again, heads = place.open(), MemoryHeads()
+    (finding,) = await repair(again, heads)
+    assert (finding.what, "bucket coder" in finding.text) == ("moved", True)
+    assert await DocumentRegistry(again, heads).load(PromotionDocument, "docs") == (document, 1)
+
+
+async def test_a_table_lies_in_a_provisioned_bucket(tmp_path: Path) -> None:
+    place = Place("file", tmp_path, {})
+    await place.open().provision("coder")
+    tables = DeltaTables(place.open(), tmp_path / "cache")
+    table, rows = TableRef("coder", "datasets/d/table"), pa.record_batch({"id": ["x"]})
+    state = await tables.commit(table, [rows], CommitInfo(0, 0, "append", 1, "m1"))
+    assert state.rows == 1
+    assert (tmp_path / "profiles/coder/datasets/d/table/_delta_log").is_dir()
+    with pytest.raises(KeyError, match="no bucket 'other'"):
+        await tables.state(TableRef("other", "datasets/d/table"))
+
+
+async def test_only_the_marker_makes_a_folder_a_bucket(tmp_path: Path) -> None:
+    (tmp_path / "profiles" / "stray").mkdir(parents=True)
+    (tmp_path / "profiles" / "Lost+Found").mkdir()
+    place = Place("file", tmp_path, {})
+    assert await place.open().names() == ["primary"]
+    with pytest.raises(KeyError):
+        await place.open().put("stray", "a", b"")
+    assert await place.open().provision("stray") is True
+    assert (tmp_path / "profiles" / "stray" / MARKER).is_file()
+    with pytest.raises(KeyError):
+        await place.open().get("unknown", "a")
+    assert not (tmp_path / "profiles" / "unknown").exists(), "looking for a bucket makes none"
+
+
+async def test_without_a_profile_root_none_is_made(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no storage\.profile_root"):
+        await ObjectBuckets({"primary": "memory://"}, tmp_path).provision("coder")
+
+
+async def test_an_unreachable_profile_root_is_transient_and_hurts_no_other_bucket(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("daemon.storage.remote_store.RETRY_S", 0.2)
+    options = {"endpoint": "http://127.0.0.1:9", "region": "r", "access_key_id": "a", "secret_access_key": "b"}
+    buckets = ObjectBuckets({"near": "memory://"}, tmp_path, profile_root="s3://b/p", profile_options=options)
+    await buckets.put("near", "a", b"1")
+    assert await buckets.provision("near") is False
+    for attempt in (buckets.provision("coder"), buckets.get("coder", "a"), buckets.names()):
+        with pytest.raises(Transient, match=r"bucket storage\.profile_root can't be reached"):
+            await attempt

@@ -87,10 +87,10 @@ def registry(buckets: ObjectBuckets, heads: Heads) -> DocumentRegistry:
     return DocumentRegistry(buckets, heads)
 
 
-def revisions(buckets: ObjectBuckets, bucket: str = "primary") -> list[Path]:
-    root = buckets.local_path(bucket, "registry")
-    assert root is not None
-    return sorted(root.rglob("*.json"))
+async def revisions(buckets: ObjectBuckets, bucket: str = "primary") -> list[Path]:
+    folder = (await buckets.location(bucket)).folder
+    assert folder is not None
+    return sorted((folder / "registry").rglob("*.json"))
 
 
 async def test_save_and_load(registry: DocumentRegistry) -> None:
@@ -164,7 +164,7 @@ async def test_eight_writers_lose_no_increment(
     await asyncio.gather(*(writer() for _ in range(8)))
     assert await registry.load(Counter, "hits") == (Counter(value=200), 201)
     # the losers took their revisions away again, and old ones are pruned
-    numbers = [int(path.name[:8]) for path in revisions(buckets)]
+    numbers = [int(path.name[:8]) for path in await revisions(buckets)]
     assert len(numbers) == len(set(numbers)) <= KEEP_REVISIONS + 10
     assert max(numbers) == 201
 
@@ -183,15 +183,15 @@ async def test_a_damaged_revision_is_refused_then_repaired(
 ) -> None:
     await registry.save("hits", Counter(value=1), expected=None)
     await registry.save("hits", Counter(value=2), expected=1)
-    damage(revisions(buckets)[1])
-    before = revisions(buckets)[1].read_bytes()
+    damage((await revisions(buckets))[1])
+    before = (await revisions(buckets))[1].read_bytes()
     fresh = DocumentRegistry(buckets, heads)
     with pytest.raises(CorruptState, match=rf"registry/counter/hits/00000002-\w+\.json {says}.*lakehouse repair"):
         await fresh.load(Counter, "hits")
     report = await repair(buckets, heads)
     assert [finding.what for finding in report] == ["bad", "moved"]
     assert await fresh.load(Counter, "hits") == (Counter(value=1), 1)
-    assert revisions(buckets)[1].read_bytes() == before  # evidence stays
+    assert (await revisions(buckets))[1].read_bytes() == before  # evidence stays
     looked: list[str] = []
     assert await repair(buckets, heads, look=looked.append) == []
     assert looked == ["bucket primary", "bucket rescue", "counter hits: 2 revisions"]
@@ -201,7 +201,7 @@ async def test_a_damaged_document_does_not_hide_the_others(
     buckets: ObjectBuckets, heads: Heads, registry: DocumentRegistry
 ) -> None:
     await registry.save("hits", Counter(value=1), expected=None)
-    truncate(revisions(buckets)[0])
+    truncate((await revisions(buckets))[0])
     await registry.save("misses", Counter(value=2), expected=None)
     fresh = DocumentRegistry(buckets, heads)
     assert await fresh.all(Counter) == [("misses", Counter(value=2), 1)]
@@ -214,7 +214,7 @@ async def test_a_newer_format_is_never_touched(
 ) -> None:
     await registry.save("hits", Counter(value=1), expected=None)
     await registry.save("hits", Counter(value=2), expected=1)
-    newest = revisions(buckets)[1]
+    newest = (await revisions(buckets))[1]
     newest.write_bytes(re.sub(rb'"format":1', b'"format":2,"new":true', newest.read_bytes()))
     before = newest.read_bytes()
     fresh = DocumentRegistry(buckets, heads)
@@ -266,7 +266,7 @@ async def test_a_missing_object_is_corrupt_state(
     buckets: ObjectBuckets, registry: DocumentRegistry, heads: Heads
 ) -> None:
     await registry.save("hits", Counter(value=1), expected=None)
-    for path in revisions(buckets):
+    for path in await revisions(buckets):
         path.unlink()
     with pytest.raises(CorruptState, match="is missing from bucket primary"):
         await DocumentRegistry(buckets, heads).load(Counter, "hits")

@@ -8,6 +8,8 @@ import pytest
 
 from daemon.config import Config, ConfigError, load
 from daemon.config_file import attribute_help, render
+from daemon.state_dir import StateDir
+from daemon.wiring import open_buckets
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -57,6 +59,11 @@ def test_every_key_has_help() -> None:
         ('[[storage.buckets]]\nnam = "a"\n', ["storage.buckets[0].nam", 'did you mean "name"']),
         ('[[storage.buckets]]\nname = "a"\nurl = "ftp://x"\n', ['storage.buckets "a"', "file:// or s3://"]),
         ('[[storage.buckets]]\nname="a"\nurl="s3://x"\n' * 2, ['names "a" twice']),
+        ('[storage]\nprofile_root = "/srv"\n', ["storage.profile_root", "file:// or s3://", 'got "/srv"']),
+        (
+            '[storage]\nprofile_root = "s3://b/p/"\n[[storage.buckets]]\nname = "a"\nurl = "s3://b/p"\n',
+            ["storage.profile_root", 'is the bucket "a" itself', "s3://b/p/profiles"],
+        ),
         ("x =\n", ["is not TOML", "line 1"]),
     ],
 )
@@ -115,3 +122,17 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
 def test_a_named_primary_replaces_the_built_in_one(tmp_path: Path) -> None:
     config = load(write(tmp_path, '[[storage.buckets]]\nname = "primary"\nurl = "s3://b/p"\n'), {})
     assert [(bucket.name, bucket.url[:5]) for bucket in config.buckets()] == [("rescue", "file:"), ("primary", "s3://")]
+
+
+def test_profiles_buckets_lie_in_the_state_directory_unless_told(tmp_path: Path) -> None:
+    assert load(write(tmp_path, ""), {}).profile_root == (tmp_path / "data/buckets/profiles").as_uri()
+    config = load(write(tmp_path, '[storage]\nprofile_root = "s3://b/p"\nprofile_options = { region = "eu" }\n'), {})
+    assert (config.profile_root, config.storage.profile_options) == ("s3://b/p", {"region": "eu"})
+
+
+async def test_the_daemon_opens_its_buckets_with_the_profile_root(tmp_path: Path) -> None:
+    config = load(write(tmp_path, ""), {})
+    state = StateDir(config.state_dir)
+    assert await open_buckets(config, state).provision("coder") is True
+    assert await open_buckets(config, state).names() == ["coder", "primary", "rescue"]
+    assert (tmp_path / "data/buckets/profiles/coder/bucket.json").is_file()
