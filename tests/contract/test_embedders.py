@@ -16,15 +16,34 @@ from daemon.embedding.config import EmbeddingConfig
 from daemon.embedding.factory import EmbedderFactory
 from daemon.models.config import ModelsConfig
 from schemas.events.index import EmbedderSpec
-from tests.contract.model_server import DIM, KEY, MODEL, ModelServer, model_server
+from tests.ollama_server import DIM, Counted, ollama
+from tests.openai_server import OpenAIPlay, openai
 
 TEXTS = ["read a csv file", "write a parquet table", "open a socket", "parse command line arguments"]
 SERVERS = ["ollama", "openai"]
+MODEL = "all-minilm"
+KEY = "s3cret"
 
 
 @pytest.fixture
-async def server() -> AsyncIterator[ModelServer]:
-    async with model_server() as running:
+def kind() -> str:
+    """Of the tests that don't run for several."""
+    return "lexical"
+
+
+@pytest.fixture
+async def openai_server() -> AsyncIterator[OpenAIPlay]:
+    async with openai(MODEL) as running:
+        yield running
+
+
+@pytest.fixture
+async def server(kind: str, openai_server: OpenAIPlay) -> AsyncIterator[Counted]:
+    """The one that an embedder of `kind` asks."""
+    if kind != "ollama":
+        yield openai_server
+        return
+    async with ollama() as running:
         yield running
 
 
@@ -38,7 +57,7 @@ async def compute() -> AsyncIterator[WorkerCompute]:
 class Fitted:
     """A factory over the test server, and embedders made by it."""
 
-    def __init__(self, server: ModelServer, compute: WorkerCompute) -> None:
+    def __init__(self, server: Counted, compute: WorkerCompute) -> None:
         self.server = server
         self.compute = compute
         self.factories: list[EmbedderFactory] = []
@@ -54,13 +73,16 @@ class Fitted:
         embedder, _ = await self.factory(**config).fit(spec(kind), batches([TEXTS]))
         return embedder
 
+    async def aclose(self) -> None:
+        for factory in self.factories:
+            await factory.aclose()
+
 
 @pytest.fixture
-async def fitted(server: ModelServer, compute: WorkerCompute) -> AsyncIterator[Fitted]:
+async def fitted(server: Counted, compute: WorkerCompute) -> AsyncIterator[Fitted]:
     made = Fitted(server, compute)
     yield made
-    for factory in made.factories:
-        await factory.aclose()
+    await made.aclose()
 
 
 def spec(kind: str, **fields: object) -> EmbedderSpec:
@@ -225,8 +247,9 @@ class TestServers:
             await embedder.embed(TEXTS)
 
 
-async def test_an_api_key_is_read_from_its_file(fitted, server, tmp_path):
-    server.key = KEY
+async def test_an_api_key_is_read_from_its_file(openai_server, compute, tmp_path):
+    fitted = Fitted(openai_server, compute)
+    openai_server.key = KEY
     key_file = tmp_path / "key"
     key_file.write_text(KEY + "\n")
     assert (await fitted.make("openai", openai_key_file=str(key_file))).dim == DIM
@@ -234,3 +257,4 @@ async def test_an_api_key_is_read_from_its_file(fitted, server, tmp_path):
         await fitted.make("openai")
     with pytest.raises(ValueError, match="can't be read"):
         await fitted.make("openai", openai_key_file=str(tmp_path / "none"))
+    await fitted.aclose()
