@@ -54,8 +54,7 @@ class SystemGpus:
         return self._say(found, found.reason)
 
     def _work(self, reading: Future[GpuReading]) -> None:
-        """The thread. A reader that is cancelled doesn't cancel the reading that others share."""
-        reading.set_running_or_notify_cancel()
+        """The thread, which ends with the reading."""
         try:
             found = self._ask()
         except Exception as error:  # no reader may fail for a driver's sake
