@@ -1,0 +1,98 @@
+"""When the memory of unloaded models counts as free.
+
+A server stops listing a model before the driver has its memory back, and may never give it back.
+So two equal readings aren't enough: what the models held must have come free. A server may also
+have claimed more than it held, or hold it on another machine's GPU: both are allowed for.
+"""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from schemas.events.profile import GpuReading, LoadedModel
+from schemas.names import Bytes, Seconds
+
+SURE = 0.9
+"""Of what the models claimed to hold: so much freed is all of it."""
+
+LIKELY = 0.5
+"""So much freed may be all of it, when nothing more comes for STEADY_S: servers report estimates."""
+
+STEADY_S = 2.0
+
+
+class Owed(msgspec.Struct, frozen=True):
+    """Memory that unloaded models owe. `expected` None: nobody knows how much."""
+
+    before: GpuReading
+    expected: Bytes | None
+
+
+class Sample(msgspec.Struct, frozen=True):
+    """A reading and when it was taken."""
+
+    at: Seconds
+    gpus: GpuReading
+
+
+def owed(before: GpuReading, leaving: Sequence[LoadedModel]) -> Owed:
+    """What `leaving` hold on these GPUs by their servers' reports; unknown when a server says
+    nothing, and when the GPUs hold less than that in all: then the models are elsewhere."""
+    used = before.used
+    held = sum(model.size_vram or 0 for model in leaving)
+    return Owed(before, held if used is not None and 0 < held * SURE <= used else None)
+
+
+def freed(before: GpuReading, now: GpuReading) -> Bytes | None:
+    """How much more is free; what programs took that weren't there before is no loss of ours."""
+    if before.free is None or now.free is None:
+        return None
+    known = {process.pid for gpu in before.gpus for process in gpu.processes or ()}
+    readable = all(gpu.processes is not None for gpu in before.gpus)
+    new = [process for gpu in now.gpus for process in gpu.processes or () if readable and process.pid not in known]
+    return now.free - before.free + sum(process.used or 0 for process in new)
+
+
+def settled(debt: Owed, samples: Sequence[Sample], tolerance: Bytes) -> bool:
+    """Whether memory has come to rest, and enough of it is free. Unreadable memory is at rest:
+    then the servers' lists are all that can be known."""
+    if not samples:
+        return False
+    amounts = [freed(debt.before, sample.gpus) for sample in samples]
+    latest = amounts[-1]
+    if latest is None:
+        return True
+    steady = [sample for sample, amount in zip(samples, amounts, strict=True) if _near(amount, latest, tolerance)]
+    if len(amounts) < 2 or not _near(amounts[-2], latest, tolerance):
+        return False
+    if debt.expected is None or latest >= debt.expected * SURE - tolerance:
+        return True
+    rest = _tail(samples, steady)
+    return latest >= debt.expected * LIKELY and rest[-1].at - rest[0].at >= STEADY_S
+
+
+def awaited(debt: Owed) -> Bytes | None:
+    """Free memory from which on the debt is paid, to be remembered over a restart."""
+    if debt.expected is None or debt.before.free is None:
+        return None
+    return debt.before.free + int(debt.expected * SURE)
+
+
+def shortfall(debt: Owed, now: GpuReading) -> tuple[Bytes, Bytes] | None:
+    """What came free and what should have; None when nobody knows."""
+    amount = freed(debt.before, now)
+    return None if amount is None or debt.expected is None else (max(0, amount), debt.expected)
+
+
+def _near(one: Bytes | None, other: Bytes, tolerance: Bytes) -> bool:
+    return one is not None and abs(one - other) <= tolerance
+
+
+def _tail(samples: Sequence[Sample], steady: Sequence[Sample]) -> Sequence[Sample]:
+    """The last samples in a row that are all steady."""
+    count = 0
+    for sample in reversed(samples):
+        if sample not in steady:
+            break
+        count += 1
+    return samples[len(samples) - count :]
