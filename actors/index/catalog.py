@@ -35,9 +35,11 @@ from schemas.events.index import (
     IndexDropped,
     IndexInfo,
     IndexList,
+    IndexServed,
     ListIndexes,
     RebuildIndex,
     RebuildQueued,
+    ServeIndex,
 )
 from schemas.events.promotion import ConfigPromoted, PromotionCleared
 from schemas.names import DatasetName, IndexName, Share
@@ -209,6 +211,22 @@ class Catalog(Actor):
                 order,
             )
         )
+
+    @handles
+    @concurrent(16)
+    async def on_serve(
+        self, command: ServeIndex, origin: Origin
+    ) -> Sequence[IndexServed | BuildGeneration | GenerationReady | Refusal]:
+        """Who activates a profile waits for it: where all is well it costs three reads, and
+        doesn't wait for a catch-up that holds the index's lock."""
+        name = command.index
+        if origin.delivery == 1:  # what came before may have died before anyone heard
+            standing = await self._generations.standing(name, command.default)
+            if standing is not None:
+                return (standing,)
+        async with self._lock(name):
+            said = await self._generations.serve(name, command.default, await self._rows(name))
+        return said or (_unknown(name),)
 
     @handles
     async def on_built(self, event: GenerationBuilt) -> Sequence[GenerationReady]:

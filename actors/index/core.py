@@ -100,6 +100,11 @@ class Build(msgspec.Struct, frozen=True):
     graph: GraphConfig
 
 
+def serves(live: GenerationDocument | None, desired: HnswConfig, trial: TrialId | None) -> bool:
+    """Whether the live generation is the one that must be."""
+    return live is not None and (live.config, live.trial) == (desired, trial)
+
+
 def next_generation(
     desired: HnswConfig,
     trial: TrialId | None,
@@ -115,7 +120,7 @@ def next_generation(
     age: it is kept up to date in memory. An earlier one must be near today's rows, for a
     searcher adds what it lacks one by one.
     """
-    if live is not None and (live.config, live.trial) == (desired, trial):
+    if serves(live, desired, trial):
         return None
     fit = [built for built in kept if built.config.graph == desired.graph and built.library == library]
     for built in sorted(fit, key=lambda built: built.generation, reverse=True):

@@ -8,14 +8,14 @@ import msgspec
 
 from actors.hnsw import LIBRARY
 from actors.index import artifacts
-from actors.index.core import Build, Reuse, next_generation, prunable
+from actors.index.core import Build, Reuse, next_generation, prunable, serves
 from actors.ports import Buckets, Clock, Registry
+from actors.promoted import Holds, config_or
 from schemas.config import HnswConfig
 from schemas.documents.index import GenerationDocument, IndexDocument
-from schemas.documents.promotion import PromotionDocument
 from schemas.events.base import Refusal
-from schemas.events.index import BuildGeneration, GenerationBuilt, GenerationFailed, GenerationReady
-from schemas.names import IndexName, Rows, TrialId
+from schemas.events.index import BuildGeneration, GenerationBuilt, GenerationFailed, GenerationReady, IndexServed
+from schemas.names import IndexName, Rows
 
 
 class Generations:
@@ -43,13 +43,14 @@ class Generations:
         if only_first and (head is not None or document.building is not None):
             return []
         live = head[0] if head else None
-        config, trial = await self._desired(document)
-        kept = await artifacts.kept(self._buckets, document.bucket, name)
-        todo = next_generation(config, trial, live, kept, rows, LIBRARY)
-        if todo is None and live is not None:
+        holds = await self._holds(document)
+        config, trial = holds.config, holds.trial
+        if live is not None and serves(live, config, trial):
             return [_ready(live)]
         if rows == 0:
             return []  # built when rows come
+        kept = await artifacts.kept(self._buckets, document.bucket, name)
+        todo = next_generation(config, trial, live, kept, rows, LIBRARY)
         number = document.next_generation
         if isinstance(todo, Reuse):
             await self._allot(document, revision, None)
@@ -65,6 +66,40 @@ class Generations:
         await self._allot(document, revision, order)
         return [order]
 
+    async def standing(self, name: IndexName, default: HnswConfig | None) -> IndexServed | None:
+        """The answer to `serve` where it has nothing to do: what holds is served or ordered.
+        Changes nothing, and may run while others change the index."""
+        found = await self._registry.load(IndexDocument, name)
+        if found is None or default not in (None, found[0].config):
+            return None
+        holds = await self._holds(found[0])
+        head = await self._registry.load(GenerationDocument, name)
+        number = head[0].generation if head else 0
+        if head is not None and serves(head[0], holds.config, holds.trial):
+            return IndexServed(name, holds.config, number)
+        ordered = found[0].building
+        if ordered is not None and (ordered.config, ordered.trial) == (holds.config, holds.trial):
+            return IndexServed(name, holds.config, number, ordered.generation)
+        return None
+
+    async def serve(
+        self, name: IndexName, default: HnswConfig | None, rows: Rows
+    ) -> list[IndexServed | BuildGeneration | GenerationReady]:
+        """As `ensure`, after `default` has become the index's own; and where it then stands.
+        Nothing for an unknown index."""
+        found = await self._registry.load(IndexDocument, name)
+        if found is None:
+            return []
+        document, revision = found
+        if default is not None and default != document.config:
+            document = msgspec.structs.replace(document, config=default)
+            await self._registry.save(name, document, expected=revision, bucket=document.bucket)
+        said = await self.ensure(name, "activated", rows)
+        holds = await self._holds(document)
+        head = await self._registry.load(GenerationDocument, name)
+        building = next((order.generation for order in said if isinstance(order, BuildGeneration)), None)
+        return [IndexServed(name, holds.config, head[0].generation if head else 0, building), *said]
+
     async def rebuild(self, name: IndexName, reason: str, rows: Rows) -> BuildGeneration | Refusal:
         """Order the configuration that holds now anew, over today's rows. While it is being
         built already, that order stands."""
@@ -74,10 +109,10 @@ class Generations:
         if rows == 0:
             return Refusal("invalid", f"index {name!r} has no rows to build from", "ingest some into its dataset")
         document, revision = found
-        config, trial = await self._desired(document)
-        if document.building is not None and document.building.config == config:
+        holds = await self._holds(document)
+        if document.building is not None and document.building.config == holds.config:
             return document.building
-        order = BuildGeneration(name, document.next_generation, config, reason, trial)
+        order = BuildGeneration(name, document.next_generation, holds.config, reason, holds.trial)
         await self._allot(document, revision, order)
         return order
 
@@ -103,12 +138,9 @@ class Generations:
         if found is not None:
             await self._answered(*found, event.generation, event.reason)
 
-    async def _desired(self, document: IndexDocument) -> tuple[HnswConfig, TrialId | None]:
+    async def _holds(self, document: IndexDocument) -> Holds:
         """The promoted configuration, else the index's own."""
-        found = await self._registry.load(PromotionDocument, document.index)
-        if found is None or found[0].current is None:
-            return document.config, None
-        return found[0].current.config, found[0].current.trial
+        return await config_or(self._registry, document.index, document.config)
 
     async def _allot(self, document: IndexDocument, revision: int, order: BuildGeneration | None) -> None:
         changed = msgspec.structs.replace(

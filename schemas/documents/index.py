@@ -32,7 +32,7 @@ class IndexDocument(Document, frozen=True, kw_only=True, tag="index"):
     embedder: EmbedderSpec
     embedder_key: str | None  # fitted model of the lexical embedder, an object of the bucket
     dim: int
-    config: HnswConfig  # as created: what holds when nothing is promoted
+    config: HnswConfig  # what holds when nothing is promoted: as created, or as a profile last activated wants it
     created: Timestamp
     next_generation: int = 1  # numbers are allotted once and never used again
     failure: str = ""  # why the newest build failed; empty when it didn't

@@ -24,6 +24,7 @@ from schemas.events.index import (
     RebuildIndex,
     RecallDrifted,
     Search,
+    ServeIndex,
 )
 from tests.integration.index_house import IndexHouse, clustered, rows_of
 
@@ -371,6 +372,23 @@ async def test_a_promotion_that_changes_ef_alone_takes_effect_at_once(docs):
     result = await docs.bus.ask(Search("docs", vector=docs.vectors[0].tolist(), explain=True))
     assert (result.explain.ef_search, result.explain.generation) == (123, 2)
     assert docs.builds == 1
+
+
+async def test_a_profile_s_default_is_built_and_swapped_in(docs):
+    config = HnswConfig(8, 50, 60)
+    served = await docs.bus.ask(ServeIndex("docs", default=config))
+    assert (served.config, served.generation, served.building) == (config, 1, 2)
+    info = await docs.ready("docs", 2)
+    assert (info.generation, info.config) == (2, config)
+    again = await docs.bus.ask(ServeIndex("docs", default=config))
+    assert (again.generation, again.building, docs.builds) == (2, None, 2)
+    await docs.promote("docs", HnswConfig(8, 50, 90), "t1")
+    await docs.ready("docs", 3)
+    promoted = await docs.bus.ask(ServeIndex("docs", default=config))
+    assert (promoted.config.ef_search, promoted.generation) == (90, 3)
+    with pytest.raises(Refused, match="there is no index 'other'") as caught:
+        await docs.bus.ask(ServeIndex("other", default=config))
+    assert caught.value.refusal.status == "not_found"
 
 
 async def test_memory_over_budget_is_put_away_and_loaded_on_demand_once(tmp_path):

@@ -15,7 +15,14 @@ from schemas.config import HnswConfig
 from schemas.documents.index import GenerationDocument, IndexDocument
 from schemas.documents.promotion import PromotionDocument, PromotionEntry
 from schemas.events.base import Refusal
-from schemas.events.index import BuildGeneration, EmbedderSpec, GenerationBuilt, GenerationFailed, GenerationReady
+from schemas.events.index import (
+    BuildGeneration,
+    EmbedderSpec,
+    GenerationBuilt,
+    GenerationFailed,
+    GenerationReady,
+    IndexServed,
+)
 
 FIRST = HnswConfig(16, 100, 50)
 
@@ -173,3 +180,59 @@ async def test_half_an_artifact_is_none(shop):
     assert await artifacts.kept(shop.buckets, "primary", "docs") == []
     built = await shop.finish(order)
     assert await artifacts.recorded(shop.buckets, "primary", "docs", 1) == msgspec.structs.replace(built)
+
+
+# --- a profile's default -----------------------------------------------------------------------
+
+FASTER, WIDER = HnswConfig(8, 50, 50), HnswConfig(16, 100, 90)
+
+
+async def test_what_is_served_or_ordered_already_changes_nothing(shop):
+    assert await shop.generations.standing("docs", None) is None, "there is something to do"
+    (order,) = await shop.generations.ensure("docs", "created", 1000)
+    assert await shop.generations.standing("docs", None) == IndexServed("docs", FIRST, 0, building=1)
+    await shop.generations.built(await shop.finish(order))
+    assert await shop.generations.standing("docs", None) == IndexServed("docs", FIRST, 1)
+    assert await shop.generations.standing("docs", FIRST) == IndexServed("docs", FIRST, 1)
+    assert await shop.generations.standing("docs", FASTER) is None
+    assert (await shop.document()).next_generation == 2
+
+
+async def test_a_default_holds_from_then_on_where_nothing_is_promoted(shop):
+    (order,) = await shop.generations.ensure("docs", "created", 1000)
+    await shop.generations.built(await shop.finish(order))
+    served, ordered = await shop.generations.serve("docs", FASTER, 1000)
+    assert served == IndexServed("docs", FASTER, 1, building=2)
+    assert ordered == BuildGeneration("docs", 2, FASTER, "activated", None)
+    assert (await shop.document()).config == FASTER
+    assert await shop.generations.standing("docs", FASTER) == served, "asked again while it is built"
+    await shop.generations.built(await shop.finish(ordered))
+    assert await shop.generations.standing("docs", None) == IndexServed("docs", FASTER, 2)
+    served, ready = await shop.generations.serve("docs", WIDER, 1000)
+    assert (served.generation, served.building, ready.generation) == (3, None, 3), "an earlier graph serves it at once"
+    assert ready == GenerationReady("docs", 3, WIDER, "activated", None)
+
+
+async def test_a_promotion_goes_before_the_default(shop):
+    await shop.promote(HnswConfig(4, 50, 50), "t1")
+    served, order = await shop.generations.serve("docs", FASTER, 1000)
+    assert (served.config, order.config, order.trial) == (HnswConfig(4, 50, 50), HnswConfig(4, 50, 50), "t1")
+    assert (await shop.document()).config == FASTER, "what a rollback goes back to"
+
+
+async def test_nothing_is_built_for_an_index_without_rows_or_an_unknown_one(shop):
+    assert await shop.generations.serve("docs", FASTER, 0) == [IndexServed("docs", FASTER, 0)]
+    (order,) = await shop.generations.ensure("docs", "created", 10)
+    assert order.config == FASTER, "once rows come"
+    assert await shop.generations.standing("other", FASTER) is None
+    assert await shop.generations.serve("other", FASTER, 0) == []
+
+
+async def test_said_again_when_it_is_delivered_again(shop):
+    first = await shop.generations.serve("docs", FASTER, 1000)
+    assert await shop.generations.serve("docs", FASTER, 1000) == first
+    await shop.generations.built(await shop.finish(first[1]))
+    assert await shop.generations.serve("docs", FASTER, 1000) == [
+        IndexServed("docs", FASTER, 1),
+        GenerationReady("docs", 1, FASTER, "activated", None),
+    ]

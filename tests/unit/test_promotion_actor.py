@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from actors.errors import Conflict
-from actors.promotion.current import config_or
+from actors.promoted import Holds, config_or
 from schemas.config import DEFAULT_CONFIG, HnswConfig
 from schemas.documents.base import Document
 from schemas.documents.index import IndexDocument
@@ -197,11 +197,11 @@ async def test_a_rollback_delivered_twice_pops_once(here: Setting) -> None:
 
 async def test_rolling_back_the_only_promotion_clears_it(here: Setting) -> None:
     await here.actor.on_promote(Promote("docs", "t1"), origin("a"))
-    assert await config_or(here.registry, "docs", DEFAULT_CONFIG) == HnswConfig(24, 120, 11)
+    assert await config_or(here.registry, "docs", DEFAULT_CONFIG) == Holds(HnswConfig(24, 120, 11), "t1")
     cleared = only(await here.actor.on_rollback(Rollback("docs", "slow"), origin("r")))
     assert isinstance(cleared, PromotionCleared)
     assert cleared.config == INDEX.config
-    assert await config_or(here.registry, "docs", DEFAULT_CONFIG) == DEFAULT_CONFIG
+    assert await config_or(here.registry, "docs", DEFAULT_CONFIG) == Holds(DEFAULT_CONFIG)
     nothing = only(await here.actor.on_rollback(Rollback("docs"), origin("r2")))
     assert nothing.status == "not_found"
 
