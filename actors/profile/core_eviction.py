@@ -156,7 +156,7 @@ def unwelcome(
         if each.exclusive and ref not in each.needs:
             return Refusal(
                 "conflict",
-                f"{ref} can't be loaded beside exclusive profile {each.profile}: its model {each.needs[0]} is in memory",
+                f"{ref} can't be loaded beside exclusive profile {each.profile}, whose model is {each.needs[0]}",
                 f"activate a profile that needs {ref.model}, or lakehouse profile deactivate {each.profile}",
             )
     for each in members:
