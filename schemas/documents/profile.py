@@ -4,7 +4,7 @@ import msgspec
 
 from schemas.documents.base import Document
 from schemas.events.profile import ModelRef, SlotState
-from schemas.names import Bytes, ModelName, ProfileName, Seconds, ServerName, Timestamp
+from schemas.names import Bytes, MessageId, ModelName, ProfileName, Seconds, ServerName, Timestamp
 from schemas.profile import ModelProfile
 
 
