@@ -17,7 +17,8 @@ from rich.markup import escape
 from daemon.cli.errors import FAILURE, INTERRUPTED, WRONG_USE, CliError
 from daemon.config import ConfigError
 
-DAEMON, DATA, INDEXES, TUNING, WATCHING = "The daemon", "Data", "Indexes", "Tuning", "Watching"
+DAEMON, DATA, INDEXES, TUNING = "The daemon", "Data", "Indexes", "Tuning"
+MODELS, WATCHING = "Models", "Watching"
 
 COMMANDS = {
     DAEMON: {
@@ -49,6 +50,12 @@ COMMANDS = {
         "promote": ("promotion:promote", "Make a trial's configuration current."),
         "rollback": ("promotion:rollback", "Go back to the configuration before."),
         "why": ("promotion:why", "Walk back from the live configuration to the data that caused it."),
+    },
+    MODELS: {
+        "profile": ("profile:app", "Keep model profiles, activate one on the GPU, search with one."),
+        "vram": ("vram:vram", "Show the GPU's memory: what is in it, and for how long."),
+        "preload": ("vram:preload", "Load a model beside what is there."),
+        "unload": ("vram:unload", "Take a model out of memory."),
     },
     WATCHING: {
         "status": ("watching:status", "Show what runs and how it is."),

@@ -83,6 +83,13 @@ def size(value: float | None) -> str:
     return f"{value:.1f} TB"
 
 
+def memory(value: float | None) -> str:
+    """Bytes of memory, in binary units: `4.7 GiB`, `512 MiB`."""
+    if value is None:
+        return ""
+    return f"{value / 2**30:.1f} GiB" if value >= 2**30 else f"{value / 2**20:.0f} MiB"
+
+
 def moment(timestamp: float | None) -> str:
     """Local time of a Unix timestamp."""
     return "" if timestamp is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(timestamp))

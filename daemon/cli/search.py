@@ -1,5 +1,6 @@
-"""The command `search`: by a text or by a vector."""
+"""The command `search`, by a text or by a vector, and how a search is asked and its result shown."""
 
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import msgspec
@@ -12,17 +13,51 @@ from daemon.cli.errors import WRONG_USE, CliError
 from daemon.cli.output import Json, configuration, console, micros, print_facts, print_json, print_table
 
 
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Query:
+    """What a search may ask for, beside its text."""
+
+    vector: str | None = None
+    """JSON array of numbers instead of a text."""
+    k: Annotated[int, Parameter(name=["-k", "--k"], validator=Number(gte=1, lte=1000))] = 10
+    """How many rows."""
+    ef: Annotated[int | None, Parameter(name=["--ef", "--ef-search"], validator=Number(gte=1, lte=4000))] = None
+    """ef_search of this query; default the live configuration's."""
+    filter: str | None = None
+    """SQL predicate over the dataset's columns: --filter "year > 2020 and lang = 'en'"."""
+    columns: Annotated[list[str] | None, Parameter(negative="", consume_multiple=True)] = None
+    """Columns to show; default all but vectors."""
+    explain: Annotated[bool, Parameter(negative="")] = False
+    """Also show the generation, the configuration and the time of each step."""
+
+    def body(self, text: str | None, example: str, **more: str | None) -> dict[str, Any]:
+        """The request's body. Raises CliError when it isn't either a text or a vector."""
+        if (text is None) == (self.vector is None):
+            raise CliError("Exactly one of TEXT and --vector is needed.", example, WRONG_USE)
+        if text is not None and not text.strip():
+            raise CliError("TEXT is empty.", example, WRONG_USE)
+        columns = [name for group in self.columns or [] for name in group.split(",") if name]
+        vector = None if self.vector is None else _vector(self.vector)
+        body: dict[str, Any] = {
+            "text": text,
+            "vector": vector,
+            "k": self.k,
+            "ef_search": self.ef,
+            "filter": self.filter,
+            **more,
+        }
+        body |= {"columns": columns or None, "explain": self.explain}
+        return {key: value for key, value in body.items() if value is not None}
+
+
 def search(
     index: str,
     text: str | None = None,
     /,
     *,
-    vector: str | None = None,
-    k: Annotated[int, Parameter(name=["-k", "--k"], validator=Number(gte=1, lte=1000))] = 10,
-    ef: Annotated[int | None, Parameter(name=["--ef", "--ef-search"], validator=Number(gte=1, lte=4000))] = None,
-    filter: str | None = None,
-    columns: Annotated[list[str] | None, Parameter(negative="", consume_multiple=True)] = None,
-    explain: Annotated[bool, Parameter(negative="")] = False,
+    query: Query = Query(),
+    profile: str | None = None,
     json: Json = False,
     to: Connection = Connection(),
 ) -> None:
@@ -34,30 +69,16 @@ def search(
         Where to look.
     text
         What to look for.
-    vector
-        JSON array of numbers instead of a text.
-    k
-        How many rows.
-    ef
-        ef_search of this query; default the live configuration's.
-    filter
-        SQL predicate over the dataset's columns: --filter "year > 2020 and lang = 'en'".
-    columns
-        Columns to show; default all but vectors.
-    explain
-        Also show the generation, the configuration and the time of each step.
+    profile
+        Search with the rights of this model profile.
     """
-    if (text is None) == (vector is None):
-        raise CliError(
-            "Exactly one of TEXT and --vector is needed.", f"lakehouse search {index} 'some words'", WRONG_USE
-        )
-    if text is not None and not text.strip():
-        raise CliError("TEXT is empty.", f"lakehouse search {index} 'some words'", WRONG_USE)
-    wanted = [name for group in columns or [] for name in group.split(",") if name]
-    body = {"index": index, "k": k, "ef_search": ef, "filter": filter, "columns": wanted or None, "explain": explain}
-    body |= {"text": text} if text is not None else {"vector": _vector(vector or "")}
-    answer = Client(to).post("/vectors/search", {key: value for key, value in body.items() if value is not None})
-    if json:
+    body = query.body(text, f"lakehouse search {index} 'some words'", index=index, profile=profile)
+    show(Client(to).post("/vectors/search", body), as_json=json)
+
+
+def show(answer: dict[str, Any], *, as_json: bool) -> None:
+    """A search's result, for people or for programs."""
+    if as_json:
         print_json(answer)
         return
     hits = answer["queries"][0]

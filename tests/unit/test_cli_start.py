@@ -31,7 +31,10 @@ def test_every_command_has_help(run: Run, command: str) -> None:
     assert f"Usage: lakehouse {command}" in out
 
 
-@pytest.mark.parametrize("words", [["--help"], ["status"], ["search", "docs", "x"], ["check-config"]])
+@pytest.mark.parametrize(
+    "words",
+    [["--help"], ["status"], ["search", "docs", "x"], ["check-config"], ["profile", "list"], ["vram"]],
+)
 def test_client_commands_import_nothing_heavy(words: list[str], tmp_path: Path) -> None:
     """What keeps start-up under half a second."""
     code = (
@@ -76,4 +79,4 @@ COMP_WORDS=(lakehouse pro) COMP_CWORD=1 COMP_LINE="lakehouse pro" COMP_POINT=13
 echo "${{COMPREPLY[@]}}"
 """
     done = subprocess.run(["bash", "-c", complete], capture_output=True, text=True, check=True)
-    assert set(done.stdout.split()) == {"promote", "promoted"}
+    assert set(done.stdout.split()) == {"promote", "promoted", "profile"}
