@@ -71,11 +71,12 @@ class ServerHttp:
             data = msgspec.json.encode(body)
         try:
             async with self._sessions().request(
-                method, self.url + path, data=data, headers=headers, timeout=timeout
+                method, self.url + path, data=data, headers=headers, timeout=timeout, allow_redirects=False
             ) as response:
                 answer = await response.read()
                 status = response.status
                 retry_after = response.headers.get("Retry-After", "")
+                location = response.headers.get("Location", "")
         except TimeoutError:
             raise Unavailable(f"{self.who}: no answer within {self.timeout_s:g} s") from None
         except aiohttp.ClientError as error:
@@ -85,7 +86,8 @@ class ServerHttp:
         if status in (429, 503):
             delay_s = float(retry_after) if retry_after.isdecimal() else 1.0
             raise Transient(f"{self.who}: {status} {words(answer)}", delay_s=delay_s)
-        raise Answered(self.who, status, words(answer))
+        # Following it would turn a POST into a GET, and a model server doesn't move by itself.
+        raise Answered(self.who, status, f"moved to {location}" if location else words(answer))
 
     async def ask(self, method: str, path: str, type: type[T], body: Any = None, *, patient: bool = False) -> T:
         """As `call`, read as `type`. Raises ModelServerError too, for an answer of another shape."""
@@ -119,6 +121,8 @@ async def read_key(file: str, setting: str) -> str:
 
 def _why(error: aiohttp.ClientError) -> str:
     """aiohttp's words for a refused connection are about sockets; people want `connection refused`."""
+    if isinstance(error, aiohttp.InvalidURL | aiohttp.NonHttpUrlClientError):
+        return "this is no URL; http://host:port is meant"
     if isinstance(error, aiohttp.ClientConnectorError):
         number = error.os_error.errno
         if number is not None and number > 0:

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import numpy as np
 import pytest
@@ -194,30 +194,55 @@ class TestWords:
         with pytest.raises(ModelServerError, match=r"NaN \(text 2, 3 characters\)"):
             await setting.server.embed("all-minilm", ["a", "b", "NaN", "c"])
 
-    async def test_what_is_no_ollama_is_no_missing_model(self):
-        session = SharedSession()
-        async with TestServer(web.Application()) as other:
-            config = ModelsConfig(ollama_url=str(other.make_url("")))
-            server = OllamaServer(session, config, EmbeddingConfig())
-            with pytest.raises(ModelServerError, match="404"):
-                await server.load("llama3", INF)
-            with pytest.raises(ModelServerError, match="404"):
-                await server.loaded()
-        await session.aclose()
+
+class TestHttp:
+    """Answers that Ollama doesn't give, but whatever else listens at its address does."""
+
+    @asynccontextmanager
+    async def answering(self, status: int, body: bytes, **headers: str) -> AsyncIterator[ModelServer]:
+        async def answer(_: web.Request) -> web.Response:
+            return web.Response(status=status, body=body, headers=headers)
+
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", answer)
+        async with TestServer(app) as other:
+            servers = ModelServers(ModelsConfig(ollama_url=str(other.make_url(""))), EmbeddingConfig())
+            yield servers.servers["ollama"]
+            await servers.aclose()
+
+    async def test_a_missing_page_is_no_missing_model(self):
+        async with self.answering(404, b"404 page not found") as server:
+            for question in (server.load("llama3", INF), server.loaded(), server.unload("llama3")):
+                with pytest.raises(ModelServerError, match="404 page not found"):
+                    await question
 
     @pytest.mark.parametrize("body", [b"<html>", b"[]", b'{"models": [{"size": 1}]}', b"\xff"])
     async def test_an_answer_of_another_shape_is_refused(self, body):
-        async def answer(_: web.Request) -> web.Response:
-            return web.Response(body=body)
-
-        app = web.Application()
-        app.router.add_get("/api/ps", answer)
-        session = SharedSession()
-        async with TestServer(app) as other:
-            config = ModelsConfig(ollama_url=str(other.make_url("")))
+        async with self.answering(200, body) as server:
             with pytest.raises(ModelServerError, match="its answer to /api/ps can't be read"):
-                await OllamaServer(session, config, EmbeddingConfig()).loaded()
-        await session.aclose()
+                await server.loaded()
+
+    async def test_no_models_may_be_null(self):
+        async with self.answering(200, b'{"models": null}') as server:
+            assert await server.loaded() == []
+
+    async def test_a_busy_proxy_says_when_to_come_back(self):
+        async with self.answering(429, b'{"error": "slow down"}', **{"Retry-After": "7"}) as server:
+            with pytest.raises(Transient, match="429 slow down") as caught:
+                await server.loaded()
+        assert caught.value.delay_s == 7.0
+
+    async def test_a_server_that_has_moved_is_not_followed(self):
+        async with self.answering(301, b"", Location="https://gpu.example/api/generate") as server:
+            with pytest.raises(ModelServerError, match=r"301 moved to https://gpu\.example/api/generate"):
+                await server.unload("llama3")
+
+    @pytest.mark.parametrize("url", ["127.0.0.1:11434", "ftp://127.0.0.1", "http://127.0.0.1:port", "localhost", ""])
+    async def test_what_is_no_url_is_told(self, url):
+        servers = ModelServers(ModelsConfig(ollama_url=url), EmbeddingConfig())
+        with pytest.raises(Unavailable, match="http://host:port is meant"):
+            await servers.servers["ollama"].loaded()
+        await servers.aclose()
 
 
 class TestEmbeddingModels:
