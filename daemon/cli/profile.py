@@ -105,18 +105,15 @@ def list_profiles(*, json: Json = False, to: Connection = Connection()) -> None:
         print_json(answer)
         return
     print_table(
-        ["", "profile", "model", "embedder", "indexes", "backend", "keep-alive", "group", "on the GPU"],
+        ["", "profile", "model", "indexes", "keep-alive", "on the GPU"],
         (
             (
                 "●" if one["active"] else "",
                 profile["id"],
                 _model(profile),
-                _embedder(profile),
                 profile["indexes"],
-                profile["vector_backend"],
                 _keep_alive(profile),
-                profile["group"],
-                _manners(profile),
+                _manners(profile) + (f", group {profile['group']}" if profile["group"] != "default" else ""),
             )
             for one in answer["profiles"]
             for profile in [one["profile"]]

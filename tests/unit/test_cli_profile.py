@@ -67,9 +67,9 @@ def test_profiles_are_listed(run: Run, daemon: CliDaemon) -> None:
     _, chat, coder = out.splitlines()
     assert code == 0
     assert ("●" in chat, "●" in coder) == (False, True)
-    assert chat.split() == ["chat", "ollama/llama3:latest", "docs", "hnsw", "for", "ever", "default", "exclusive"]
+    assert chat.split() == ["chat", "ollama/llama3:latest", "docs", "for", "ever", "exclusive"]
     assert "docs, notes" in coder
-    assert "shared, persistent" in coder
+    assert "shared, persistent, group work" in coder
     daemon.answers["GET /vectors/profiles"] = ProfileList([])
     assert "lakehouse profile create NAME --model MODEL" in run("profile", "list")[1]
     assert json.loads(run("profile", "list", "--json")[1])["profiles"] == []
