@@ -64,7 +64,7 @@ class ServerHttp:
     async def call(self, method: str, path: str, body: Any = None, *, patient: bool = False) -> bytes:
         """The body of a good answer. `patient`: only connecting has a deadline, the answer takes
         as long as the caller waits. Raises Unavailable, Transient, Answered."""
-        timeout = aiohttp.ClientTimeout(total=None if patient else self.timeout_s, sock_connect=self.timeout_s)
+        timeout = aiohttp.ClientTimeout(total=None if patient else self.timeout_s, connect=self.timeout_s)
         headers, data = dict(self.headers), None
         if body is not None:
             headers["Content-Type"] = "application/json"

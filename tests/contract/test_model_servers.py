@@ -1,6 +1,7 @@
 """Ollama under the contract of every model server, and what is Ollama's own."""
 
 import asyncio
+import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -148,6 +149,23 @@ class TestTime:
             with pytest.raises(Unavailable, match=f"^Ollama at {server.url}: no answer within 2 s$"):
                 await question
         assert time.monotonic() - started < 5
+
+    async def test_a_load_that_nobody_takes_is_unavailable(self):
+        """A machine that hangs: its backlog is full, nobody accepts."""
+        with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
+            address = full.getsockname()
+            waiting = [socket.socket() for _ in range(4)]
+            for client in waiting:
+                client.setblocking(False)
+                client.connect_ex(address)
+            servers = ModelServers(
+                ModelsConfig(ollama_url=f"http://127.0.0.1:{address[1]}", timeout_s=0.3), EmbeddingConfig()
+            )
+            with pytest.raises(Unavailable, match=r"no answer within 0\.3 s"):
+                await servers.servers["ollama"].load("llama3", INF)
+            await servers.aclose()
+            for client in waiting:
+                client.close()
 
     async def test_a_refused_connection_is_said_in_a_sentence(self, setting):
         await setting.end()
