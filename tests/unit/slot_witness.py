@@ -1,0 +1,184 @@
+"""What must hold of the slot, whatever happens: the witness hears every change of the GPU's truth,
+every document and every answer, and notes what contradicts the truth in `broken`.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable
+from itertools import combinations, pairwise
+
+from actors.profile.config import SlotConfig
+from schemas.documents.base import Document
+from schemas.documents.profile import SlotDocument
+from schemas.events.base import Refusal
+from schemas.events.profile import (
+    ActivateProfile,
+    GetSlot,
+    ModelRef,
+    PreloadModel,
+    ProfileActivated,
+    SlotInfo,
+    UnloadModel,
+)
+from schemas.profile import ModelProfile
+from tests.unit.model_play import STALE_S, Moment, PlayGpu
+from tests.unit.slot_cast import Order, main_of, needs_of
+
+SEEN_S = STALE_S + 0.7
+"""What is said was true at a moment no longer ago: an old list, the questions' and the registry's time."""
+SLACK_S = 1.5
+"""Over the unload deadline, for the questions and the registry."""
+TURN_S = 0.1
+"""Answers of two orders may change places within this: they are published after their turn."""
+
+
+class Witness:
+    """`gpu` is the truth; times are the loop's."""
+
+    def __init__(self, profiles: dict[str, ModelProfile], gpu: PlayGpu, config: SlotConfig) -> None:
+        self.profiles, self.gpu, self.config = profiles, gpu, config
+        self.pinned = frozenset(ref for p in profiles.values() if p.persistent for ref in needs_of(p))
+        self.documents: list[tuple[float, SlotDocument]] = [(0.0, SlotDocument())]
+        self.orders: list[Order] = []
+        self.broken: list[str] = []
+        self.activated = self.unknown = self.ready = 0
+        gpu.on_change = self.held
+
+    @property
+    def document(self) -> SlotDocument:
+        return self.documents[-1][1]
+
+    def violated(self, what: str) -> None:
+        self.broken.append(f"at {_now():.3f} {what}")
+
+    # --- at every change -----------------------------------------------------------------------
+
+    def held(self, moment: Moment) -> None:
+        """Never two exclusive profiles in memory."""
+        there = [p for p in self.profiles.values() if p.exclusive and main_of(p) in moment.held]
+        for one, other in combinations(there, 2):
+            if main_of(one) not in needs_of(other) and main_of(other) not in needs_of(one):
+                self.violated(f"two exclusive profiles are in memory: {one.id} and {other.id}")
+
+    def saved(self, _: str, document: Document) -> None:
+        """A stored state is true: `ready` by what is loaded, `empty` by what isn't."""
+        if not isinstance(document, SlotDocument):
+            return
+        before = self.document
+        self.documents.append((_now(), document))
+        self.unknown += document.state == "unknown"
+        if document.state == "ready":
+            self.said_ready("the document", document.profile)
+        if document.state == "empty" and before.profile in self.profiles:
+            main = main_of(self.profiles[before.profile])
+            if main not in self.pinned and all(main in moment.held for moment in self._since(_now() - SEEN_S)):
+                self.violated(f"the document says empty, and {main} of {before.profile} is in memory")
+
+    def said_ready(self, who: str, name: str | None, since: float | None = None) -> None:
+        """At a moment of the observation the profile's models were loaded, whole, and an
+        exclusive one's alone."""
+        self.ready += 1
+        if name is None:
+            self.violated(f"{who} says ready, for no profile")
+            return
+        profile, moments = self.profiles[name], self._since(_now() - SEEN_S if since is None else since)
+        needs = needs_of(profile)
+        seen = [moment for moment in moments if needs <= moment.whole]
+        if not seen:
+            self.violated(f"{who} says that {name} is ready, and loaded are {_names(self.gpu.history[-1].whole)}")
+        elif profile.exclusive and not any(moment.held <= needs | self.pinned for moment in seen):
+            self.violated(f"{who} says that exclusive {name} is ready, beside {_names(seen[-1].held - needs)}")
+
+    def unloading(self, order: Order | None, ref: ModelRef, alive: Callable[[], bool]) -> None:
+        """A model is asked to leave: it does, or the slot is `unknown` in time."""
+        since = _now()
+        holder = self.profiles.get(self.document.profile or "")
+        by_hand = order is None or isinstance(order.request, UnloadModel | PreloadModel)
+        of_nobody = by_hand and (holder is None or ref not in needs_of(holder))
+
+        def check() -> None:
+            if not alive() or not all(ref in moment.held for moment in self._since(since)):
+                return
+            if of_nobody:
+                if order is not None and order.answered_at is None:
+                    self.violated(f"{ref} doesn't leave, and who asked for it waits since {since:.3f}")
+            elif all(document.state != "unknown" for _, document in self._documents_since(since)):
+                self.violated(f"{ref} is asked to leave since {since:.3f}, and the slot is {self.document.state}")
+
+        asyncio.get_running_loop().call_later(self.config.unload_deadline_s + SLACK_S, check)
+
+    def answered(self, order: Order) -> None:
+        match order.answer:
+            case ProfileActivated(profile=profile, kept=kept, unloaded=unloaded):
+                self.activated += 1
+                self.said_ready("an activation", profile)
+                if moved := {*kept} & order.touched("unload"):
+                    self.violated(f"{_names(moved)} was unloaded and is said to have stayed: {order}")
+                for ref in unloaded:
+                    if all(ref in moment.held for moment in self._since(order.asked_at)):
+                        self.violated(f"{ref} is said to be unloaded, and is in memory: {order}")
+            case SlotInfo(state="ready", profile=ready) if isinstance(order.request, GetSlot):
+                self.said_ready("a look", ready, order.asked_at - STALE_S)
+            case Refusal(status="invalid" | "not_found") if order.calls:
+                self.violated(f"refused by admission, and yet models were moved: {order}")
+
+    # --- at the end ----------------------------------------------------------------------------
+
+    def at_rest(self) -> None:
+        """Two reconciles after the last fault the slot knows the truth, or knew it before a keep-alive
+        ran out just now."""
+        document, truth = self.document, self.gpu.history[-1]
+        if document.state == "ready" and document.profile:
+            needs = needs_of(self.profiles[document.profile])
+            if not any(needs <= moment.whole for moment in self._since(_now() - 2 * self.config.reconcile_s)):
+                self.violated(f"at rest {document.profile} is ready, and loaded are {_names(truth.whole)}")
+        elif document.state != "empty":
+            why = f"({document.profile}: {document.reason})"
+            self.violated(f"at rest the slot is {document.state} {why}, and held are {_names(truth.held)}")
+
+    def in_turn(self) -> None:
+        """Activations that wait are answered first come, first served."""
+        waited = [order for order in self.orders if isinstance(order.request, ActivateProfile) and order.request.wait]
+        for first, second in pairwise(order for order in waited if order.answer is not None):
+            if first.process is second.process and second.asked_at > first.asked_at + TURN_S:
+                assert first.answered_at is not None
+                assert second.answered_at is not None
+                if second.answered_at < first.answered_at - TURN_S:
+                    self.violated(f"{first} was overtaken by {second}")
+
+    def at_once(self) -> None:
+        """Who won't wait isn't kept waiting, and moves nothing."""
+        for hasty in self.orders:
+            if not getattr(hasty.request, "wait", True):
+                for other in self.orders:
+                    if other.process is hasty.process and _surrounds(other, hasty):
+                        assert hasty.answered_at is not None
+                        late = hasty.answered_at > hasty.asked_at + TURN_S
+                        refused = isinstance(hasty.answer, Refusal) and hasty.answer.status == "conflict"
+                        if late or not refused or hasty.calls:
+                            self.violated(f"{other} was under way, and yet {hasty}")
+
+    # --- private -------------------------------------------------------------------------------
+
+    def _since(self, since: float) -> list[Moment]:
+        return list(self.gpu.between(since, _now()))
+
+    def _documents_since(self, since: float) -> list[tuple[float, SlotDocument]]:
+        """Those saved since, and the one that held then."""
+        first = max(n for n, (time, _) in enumerate(self.documents) if time <= since)
+        return self.documents[first:]
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def _surrounds(order: Order, other: Order) -> bool:
+    """It was at work when the other was asked, and for a while after."""
+    if not order.calls or order.answered_at is None or order is other:
+        return False
+    begun, ended = order.calls[0][0], order.answered_at
+    return begun < other.asked_at and other.asked_at + TURN_S < ended
+
+
+def _names(refs: Iterable[ModelRef]) -> str:
+    return ", ".join(sorted(map(str, refs))) or "none"
