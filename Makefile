@@ -1,7 +1,7 @@
 # Everything starts here. `make help` lists what there is.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help run demo test check fmt bench docs pins clean venv venv-dev
+.PHONY: help run demo test test-llama check fmt bench docs pins clean venv venv-dev
 
 BIN := .venv/bin
 WORKERS ?= 2
@@ -10,7 +10,7 @@ UV_PINS := uv pip compile --quiet --upgrade --generate-hashes --no-emit-index-ur
 	--no-header --no-annotate --universal --python-version 3.11
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 
 run: venv  ## install, start the daemon, do the main job on this machine's own documentation, stay
 	@exec $(BIN)/lakehouse demo --stay
@@ -21,6 +21,10 @@ test: venv-dev  ## install what the tests need and run them all
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile
+
+test-llama: venv-dev  ## the llama.cpp tests on a real llama-server, built at the first call (minutes)
+	server=$${LAKEHOUSE_LLAMA_SERVER:-$$(deploy/llama_server.sh)} && \
+		LAKEHOUSE_LLAMA_SERVER=$$server $(BIN)/pytest -q $(wildcard tests/*/test_*llama*.py)
 
 check: venv-dev  ## what to run before a commit: lint, types, unit and contract tests
 	$(BIN)/ruff check $(CODE)

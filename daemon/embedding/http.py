@@ -20,9 +20,10 @@ from actors.errors import ModelServerError, Transient, Unavailable
 from daemon.embedding.config import EmbeddingConfig
 from daemon.models.http import Answered, ServerHttp, Sessions
 
-_BY_ONE_TEXT = ("NaN", "context length", "input length")
+_BY_ONE_TEXT = ("NaN", "context length", "input length", "context size", "too large to process")
 """Words of an error that a single text of the batch causes: the batch is halved to find it. Ollama
-answers 500 when a vector holds a NaN (ollama#9639) and 400 for a text over the model's context."""
+answers 500 when a vector holds a NaN (ollama#9639) and 400 for a text over the model's context;
+llama.cpp 400 for one over the context size and 500 for one over the physical batch size."""
 
 AWAY_S = 5.0
 """When to come back to a server that is away."""
