@@ -7,6 +7,8 @@ from typing import NoReturn
 
 import pytest
 
+pytest.register_assert_rewrite("tests.contract.model_servers")
+
 PLACES = ("/usr/sbin", "/usr/lib/postgresql/*/bin")
 """Where Debian keeps servers that aren't on everybody's PATH."""
 
