@@ -253,8 +253,15 @@ class Life:
 def _unasked(command: Message, said: Message) -> Message:
     """A refusal of a command that nobody waits for is told to all."""
     if isinstance(said, Refusal):
-        about = next(
-            (str(getattr(command, name)) for name in ("index", "dataset", "name") if hasattr(command, name)), ""
-        )
-        return CommandRefused(tag_of(type(command)), said.status, said.reason, said.hint, about)
+        return CommandRefused(tag_of(type(command)), said.status, said.reason, said.hint, _about(command))
     return said
+
+
+def _about(command: Message) -> str:
+    """What a command names: the index that is to be dropped, the profile that is to be made."""
+    for field in ("index", "dataset", "name", "profile", "model"):
+        value = getattr(command, field, None)
+        name = getattr(value, "id", value)  # a whole profile is known by its id
+        if isinstance(name, str):
+            return name
+    return ""

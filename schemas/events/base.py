@@ -74,7 +74,7 @@ class CommandRefused(Event, tag="command.refused"):
     status: RefusalStatus
     reason: str
     hint: str = ""
-    about: str = ""  # the index or dataset that it named
+    about: str = ""  # the index, dataset, profile or model that it named
 
 
 class DeadLettered(Event, tag="message.deadlettered"):

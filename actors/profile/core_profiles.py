@@ -1,0 +1,174 @@
+"""What the profiles' shell decides: whether a profile makes sense by itself, what of it may change
+while it is active, and which index a search with its rights may reach.
+
+Values in, values out. Whether the GPU has room for it, and whether its indexes and models are
+there, is asked at activation (core_eviction.py, slot.py).
+"""
+
+from collections.abc import Mapping, Sequence
+
+from actors.profile.core import Named, embedder_ref, keep_alive_s, member
+from schemas.documents.index import IndexDocument
+from schemas.events.base import Refusal
+from schemas.events.index import EmbedderSpec, Search
+from schemas.events.profile import ModelRef, SearchProfile, SlotInfo
+from schemas.names import IndexName, ProfileName, ServerName
+from schemas.profile import ModelProfile
+
+
+def check(profile: ModelProfile) -> Refusal | None:
+    """What is wrong with a profile whatever the machine is; None: nothing."""
+    name = profile.id
+    for field, values in (("indexes", profile.indexes), ("adapters", [each.name for each in profile.adapters])):
+        twice = next((value for value in values if values.count(value) > 1), None)
+        if twice is not None:
+            return _invalid(f"profile {name!r} names {twice!r} twice in {field}", "name it once")
+    if profile.adapters and profile.server != "llamacpp":
+        return _invalid(
+            f"profile {name!r} has adapters ({', '.join(each.name for each in profile.adapters)}), "
+            f"which its server {profile.server} doesn't take",
+            'leave adapters out, or have the model served by "llamacpp"',
+        )
+    if keep_alive_s(profile.keep_alive) == 0:
+        return _invalid(
+            f"profile {name!r} has keep_alive {profile.keep_alive!r}: its model would leave as soon as it is loaded",
+            'give a time such as "5m", or "-1" for as long as the profile is active',
+        )
+    if profile.hnsw is not None and profile.vector_backend != "hnsw":
+        return _invalid(
+            f"profile {name!r} has hnsw settings, and its vector_backend is {profile.vector_backend}",
+            'leave hnsw out, or set vector_backend to "hnsw"',
+        )
+    return _check_embedder(name, profile.embedder) if profile.embedder is not None else None
+
+
+def _check_embedder(name: ProfileName, spec: EmbedderSpec) -> Refusal | None:
+    if spec.kind in ("ollama", "openai"):
+        if not spec.model:
+            return _invalid(
+                f"the {spec.kind} embedder of profile {name!r} names no model",
+                "give embedder.model, as the server names it",
+            )
+        if spec.url and not spec.url.startswith(("http://", "https://")):
+            return _invalid(
+                f"embedder.url of profile {name!r} must begin with http:// or https://, got {spec.url!r}",
+                "leave it out for the server in lakehouse.toml",
+            )
+    elif spec.model or spec.url:
+        return _invalid(
+            f"the {spec.kind} embedder of profile {name!r} runs on no model server, "
+            f"and embedder.{'model' if spec.model else 'url'} names one",
+            'leave it out, or set embedder.kind to "ollama" or "openai"',
+        )
+    return None
+
+
+def holds(slot: SlotInfo, profile: ProfileName) -> bool:
+    """Whether a profile counts as active: its models are in memory, on their way in or out, or
+    nobody knows."""
+    return slot.state != "empty" and profile in (slot.profile, slot.target)
+
+
+def check_replacement(old: ModelProfile, new: ModelProfile) -> Refusal | None:
+    """What may not change of the active profile: what is in memory for it."""
+    for field in ("server", "model", "embedder"):
+        before, after = getattr(old, field), getattr(new, field)
+        if before != after:
+            return Refusal(
+                "conflict",
+                f"profile {old.id!r} is active: its {field} can't change from {_said(before)} to {_said(after)}",
+                f"deactivate it first: lakehouse profile deactivate {old.id}",
+            )
+    return None
+
+
+# --- search -------------------------------------------------------------------------------------
+
+
+def index_of(profile: ModelProfile, asked: IndexName | None) -> IndexName | Refusal | None:
+    """The index that a search with the profile's rights reaches; None when it isn't the profile's."""
+    if asked is not None:
+        return asked if asked in profile.indexes else None
+    if len(profile.indexes) == 1:
+        return profile.indexes[0]
+    if not profile.indexes:
+        return _invalid(
+            f"profile {profile.id!r} has no index to search", f"add some: lakehouse profile replace {profile.id}"
+        )
+    return _invalid(
+        f"profile {profile.id!r} has {len(profile.indexes)} indexes and the search names none",
+        f"name one of {', '.join(profile.indexes)}",
+    )
+
+
+def forbidden(profile: ModelProfile, index: IndexName, others: Sequence[ModelProfile]) -> Refusal:
+    """Another profile's index, or nobody's. `others`: every profile there is."""
+    owners = [other.id for other in others if index in other.indexes]
+    may = f"which may search {', '.join(profile.indexes)}" if profile.indexes else "which has no indexes"
+    whose = f"it belongs to {', '.join(owners)}" if owners else "it belongs to no profile"
+    take = f"search it with profile {owners[0]}" if owners else "search it without a profile"
+    return Refusal(
+        "forbidden",
+        f"index {index!r} is not one of profile {profile.id!r}, {may}; {whose}",
+        f"{take}, or add it to the indexes of {profile.id}",
+    )
+
+
+def check_backend(profile: ModelProfile, index: IndexDocument) -> Refusal | None:
+    if index.backend == profile.vector_backend:
+        return None
+    return _invalid(
+        f"index {index.index!r} is served by {index.backend}, profile {profile.id!r} searches {profile.vector_backend}",
+        f"set vector_backend of {profile.id} to {index.backend}, or give it another index",
+    )
+
+
+def embeds(
+    profile: ModelProfile, index: IndexDocument, servers: Mapping[ServerName, Named]
+) -> ModelRef | Refusal | None:
+    """The model in the GPU's memory that a text search on the index takes; None when it takes
+    none. Refused when it isn't one that the profile brings there."""
+    needed = embedder_ref(index.embedder, profile.server, servers)
+    if needed is None or needed in member(profile, servers).needs:
+        return needed
+    own = profile.embedder.model or profile.embedder.kind if profile.embedder else "none"
+    return _invalid(
+        f"index {index.index!r} embeds text with {needed}, the embedder of profile {profile.id!r} is {own}",
+        f"give the profile the index's embedder, or search by a vector of {index.dim} numbers",
+    )
+
+
+def inactive(profile: ProfileName, needed: ModelRef, slot: SlotInfo) -> Refusal:
+    """A text search whose model isn't surely in memory."""
+    if not holds(slot, profile):
+        now = f"the slot is held by {slot.profile} ({slot.state})" if slot.profile else f"the slot is {slot.state}"
+        hint = f"lakehouse profile activate {profile}, or search by vector"
+    else:
+        now = f"its slot is {slot.state}" + (f" ({slot.reason})" if slot.reason else "")
+        hint = "lakehouse profile active shows when it is ready; or search by vector"
+    return Refusal("conflict", f"the text is embedded by {needed} and profile {profile!r} isn't active: {now}", hint)
+
+
+def scoped(query: SearchProfile, index: IndexName) -> Search:
+    """The search itself, once it may be made."""
+    return Search(
+        index=index,
+        text=query.text,
+        vector=query.vector,
+        vectors=query.vectors,
+        k=query.k,
+        ef_search=query.ef_search,
+        filter=query.filter,
+        columns=query.columns,
+        explain=query.explain,
+    )
+
+
+def _invalid(reason: str, hint: str) -> Refusal:
+    return Refusal("invalid", reason, hint)
+
+
+def _said(value: str | EmbedderSpec | None) -> str:
+    if isinstance(value, EmbedderSpec):
+        return " ".join(filter(None, (value.kind, value.model, value.url)))
+    return value or "none"

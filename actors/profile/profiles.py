@@ -1,0 +1,176 @@
+"""Model profiles: kept as documents, and searched with. What is in the GPU's memory is the slot's
+(slot.py), which is asked before anything that an active profile forbids.
+
+A search with a profile's rights costs one read of the registry over the search itself; the slot
+is asked only when a text has to be embedded by a model that the profile has in memory.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Never
+
+from actors.base import Actor, Origin, concurrent, handles
+from actors.ports import Bus, Clock, ModelServer, Registry
+from actors.profile import core_profiles as core
+from schemas.documents.index import IndexDocument
+from schemas.documents.profile import ProfileDocument
+from schemas.events.base import Refusal
+from schemas.events.index import IndexCreated, IndexDropped, SearchResult
+from schemas.events.profile import (
+    CreateProfile,
+    DeleteProfile,
+    GetProfile,
+    GetSlot,
+    ListProfiles,
+    ProfileDeleted,
+    ProfileInfo,
+    ProfileList,
+    ProfileSaved,
+    ReplaceProfile,
+    SearchProfile,
+    SlotInfo,
+)
+from schemas.names import IndexName, ProfileName, ServerName
+
+
+class Profiles(Actor):
+    """Keeps the profiles, and answers searches within them."""
+
+    role = "control"
+
+    def __init__(self, registry: Registry, bus: Bus, clock: Clock, servers: Mapping[ServerName, ModelServer]) -> None:
+        """servers: asked for nothing but the full names of models and their URLs."""
+        self._registry = registry
+        self._bus = bus
+        self._clock = clock
+        self._servers = servers
+        self._indexes: dict[IndexName, IndexDocument] = {}  # for backend and embedder, which never change
+
+    # --- kept ---
+
+    @handles
+    async def on_create(self, command: CreateProfile, origin: Origin) -> Sequence[ProfileInfo | ProfileSaved | Refusal]:
+        profile = command.profile
+        wrong = core.check(profile)
+        if wrong is not None:
+            return (wrong,)
+        found = await self._registry.load(ProfileDocument, profile.id)
+        slot = await self._slot(origin)
+        if found is None:
+            now = self._clock.now()
+            document = ProfileDocument(profile=profile, created=now, changed=now)
+            await self._registry.save(profile.id, document, expected=None)
+        elif origin.delivery > 1 and found[0].profile == profile:
+            document = found[0]  # made by an earlier delivery, perhaps: its event may be missing
+        else:
+            hint = f"lakehouse profile replace {profile.id}"
+            return (Refusal("conflict", f"there is a profile {profile.id!r} already", hint),)
+        return _info(document, slot), ProfileSaved(profile, created=True)
+
+    @handles
+    async def on_replace(
+        self, command: ReplaceProfile, origin: Origin
+    ) -> Sequence[ProfileInfo | ProfileSaved | Refusal]:
+        profile = command.profile
+        wrong = core.check(profile)
+        if wrong is not None:
+            return (wrong,)
+        found = await self._registry.load(ProfileDocument, profile.id)
+        if found is None:
+            return (_unknown(profile.id),)
+        document, revision = found
+        slot = await self._slot(origin)
+        if core.holds(slot, profile.id):
+            wrong = core.check_replacement(document.profile, profile)
+            if wrong is not None:
+                return (wrong,)
+        if profile != document.profile:
+            document = ProfileDocument(profile=profile, created=document.created, changed=self._clock.now())
+            await self._registry.save(profile.id, document, expected=revision)
+        return _info(document, slot), ProfileSaved(profile, created=False)
+
+    @handles
+    async def on_delete(self, command: DeleteProfile, origin: Origin) -> Sequence[ProfileDeleted | Refusal]:
+        name = command.profile
+        found = await self._registry.load(ProfileDocument, name)
+        if found is None:
+            return (ProfileDeleted(name) if origin.delivery > 1 else _unknown(name),)
+        slot = await self._slot(origin)
+        if core.holds(slot, name):
+            reason = f"profile {name!r} is active: the slot is {slot.state}"
+            return (Refusal("conflict", reason, f"deactivate it first: lakehouse profile deactivate {name}"),)
+        await self._registry.delete(ProfileDocument, name, expected=found[1])
+        return (ProfileDeleted(name),)
+
+    # --- asked ---
+
+    @handles
+    @concurrent(16)
+    async def on_get(self, query: GetProfile, origin: Origin) -> Sequence[ProfileInfo | Refusal]:
+        found = await self._registry.load(ProfileDocument, query.profile)
+        return (_info(found[0], await self._slot(origin)) if found else _unknown(query.profile),)
+
+    @handles
+    @concurrent(16)
+    async def on_list(self, query: ListProfiles, origin: Origin) -> Sequence[ProfileList]:
+        documents = [document for _, document, _ in await self._registry.all(ProfileDocument)]
+        slot = await self._slot(origin)
+        return (ProfileList([_info(document, slot) for document in documents]),)
+
+    @handles
+    @concurrent(256)
+    async def on_search(self, query: SearchProfile, origin: Origin) -> Sequence[SearchResult | Refusal]:
+        found = await self._registry.load(ProfileDocument, query.profile)
+        if found is None:
+            return (_unknown(query.profile),)
+        profile = found[0].profile
+        name = core.index_of(profile, query.index)
+        if isinstance(name, Refusal):
+            return (name,)
+        if name is None:
+            everyone = [document.profile for _, document, _ in await self._registry.all(ProfileDocument)]
+            return (core.forbidden(profile, str(query.index), everyone),)
+        index = self._indexes.get(name) or await self._index(name)
+        if index is None:
+            return (Refusal("not_found", f"there is no index {name!r}", "lakehouse indexes lists them"),)
+        wrong = core.check_backend(profile, index)
+        if wrong is not None:
+            return (wrong,)
+        if query.text is not None:
+            needed = core.embeds(profile, index, self._servers)
+            if isinstance(needed, Refusal):
+                return (needed,)
+            if needed is not None:
+                slot = await self._slot(origin)
+                if (slot.state, slot.profile) != ("ready", profile.id):
+                    return (core.inactive(profile.id, needed, slot),)
+        return (await self._bus.ask(core.scoped(query, name), cause=origin),)
+
+    # --- indexes come and go ---
+
+    @handles
+    async def on_index_created(self, event: IndexCreated) -> Sequence[Never]:
+        self._indexes.pop(event.index, None)
+        return ()
+
+    @handles
+    async def on_index_dropped(self, event: IndexDropped) -> Sequence[Never]:
+        self._indexes.pop(event.index, None)
+        return ()
+
+    async def _index(self, name: IndexName) -> IndexDocument | None:
+        found = await self._registry.load(IndexDocument, name)
+        if found is not None:
+            self._indexes[name] = found[0]
+        return found[0] if found else None
+
+    async def _slot(self, origin: Origin) -> SlotInfo:
+        return await self._bus.ask(GetSlot(), cause=origin)
+
+
+def _info(document: ProfileDocument, slot: SlotInfo) -> ProfileInfo:
+    active = core.holds(slot, document.profile.id)
+    return ProfileInfo(document.profile, active, document.created, document.changed)
+
+
+def _unknown(name: ProfileName) -> Refusal:
+    return Refusal("not_found", f"there is no profile {name!r}", "lakehouse profile list")

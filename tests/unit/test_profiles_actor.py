@@ -1,0 +1,479 @@
+"""Profiles on a real registry and the in-memory bus: kept, protected while active, and searched
+with their rights. The slot and the searcher are stand-ins that count what they are asked."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import msgspec
+import numpy as np
+import pytest
+
+from actors.base import Actor, Origin, handles
+from actors.errors import Refused
+from actors.profile.profiles import Profiles
+from daemon.bus.heads import MemoryHeads
+from daemon.bus.memory import MemoryBus
+from daemon.clock import SystemClock
+from daemon.runtime import Runtime
+from daemon.storage.buckets import ObjectBuckets
+from daemon.storage.registry import DocumentRegistry
+from schemas.config import HnswConfig
+from schemas.documents.base import Document
+from schemas.documents.index import IndexDocument
+from schemas.documents.profile import ProfileDocument
+from schemas.events.base import CommandRefused, Message, Refusal
+from schemas.events.index import EmbedderSpec, Hit, IndexDropped, Search, SearchResult
+from schemas.events.profile import (
+    CreateProfile,
+    DeleteProfile,
+    GetProfile,
+    GetSlot,
+    ListProfiles,
+    LoadedModel,
+    ProfileDeleted,
+    ProfileSaved,
+    ReplaceProfile,
+    SearchProfile,
+    SlotInfo,
+)
+from schemas.profile import Adapter, ModelProfile
+
+NOMIC = EmbedderSpec("ollama", "nomic", "", 3)
+CODER = ModelProfile(id="coder", model="qwen", embedder=NOMIC, indexes=["code", "docs"])
+WRITER = ModelProfile(id="writer", model="llama3", indexes=["notes"])
+
+
+class VramSlot(Actor):
+    """Says what it is told to say."""
+
+    def __init__(self) -> None:
+        self.info = SlotInfo("empty", None, None, 0.0)
+        self.asked = 0
+
+    @handles
+    async def on_get(self, query: GetSlot) -> Sequence[SlotInfo]:
+        assert not query.look, "a look at the model servers takes too long for a search"
+        self.asked += 1
+        return (self.info,)
+
+
+class Searcher(Actor):
+    """Keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.searches: list[Search] = []
+
+    @handles
+    async def on_search(self, query: Search) -> Sequence[SearchResult | Refusal]:
+        self.searches.append(query)
+        if query.filter == "bad":
+            return (Refusal("invalid", "the filter can't be used"),)
+        return (SearchResult(query.index, 3, [[Hit("a", 0.1)]], 5.0),)
+
+
+class Server:
+    """The names of a model server: Ollama's have a tag."""
+
+    def __init__(self, name: Any, url: str) -> None:
+        self.name, self.url = name, url
+
+    def canonical(self, model: str) -> str:
+        return model if ":" in model or self.name != "ollama" else f"{model}:latest"
+
+    async def loaded(self) -> list[LoadedModel]:
+        raise AssertionError("profiles leave the servers alone")
+
+    async def size(self, model: str) -> int | None:
+        raise AssertionError
+
+    async def load(self, model: str, keep_alive_s: float, adapters: Sequence[Adapter] = ()) -> None:
+        raise AssertionError
+
+    async def unload(self, model: str) -> None:
+        raise AssertionError
+
+    async def embed(self, model: str, texts: Sequence[str]) -> Any:
+        return np.zeros((len(texts), 3), np.float32)
+
+    async def generate(self, model: str, prompt: str, *, max_tokens: int = 128) -> str:
+        raise AssertionError
+
+
+class Loads(DocumentRegistry):
+    """Counts what is read of it."""
+
+    loads = 0
+
+    async def load(self, kind: type[Any], name: str) -> Any:
+        self.loads += 1
+        return await super().load(kind, name)
+
+    async def all(self, kind: type[Any]) -> Any:
+        self.loads += 1
+        return await super().all(kind)
+
+
+class House:
+    def __init__(self, folder: Path) -> None:
+        self.registry = Loads(ObjectBuckets({"primary": "memory://"}, folder), MemoryHeads())
+        self.bus = MemoryBus(clock=SystemClock())
+        self.slot, self.searcher = VramSlot(), Searcher()
+        servers = {
+            "ollama": Server("ollama", "http://127.0.0.1:11434"),
+            "llamacpp": Server("llamacpp", "http://127.0.0.1:8080"),
+        }
+        self.profiles = Profiles(self.registry, self.bus, self.bus.clock, servers)  # type: ignore[arg-type]
+
+    async def index(self, name: str, embedder: EmbedderSpec = NOMIC, backend: Any = "hnsw") -> None:
+        document = IndexDocument(
+            index=name, dataset="d", column="text", metric="cosine", backend=backend, bucket="primary",
+            target_recall=0.95, embedder=embedder, embedder_key=None, dim=3, config=HnswConfig(), created=1.0,
+        )  # fmt: skip
+        await self.registry.save(name, document, expected=None)
+
+    def holds(self, profile: str | None, state: Any = "ready", **more: Any) -> None:
+        self.slot.info = SlotInfo(state, profile, more.pop("target", None), 1.0, **more)
+
+    async def refused(self, request: Any) -> Refusal:
+        with pytest.raises(Refused) as caught:
+            await self.bus.ask(request)
+        return caught.value.refusal
+
+
+@pytest.fixture
+async def house(tmp_path: Path) -> AsyncIterator[House]:
+    house = House(tmp_path)
+    await house.index("code")
+    await house.index("docs", EmbedderSpec("lexical", dim=3))
+    await house.index("notes", EmbedderSpec("lexical", dim=3))
+    async with Runtime(house.bus, [house.profiles, house.slot, house.searcher]):
+        yield house
+
+
+@pytest.fixture
+async def made(house: House) -> House:
+    for profile in (CODER, WRITER):
+        await house.bus.ask(CreateProfile(profile))
+    return house
+
+
+def delivered(times: int = 1) -> Origin:
+    return Origin("m1", "m1", 1.0, times)
+
+
+# --- kept --------------------------------------------------------------------------------------
+
+
+async def test_a_profile_is_made_shown_replaced_and_deleted(house: House) -> None:
+    info = await house.bus.ask(CreateProfile(CODER))
+    assert (info.profile, info.active, info.created) == (CODER, False, info.changed)
+    assert await house.bus.ask(GetProfile("coder")) == info
+    await house.bus.ask(CreateProfile(WRITER))
+    assert [each.profile for each in (await house.bus.ask(ListProfiles())).profiles] == [CODER, WRITER]
+    wider = msgspec.structs.replace(CODER, model="qwen:32b", indexes=["code"])
+    replaced = await house.bus.ask(ReplaceProfile(wider))
+    assert (replaced.profile, replaced.created) == (wider, info.created)
+    assert replaced.changed > info.changed
+    assert await house.bus.ask(DeleteProfile("coder")) == ProfileDeleted("coder")
+    assert [each.profile.id for each in (await house.bus.ask(ListProfiles())).profiles] == ["writer"]
+    again = await house.bus.ask(CreateProfile(CODER))
+    assert again.created > info.created
+
+
+async def test_facts_are_told(house: House) -> None:
+    heard = []
+    async with aclosing(house.bus.listen("lakehouse.evt.profile.>")) as facts:  # type: ignore[type-var]
+        listening = anext(facts)
+        async with anyio.create_task_group() as group:
+
+            async def hear() -> None:
+                heard.append((await listening).message)
+                heard.extend([(await anext(facts)).message for _ in range(2)])
+
+            group.start_soon(hear)
+            await anyio.lowlevel.checkpoint()
+            await house.bus.ask(CreateProfile(CODER))
+            await house.bus.ask(ReplaceProfile(CODER))
+            await house.bus.ask(DeleteProfile("coder"))
+    assert heard == [ProfileSaved(CODER, created=True), ProfileSaved(CODER, created=False), ProfileDeleted("coder")]
+
+
+async def test_what_is_there_isn_t_made_and_what_isn_t_isn_t_replaced_or_deleted(made: House) -> None:
+    said = await made.refused(CreateProfile(msgspec.structs.replace(CODER, model="other")))
+    assert (said.status, said.hint) == ("conflict", "lakehouse profile replace coder")
+    other = msgspec.structs.replace(CODER, id="other")
+    for request in (ReplaceProfile(other), DeleteProfile("other"), GetProfile("other"), SearchProfile("other")):
+        said = await made.refused(request)
+        assert (said.status, "no profile 'other'" in said.reason) == ("not_found", True)
+    assert (await made.bus.ask(GetProfile("coder"))).profile == CODER
+
+
+async def test_a_command_delivered_again_says_the_same_and_changes_nothing(house: House) -> None:
+    actor = house.profiles
+    first = await actor.on_create(CreateProfile(CODER), delivered())
+    assert await actor.on_create(CreateProfile(CODER), delivered(2)) == first
+    found = await house.registry.load(ProfileDocument, "coder")
+    changed = ReplaceProfile(msgspec.structs.replace(CODER, model="other"))
+    first = await actor.on_replace(changed, delivered())
+    assert await actor.on_replace(changed, delivered(2)) == first
+    assert (await house.registry.load(ProfileDocument, "coder"))[1] == found[1] + 1
+    (late,) = await actor.on_create(CreateProfile(CODER), delivered(2))
+    assert isinstance(late, Refusal), "the profile is another by now"
+    assert await actor.on_delete(DeleteProfile("coder"), delivered()) == (ProfileDeleted("coder"),)
+    assert await actor.on_delete(DeleteProfile("coder"), delivered(2)) == (ProfileDeleted("coder"),)
+
+
+async def test_a_refusal_that_nobody_waits_for_names_the_profile(made: House) -> None:
+    async with aclosing(made.bus.listen("lakehouse.evt.command.refused")) as refusals:  # type: ignore[type-var]
+        heard: list[Message] = []
+
+        async def hear() -> None:
+            for _ in range(2):
+                heard.append((await anext(refusals)).message)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(hear)
+            await anyio.lowlevel.checkpoint()
+            await made.bus.publish(CreateProfile(CODER))
+            with anyio.fail_after(5):
+                while not heard:  # noqa: ASYNC110 - it is the world that changes
+                    await anyio.sleep(0.01)
+            await made.bus.publish(DeleteProfile("other"))
+    assert [(each.command, each.about) for each in heard if isinstance(each, CommandRefused)] == [
+        ("profile.create", "coder"),
+        ("profile.delete", "other"),
+    ]
+
+
+# --- active ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("state", ["loading", "ready", "unloading", "unknown"])
+async def test_the_active_profile_stays_and_keeps_what_is_in_memory(made: House, state: str) -> None:
+    made.holds("coder", state)
+    assert [each.active for each in (await made.bus.ask(ListProfiles())).profiles] == [True, False]
+    said = await made.refused(DeleteProfile("coder"))
+    assert (said.status, said.hint) == ("conflict", "deactivate it first: lakehouse profile deactivate coder")
+    for field, value, words in (
+        ("model", "llama3", "its model can't change from qwen to llama3"),
+        ("server", "llamacpp", "its server can't change from ollama to llamacpp"),
+        ("embedder", None, "its embedder can't change from ollama nomic to none"),
+    ):
+        said = await made.refused(ReplaceProfile(msgspec.structs.replace(CODER, **{field: value})))
+        assert (said.status, words in said.reason) == ("conflict", True), said
+    rest = msgspec.structs.replace(CODER, indexes=["code"], keep_alive="5m", hnsw=HnswConfig(8, 50, 50))
+    assert (await made.bus.ask(ReplaceProfile(rest))).active
+    assert await made.bus.ask(DeleteProfile("writer")) == ProfileDeleted("writer"), "another's turn is no matter"
+
+
+async def test_a_profile_that_the_slot_unloads_for_counts_as_active(made: House) -> None:
+    made.holds("writer", "unloading", target="coder")
+    assert (await made.refused(DeleteProfile("coder"))).status == "conflict"
+    made.holds(None, "empty")
+    assert await made.bus.ask(DeleteProfile("coder")) == ProfileDeleted("coder")
+
+
+@pytest.mark.parametrize(
+    "request_", [ReplaceProfile(msgspec.structs.replace(CODER, model="x")), DeleteProfile("coder")]
+)
+async def test_who_saved_meanwhile_is_not_overwritten(
+    made: House, monkeypatch: pytest.MonkeyPatch, asked: ReplaceProfile | DeleteProfile
+) -> None:
+    theirs = ProfileDocument(profile=msgspec.structs.replace(CODER, indexes=["docs"]), created=1, changed=2)
+    found = await made.registry.load(ProfileDocument, "coder")
+    slot = made.profiles._slot
+
+    async def slot_while_another_saves(origin: Origin) -> SlotInfo:
+        await made.registry.save("coder", theirs, expected=found[1])
+        return await slot(origin)
+
+    monkeypatch.setattr(made.profiles, "_slot", slot_while_another_saves)
+    assert (await made.refused(asked)).status == "conflict"
+    assert (await made.registry.load(ProfileDocument, "coder"))[0] == theirs
+
+
+# --- sense -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"indexes": ["a", "b", "a"]}, "names 'a' twice in indexes"),
+        ({"server": "llamacpp", "adapters": [Adapter("x"), Adapter("x", 0.5)]}, "names 'x' twice in adapters"),
+        ({"adapters": [Adapter("x")]}, "has adapters (x), which its server ollama doesn't take"),
+        ({"keep_alive": "0m"}, "keep_alive '0m': its model would leave as soon as it is loaded"),
+        ({"vector_backend": "lance", "hnsw": HnswConfig()}, "has hnsw settings, and its vector_backend is lance"),
+        ({"embedder": EmbedderSpec("ollama")}, "the ollama embedder of profile 'odd' names no model"),
+        ({"embedder": EmbedderSpec("openai", "m", "127.0.0.1:8")}, "must begin with http:// or https://"),
+        ({"embedder": EmbedderSpec("lexical", "m")}, "runs on no model server, and embedder.model names one"),
+        ({"embedder": EmbedderSpec("none", "", "http://x")}, "runs on no model server, and embedder.url names one"),
+    ],
+)
+async def test_what_makes_no_sense_is_refused_when_made_and_when_replaced(
+    made: House, more: dict[str, Any], words: str
+) -> None:
+    odd = ModelProfile(id="odd", model="m", **more)
+    for request in (CreateProfile(odd), ReplaceProfile(odd)):
+        said = await made.refused(request)
+        assert (said.status, words in said.reason, bool(said.hint)) == ("invalid", True, True), said
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"server": "llamacpp", "adapters": [Adapter("x"), Adapter("y")]},
+        {"server": "llamacpp", "embedder": NOMIC},  # two servers, one GPU
+        {"embedder": EmbedderSpec("openai", "m", "https://elsewhere/v1")},
+        {"vector_backend": "lance"},
+        {"embedder": EmbedderSpec("none"), "keep_alive": "30s", "persistent": True, "exclusive": False},
+    ],
+)
+async def test_what_makes_sense_is_kept(house: House, more: dict[str, Any]) -> None:
+    profile = ModelProfile(id="fine", model="m", **more)
+    assert (await house.bus.ask(CreateProfile(profile))).profile == profile
+
+
+# --- search ------------------------------------------------------------------------------------
+
+
+async def test_a_search_reaches_the_searcher_as_it_was_asked(made: House) -> None:
+    result = await made.bus.ask(
+        SearchProfile("coder", "code", vector=[1.0, 0, 0], k=3, ef_search=7, filter="x", columns=["c"], explain=True)
+    )
+    assert result == SearchResult("code", 3, [[Hit("a", 0.1)]], 5.0)
+    await made.bus.ask(SearchProfile("writer", vectors=[[1.0, 0, 0]]))
+    assert made.searcher.searches == [
+        Search("code", vector=[1.0, 0, 0], k=3, ef_search=7, filter="x", columns=["c"], explain=True),
+        Search("notes", vectors=[[1.0, 0, 0]]),
+    ]
+    assert {field.name for field in msgspec.structs.fields(SearchProfile)} - {"profile"} == {
+        field.name for field in msgspec.structs.fields(Search)
+    }, "what a search can be asked, it can be asked with a profile"
+    assert (await made.refused(SearchProfile("coder", "code", vector=[1.0], filter="bad"))).status == "invalid"
+
+
+async def test_a_search_costs_one_read_and_asks_the_slot_only_when_it_must(made: House) -> None:
+    made.holds("coder")
+    await made.bus.ask(SearchProfile("coder", "docs", text="x"))  # the index is known from here on
+    await made.bus.ask(SearchProfile("coder", "code", text="x"))
+    for search, loads, asked in (
+        (SearchProfile("coder", "docs", text="lexical"), 1, 0),
+        (SearchProfile("coder", "code", vector=[1.0, 0, 0]), 1, 0),
+        (SearchProfile("coder", "code", text="x"), 1, 1),
+    ):
+        made.registry.loads = made.slot.asked = 0
+        await made.bus.ask(search)
+        assert (made.registry.loads, made.slot.asked) == (loads, asked), search
+
+
+@pytest.mark.parametrize(("profile", "index", "owner"), [("coder", "notes", "writer"), ("writer", "code", "coder")])
+async def test_no_profile_reaches_another_s_index(made: House, profile: str, index: str, owner: str) -> None:
+    made.holds("coder")
+    for asked in ({"text": "x"}, {"vector": [1.0, 0, 0]}):
+        said = await made.refused(SearchProfile(profile, index, **asked))
+        assert said.status == "forbidden"
+        assert f"index '{index}' is not one of profile '{profile}'" in said.reason
+        assert f"it belongs to {owner}" in said.reason
+        assert f"with profile {owner}" in said.hint
+    assert made.searcher.searches == []
+    said = await made.refused(SearchProfile(profile, "nowhere", text="x"))
+    assert (said.status, "belongs to no profile" in said.reason) == ("forbidden", True)
+
+
+async def test_an_index_may_be_left_out_when_there_is_one(made: House) -> None:
+    assert (await made.bus.ask(SearchProfile("writer", text="x"))).index == "notes"
+    said = await made.refused(SearchProfile("coder", text="x"))
+    assert (said.status, said.hint) == ("invalid", "name one of code, docs")
+    await made.bus.ask(ReplaceProfile(msgspec.structs.replace(WRITER, indexes=[])))
+    said = await made.refused(SearchProfile("writer", text="x"))
+    assert (said.status, "has no index" in said.reason) == ("invalid", True)
+
+
+@pytest.mark.parametrize(
+    ("profile", "state", "words"),
+    [
+        (None, "empty", "the slot is empty"),
+        ("writer", "ready", "the slot is held by writer (ready)"),
+        ("coder", "loading", "its slot is loading"),
+        ("coder", "unknown", "its slot is unknown (ollama is away)"),
+        ("coder", "unloading", "its slot is unloading"),
+    ],
+)
+async def test_a_text_that_takes_the_profile_s_model_needs_the_profile_ready(
+    made: House, profile: str | None, state: str, words: str
+) -> None:
+    made.holds(profile, state, reason="ollama is away" if state == "unknown" else "")
+    said = await made.refused(SearchProfile("coder", "code", text="x"))
+    assert (said.status, words in said.reason) == ("conflict", True), said
+    assert "ollama/nomic:latest" in said.reason
+    assert made.searcher.searches == []
+    await made.bus.ask(SearchProfile("coder", "docs", text="x"))
+    await made.bus.ask(SearchProfile("coder", "code", vector=[1.0, 0, 0]))
+    made.holds("coder")
+    await made.bus.ask(SearchProfile("coder", "code", text="x"))
+    assert len(made.searcher.searches) == 3
+
+
+@pytest.mark.parametrize(
+    ("embedder", "index", "server", "status"),
+    [
+        (None, NOMIC, "ollama", "invalid"),
+        (EmbedderSpec("ollama", "other"), NOMIC, "ollama", "invalid"),
+        (EmbedderSpec("ollama", "nomic:latest"), NOMIC, "ollama", "conflict"),  # one model, two spellings
+        (None, EmbedderSpec("ollama", "m"), "ollama", "conflict"),  # the profile's own model embeds
+        (EmbedderSpec("openai", "e"), EmbedderSpec("openai", "e", "", 3), "llamacpp", "conflict"),
+        (None, EmbedderSpec("openai", "e", "", 3), "ollama", None),  # a server that isn't on this GPU
+        (None, EmbedderSpec("ollama", "nomic", "http://elsewhere:1"), "ollama", None),
+        (None, EmbedderSpec("none"), "ollama", None),
+    ],
+)
+async def test_which_model_a_text_takes_is_told_by_the_index(
+    house: House, embedder: EmbedderSpec | None, index: EmbedderSpec, server: Any, status: str | None
+) -> None:
+    await house.index("mine", index)
+    await house.bus.ask(
+        CreateProfile(ModelProfile(id="p", model="m", server=server, embedder=embedder, indexes=["mine"]))
+    )
+    search = SearchProfile("p", text="x")
+    if status is None:
+        assert (await house.bus.ask(search)).index == "mine"
+    else:
+        assert (await house.refused(search)).status == status
+    assert house.slot.asked == 1 + (status == "conflict")  # the one: when it was made
+
+
+async def test_another_backend_or_no_index_is_refused(made: House) -> None:
+    await made.bus.ask(
+        ReplaceProfile(msgspec.structs.replace(WRITER, vector_backend="lance", indexes=["notes", "gone"]))
+    )
+    said = await made.refused(SearchProfile("writer", "notes", text="x"))
+    assert (said.status, "served by hnsw, profile 'writer' searches lance" in said.reason) == ("invalid", True)
+    assert (await made.refused(SearchProfile("writer", "gone", text="x"))).status == "not_found"
+
+
+async def test_an_index_made_anew_is_looked_at_anew(made: House) -> None:
+    await made.bus.ask(SearchProfile("writer", text="x"))
+    found = await made.registry.load(IndexDocument, "notes")
+    await made.registry.delete(IndexDocument, "notes")
+    await made.profiles.on_index_dropped(IndexDropped("notes"))
+    assert (await made.refused(SearchProfile("writer", text="x"))).status == "not_found"
+    again: Document = msgspec.structs.replace(found[0], embedder=NOMIC)
+    await made.registry.save("notes", again, expected=None)
+    assert (await made.refused(SearchProfile("writer", text="x"))).status == "invalid", "it takes a model now"
+
+
+async def test_many_searches_run_at_once(made: House) -> None:
+    made.holds("coder")
+    results: list[SearchResult] = []
+
+    async def search(number: int) -> None:
+        results.append(await made.bus.ask(SearchProfile("coder", "code", text=f"{number}")))
+
+    async with anyio.create_task_group() as group:
+        for number in range(300):
+            group.start_soon(search, number)
+    assert len(results) == 300
