@@ -1,14 +1,15 @@
 """Model profiles: kept as documents, and searched with. What is in the GPU's memory is the slot's
 (slot.py), which is asked before anything that an active profile forbids.
 
-A search with a profile's rights costs one read of the registry over the search itself; the slot
-is asked only when a text has to be embedded by a model that the profile has in memory.
+A search with a profile's rights costs a few microseconds over the search itself: this actor alone
+writes profiles, so it knows them, and the slot is asked only when a text has to be embedded by a
+model that the profile has in memory.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Never
 
-from actors.base import Actor, Origin, concurrent, handles
+from actors.base import Actor, Origin, concurrent, every, handles
 from actors.ports import Bus, Clock, ModelServer, Registry
 from actors.profile import core_profiles as core
 from schemas.documents.index import IndexDocument
@@ -30,6 +31,7 @@ from schemas.events.profile import (
     SlotInfo,
 )
 from schemas.names import IndexName, ProfileName, ServerName
+from schemas.profile import ModelProfile
 
 
 class Profiles(Actor):
@@ -43,7 +45,23 @@ class Profiles(Actor):
         self._bus = bus
         self._clock = clock
         self._servers = servers
+        self.refresh_s = 30.0
+        self._known: dict[ProfileName, ModelProfile] = {}  # as saved, for searches
+        self._saves = 0
         self._indexes: dict[IndexName, IndexDocument] = {}  # for backend and embedder, which never change
+
+    async def start(self) -> Sequence[Never]:
+        return await self.on_refresh()
+
+    @every("refresh_s")
+    async def on_refresh(self) -> Sequence[Never]:
+        """What a repair changed, or a second process that shouldn't be."""
+        saves = self._saves
+        found = await self._registry.all(ProfileDocument)
+        if saves == self._saves:  # otherwise what was read may be older than what was saved
+            self._known = {name: document.profile for name, document, _ in found}
+        self._indexes.clear()
+        return ()
 
     # --- kept ---
 
@@ -58,7 +76,7 @@ class Profiles(Actor):
         if found is None:
             now = self._clock.now()
             document = ProfileDocument(profile=profile, created=now, changed=now)
-            await self._registry.save(profile.id, document, expected=None)
+            await self._save(document, None)
         elif origin.delivery > 1 and found[0].profile == profile:
             document = found[0]  # made by an earlier delivery, perhaps: its event may be missing
         else:
@@ -85,7 +103,7 @@ class Profiles(Actor):
                 return (wrong,)
         if profile != document.profile:
             document = ProfileDocument(profile=profile, created=document.created, changed=self._clock.now())
-            await self._registry.save(profile.id, document, expected=revision)
+            await self._save(document, revision)
         return _info(document, slot), ProfileSaved(profile, created=False)
 
     @handles
@@ -99,6 +117,8 @@ class Profiles(Actor):
             reason = f"profile {name!r} is active: the slot is {slot.state}"
             return (Refusal("conflict", reason, f"deactivate it first: lakehouse profile deactivate {name}"),)
         await self._registry.delete(ProfileDocument, name, expected=found[1])
+        self._saves += 1
+        self._known.pop(name, None)
         return (ProfileDeleted(name),)
 
     # --- asked ---
@@ -119,16 +139,17 @@ class Profiles(Actor):
     @handles
     @concurrent(256)
     async def on_search(self, query: SearchProfile, origin: Origin) -> Sequence[SearchResult | Refusal]:
-        found = await self._registry.load(ProfileDocument, query.profile)
-        if found is None:
-            return (_unknown(query.profile),)
-        profile = found[0].profile
+        profile = self._known.get(query.profile)
+        if profile is None:
+            found = await self._registry.load(ProfileDocument, query.profile)  # it may be damaged: that is told
+            if found is None:
+                return (_unknown(query.profile),)
+            profile = found[0].profile
         name = core.index_of(profile, query.index)
         if isinstance(name, Refusal):
             return (name,)
         if name is None:
-            everyone = [document.profile for _, document, _ in await self._registry.all(ProfileDocument)]
-            return (core.forbidden(profile, str(query.index), everyone),)
+            return (core.forbidden(profile, str(query.index), list(self._known.values())),)
         index = self._indexes.get(name) or await self._index(name)
         if index is None:
             return (Refusal("not_found", f"there is no index {name!r}", "lakehouse indexes lists them"),)
@@ -156,6 +177,11 @@ class Profiles(Actor):
     async def on_index_dropped(self, event: IndexDropped) -> Sequence[Never]:
         self._indexes.pop(event.index, None)
         return ()
+
+    async def _save(self, document: ProfileDocument, expected: int | None) -> None:
+        await self._registry.save(document.profile.id, document, expected=expected)
+        self._saves += 1
+        self._known[document.profile.id] = document.profile
 
     async def _index(self, name: IndexName) -> IndexDocument | None:
         found = await self._registry.load(IndexDocument, name)

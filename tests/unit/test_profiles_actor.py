@@ -277,9 +277,7 @@ async def test_a_profile_that_the_slot_unloads_for_counts_as_active(made: House)
     assert await made.bus.ask(DeleteProfile("coder")) == ProfileDeleted("coder")
 
 
-@pytest.mark.parametrize(
-    "request_", [ReplaceProfile(msgspec.structs.replace(CODER, model="x")), DeleteProfile("coder")]
-)
+@pytest.mark.parametrize("asked", [ReplaceProfile(msgspec.structs.replace(CODER, model="x")), DeleteProfile("coder")])
 async def test_who_saved_meanwhile_is_not_overwritten(
     made: House, monkeypatch: pytest.MonkeyPatch, asked: ReplaceProfile | DeleteProfile
 ) -> None:
@@ -356,18 +354,60 @@ async def test_a_search_reaches_the_searcher_as_it_was_asked(made: House) -> Non
     assert (await made.refused(SearchProfile("coder", "code", vector=[1.0], filter="bad"))).status == "invalid"
 
 
-async def test_a_search_costs_one_read_and_asks_the_slot_only_when_it_must(made: House) -> None:
+async def test_a_search_reads_nothing_and_asks_the_slot_only_when_it_must(made: House) -> None:
     made.holds("coder")
     await made.bus.ask(SearchProfile("coder", "docs", text="x"))  # the index is known from here on
     await made.bus.ask(SearchProfile("coder", "code", text="x"))
-    for search, loads, asked in (
-        (SearchProfile("coder", "docs", text="lexical"), 1, 0),
-        (SearchProfile("coder", "code", vector=[1.0, 0, 0]), 1, 0),
-        (SearchProfile("coder", "code", text="x"), 1, 1),
+    for search, asked in (
+        (SearchProfile("coder", "docs", text="lexical"), 0),
+        (SearchProfile("coder", "code", vector=[1.0, 0, 0]), 0),
+        (SearchProfile("coder", "code", text="x"), 1),
     ):
         made.registry.loads = made.slot.asked = 0
         await made.bus.ask(search)
-        assert (made.registry.loads, made.slot.asked) == (loads, asked), search
+        assert (made.registry.loads, made.slot.asked) == (0, asked), search
+
+
+async def test_a_search_goes_by_the_newest_profile(made: House) -> None:
+    search = SearchProfile("writer", "notes", vector=[1.0])
+    await made.bus.ask(search)
+    await made.bus.ask(ReplaceProfile(msgspec.structs.replace(WRITER, indexes=["code"])))
+    assert (await made.refused(search)).status == "forbidden"
+    await made.bus.ask(DeleteProfile("writer"))
+    assert (await made.refused(search)).status == "not_found"
+    await made.bus.ask(CreateProfile(WRITER))
+    await made.bus.ask(search)
+
+
+async def test_a_restart_and_another_process_s_change_are_seen(made: House) -> None:
+    document, revision = await made.registry.load(ProfileDocument, "writer")
+    narrow = msgspec.structs.replace(WRITER, indexes=["code"])
+    await made.registry.save("writer", msgspec.structs.replace(document, profile=narrow), expected=revision)
+    again = Profiles(made.registry, made.bus, made.bus.clock, made.profiles._servers)
+    await again.start()
+    (said,) = await again.on_search(SearchProfile("writer", "notes", vector=[1.0]), delivered())
+    assert isinstance(said, Refusal)
+    await made.bus.ask(SearchProfile("writer", "notes", vector=[1.0]))
+    await made.profiles.on_refresh()
+    assert (await made.refused(SearchProfile("writer", "notes", vector=[1.0]))).status == "forbidden"
+    await made.registry.delete(ProfileDocument, "coder")
+    await made.profiles.on_refresh()
+    assert (await made.refused(SearchProfile("coder", "code", vector=[1.0]))).status == "not_found"
+
+
+async def test_a_refresh_doesn_t_bring_back_what_was_deleted_meanwhile(
+    made: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everything = made.registry.all
+
+    async def late(kind: type[Any]) -> Any:
+        found = await everything(kind)
+        await made.bus.ask(DeleteProfile("writer"))
+        return found
+
+    monkeypatch.setattr(made.registry, "all", late)
+    await made.profiles.on_refresh()
+    assert (await made.refused(SearchProfile("writer", "notes", vector=[1.0]))).status == "not_found"
 
 
 @pytest.mark.parametrize(("profile", "index", "owner"), [("coder", "notes", "writer"), ("writer", "code", "coder")])
