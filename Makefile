@@ -24,7 +24,7 @@ test: venv-dev  ## install what the tests need and run them all
 
 test-llama: venv-dev  ## the llama.cpp tests on a real llama-server, built at the first call (minutes)
 	server=$${LAKEHOUSE_LLAMA_SERVER:-$$(deploy/llama_server.sh)} && \
-		LAKEHOUSE_LLAMA_SERVER=$$server $(BIN)/pytest -q $(wildcard tests/*/test_*llama*.py)
+		LAKEHOUSE_LLAMA_SERVER=$$server $(BIN)/pytest -q tests/contract/test_model_servers_llamacpp.py $(wildcard tests/*/test_llama*.py)
 
 check: venv-dev  ## what to run before a commit: lint, types, unit and contract tests
 	$(BIN)/ruff check $(CODE)

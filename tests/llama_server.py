@@ -10,62 +10,19 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass, field
-from itertools import count
 from typing import Any
 
-import numpy as np
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-DIM = 32
-BATCH = 200  # characters that an embedding takes
-SLOTS = 4
-
-Handler = Callable[[web.Request], Any]
+from tests.llama_process import DIM, SLOTS, Handler, LlamaModel, Processes, no
 
 
-@dataclass
-class Lora:
-    path: str
-    scale: float = 1.0
-
-
-@dataclass
-class LlamaModel:
-    """A model that a server could run, and the process that runs it."""
-
-    file: str = ""
-    aliases: list[str] = field(default_factory=list)
-    size: int = 461_568
-    n_ctx: int = 256
-    loras: list[Lora] = field(default_factory=list)
-
-    # How it behaves.
-    load_s: float = 0.005
-    fails: int = 0  # the exit code of a load that fails
-    stop_s: float = 0.005  # from the order to stop until its process has ended
-    task_s: float = 0.002
-
-    # How it is.
-    status: str = "unloaded"
-    exit_code: int = 0
-    stopping: bool = False
-    moving: "asyncio.Task[None] | None" = None  # it is coming up or going down
-    port: int = 0
-    last_used: int = 0
-    slots: list[int | None] = field(default_factory=lambda: [None] * SLOTS)  # id of the last task
-    busy: int = 0
-
-    @property
-    def running(self) -> bool:
-        return self.status in ("loading", "loaded", "sleeping")
-
-
-class LlamaServer:
+class LlamaServer(Processes):
     """One server. `key` is its --api-key."""
 
     def __init__(self, models: dict[str, LlamaModel], *, router: bool, key: str = "") -> None:
+        super().__init__()
         self.url = ""
         self.models = models
         self.router = router
@@ -74,12 +31,7 @@ class LlamaServer:
         self.autoload = True
         self.ready = True  # False: single mode, its model still loads
         self.busy = False
-        self.embeddings = True
-        self.slots_endpoint = True
         self.calls: list[str] = []  # method and path of every question but /health
-        self.forget_loras = False  # answers 200 to scales and doesn't set them
-        self._tasks = count(1)
-        self._clock = count(1)
         self._processes: dict[str, AsyncExitStack] = {}
         self._coming: set[asyncio.Task[None]] = set()
         for name, model in models.items():
@@ -112,35 +64,25 @@ class LlamaServer:
 
     # --- both modes --------------------------------------------------------------------------------
 
-    def _child_routes(self) -> list[tuple[str, str, Callable[[LlamaModel, web.Request], Any]]]:
-        return [
-            ("GET", "/slots", self._slots),
-            ("GET", "/lora-adapters", self._get_loras),
-            ("POST", "/lora-adapters", self._post_loras),
-            ("POST", "/v1/embeddings", self._embed),
-            ("POST", "/completion", self._complete),
-            ("POST", "/tokenize", self._tokenize),
-        ]
-
     @web.middleware
     async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         if not self.ready:
-            return _no(503, "Loading model", "unavailable_error")
+            return no(503, "Loading model", "unavailable_error")
         if self.busy:  # as a proxy in front of it says
-            return _no(503, "no slot available", "unavailable_error")
+            return no(503, "no slot available", "unavailable_error")
         if request.path != "/health":
             self.calls.append(f"{request.method} {request.path}")
             sent = request.headers.get("Authorization", "").removeprefix("Bearer ")
             if self.key and sent != self.key:
-                return _no(401, "Invalid API Key", "authentication_error")
+                return no(401, "Invalid API Key", "authentication_error")
         try:
             answer: web.StreamResponse = await handler(request)
         except web.HTTPNotFound:
-            return _no(404, "File Not Found", "not_found_error")
+            return no(404, "File Not Found", "not_found_error")
         except json.JSONDecodeError as error:
-            return _no(500, f"[json.exception.parse_error.101] {error}", "server_error")
+            return no(500, f"[json.exception.parse_error.101] {error}", "server_error")
         if answer.status == 404:  # its handler of 404s replaces every body
-            return _no(404, "File Not Found", "not_found_error")
+            return no(404, "File Not Found", "not_found_error")
         return answer
 
     async def _health(self, _: web.Request) -> web.Response:
@@ -169,93 +111,9 @@ class LlamaServer:
         listed = [{"name": name, "model": name, "type": "model", "details": {"format": "gguf"}}]
         return web.json_response({"models": listed, "object": "list", "data": [self._info(name, model)]})
 
-    # --- a model's own process ---------------------------------------------------------------------
-
     def _alone(self, handler: Callable[[LlamaModel, web.Request], Any]) -> Handler:
         (model,) = self.models.values()
         return self._process(handler, model)
-
-    async def _awake(
-        self, model: LlamaModel, handler: Callable[[LlamaModel, web.Request], Any], request: web.Request
-    ) -> web.Response:
-        if model.status == "loading":
-            return _no(503, "Loading model", "unavailable_error")
-        if model.status == "sleeping":  # every task wakes it, and waits
-            await asyncio.sleep(model.load_s)
-            model.status = "loaded"
-        answer: web.Response = await handler(model, request)
-        return answer
-
-    async def _slots(self, model: LlamaModel, _: web.Request) -> web.Response:
-        if not self.slots_endpoint:
-            words = "This server does not support slots endpoint. Start it with `--slots`"
-            return _no(501, words, "not_supported_error")
-        return web.json_response(
-            [
-                {"id": slot, "n_ctx": model.n_ctx, "speculative": False, "is_processing": slot < model.busy}
-                | ({} if task is None else {"id_task": task})
-                for slot, task in enumerate(model.slots)
-            ]
-        )
-
-    async def _get_loras(self, model: LlamaModel, _: web.Request) -> web.Response:
-        return web.json_response(
-            [
-                {"id": id, "path": lora.path, "scale": float(np.float32(lora.scale)), "task_name": ""}
-                for id, lora in enumerate(model.loras)
-            ]
-        )
-
-    async def _post_loras(self, model: LlamaModel, request: web.Request) -> web.Response:
-        body = await request.json()
-        if not isinstance(body, list):
-            return _no(400, "Request body must be an array")
-        scales = {entry.get("id", -1): entry.get("scale", 0.0) for entry in body}
-        if not self.forget_loras:
-            for id, lora in enumerate(model.loras):
-                lora.scale = scales.get(id, 0.0)
-        return web.json_response({"success": True})
-
-    async def _embed(self, model: LlamaModel, request: web.Request) -> web.Response:
-        body = await request.json()
-        if not self.embeddings:
-            words = "This server does not support embeddings. Start it with `--embeddings`"
-            return _no(501, words, "not_supported_error")
-        texts = [body["input"]] if isinstance(body["input"], str) else body["input"]
-        if not texts:
-            return _no(400, '"input" must not be empty')
-        await self._work(model)
-        for text in texts:
-            if len(text) > BATCH:
-                words = (
-                    f"input ({len(text)} tokens) is too large to process. increase the physical batch size"
-                    f" (current batch size: {BATCH})"
-                )
-                return _no(500, words, "server_error")
-        data = [
-            {"object": "embedding", "index": index, "embedding": _vector(text, model)}
-            for index, text in enumerate(texts)
-        ]
-        return web.json_response({"model": body.get("model"), "object": "list", "usage": {}, "data": data})
-
-    async def _complete(self, model: LlamaModel, request: web.Request) -> web.Response:
-        body = await request.json()
-        await self._work(model)
-        most = body.get("n_predict", -1)
-        said = " ".join(f"word{number}" for number in range(min(most, 16) if most >= 0 else 16))
-        return web.json_response({"index": 0, "content": said, "stop": True, "stop_type": "limit"})
-
-    async def _tokenize(self, model: LlamaModel, request: web.Request) -> web.Response:
-        body = await request.json()
-        return web.json_response({"tokens": list(body.get("content", "").encode())})
-
-    async def _work(self, model: LlamaModel) -> None:
-        model.slots[0], model.last_used = next(self._tasks), next(self._clock)
-        model.busy += 1
-        try:
-            await asyncio.sleep(model.task_s)
-        finally:
-            model.busy -= 1
 
     # --- router ------------------------------------------------------------------------------------
 
@@ -302,13 +160,13 @@ class LlamaServer:
     async def _load(self, request: web.Request) -> web.Response:
         found = self._named((await request.json()).get("model", ""))
         if found is None:
-            return _no(404, "model is not found", "not_found_error")
+            return no(404, "model is not found", "not_found_error")
         if found[1].running:
-            return _no(400, "model is already running")
+            return no(400, "model is already running")
         try:
             await self._spawn(*found)
         except RuntimeError as error:
-            return _no(500, str(error), "server_error")
+            return no(500, str(error), "server_error")
         return web.json_response({"success": True})
 
     async def _spawn(self, name: str, model: LlamaModel) -> None:
@@ -337,12 +195,6 @@ class LlamaServer:
         assert server.port is not None
         return server.port
 
-    def _process(self, handler: Callable[[LlamaModel, web.Request], Any], model: LlamaModel) -> Handler:
-        async def answer(request: web.Request) -> web.Response:
-            return await self._awake(model, handler, request)
-
-        return answer
-
     async def _come_up(self, name: str, model: LlamaModel, port: int) -> None:
         await asyncio.sleep(model.load_s)
         if model.port == port and model.status == "loading" and not model.stopping:
@@ -354,9 +206,9 @@ class LlamaServer:
     async def _unload(self, request: web.Request) -> web.Response:
         found = self._named((await request.json()).get("model", ""))
         if found is None:
-            return _no(400, "model is not found")
+            return no(400, "model is not found")
         if not found[1].running:
-            return _no(400, "model is not running")
+            return no(400, "model is not running")
         self._stop(*found)
         return web.json_response({"success": True})
 
@@ -390,37 +242,23 @@ class LlamaServer:
                 body = json.loads(await request.read())
                 name = body.get("model", "") if isinstance(body, dict) else ""
             if not name:
-                return _no(400, "model name is missing from the request")
+                return no(400, "model name is missing from the request")
             found = self._named(name)
             if found is None:
-                return _no(400, f"model '{name}' not found")
+                return no(400, f"model '{name}' not found")
             autoload = request.query.get("autoload", "true" if self.autoload else "false") in ("true", "1")
             if not autoload and not found[1].running:
-                return _no(400, "model is not loaded")
+                return no(400, "model is not loaded")
             if autoload:
                 if not found[1].running:
                     await self._spawn(*found)
                 if found[1].status == "loading" and found[1].moving:
                     await asyncio.shield(found[1].moving)
                 if found[1].status == "unloaded":
-                    return _no(500, f"model name={found[0]} failed to load", "server_error")
+                    return no(500, f"model name={found[0]} failed to load", "server_error")
             return await self._awake(found[1], handler, request)
 
         return answer
-
-
-def _vector(text: str, model: LlamaModel) -> list[float]:
-    """Of its letters, and of the adapters' scales."""
-    total = np.full(DIM, 1e-3)
-    for place, byte in enumerate(text.encode()):
-        total[byte % DIM] += 1.0 / (1 + place)
-    for id, lora in enumerate(model.loras):
-        total[id] += lora.scale
-    return [float(x) for x in total / np.linalg.norm(total)]
-
-
-def _no(status: int, message: str, type: str = "invalid_request_error") -> web.Response:
-    return web.json_response({"error": {"code": status, "message": message, "type": type}}, status=status)
 
 
 @asynccontextmanager

@@ -99,20 +99,19 @@ def plain(model: str) -> ModelName:
     """A GGUF file's name without folder, ending and number of shards, as a router names the files of
     its --models-dir; any other name as it is. What a ModelName can't hold becomes `_`."""
     name = model
-    if model.lower().endswith(".gguf"):
-        name = _SHARD.sub("", PurePath(model).name[: -len(".gguf")])
-    name = _UNFIT.sub("_", name).lstrip("._:/@+-")
-    return name or "model"
+    while name.lower().endswith(".gguf"):
+        name = _SHARD.sub("", PurePath(name).name[: -len(".gguf")])
+    return _UNFIT.sub("_", name).lstrip("._:/@+-") or "model"
 
 
 def shards(file: str) -> list[str]:
     """The files of a model, given its first: `x-00001-of-00003.gguf` has three."""
-    stem, ending = file[: -len(".gguf")], file[-len(".gguf") :]
-    found = _SHARD.search(stem)
+    path = PurePath(file)
+    found = _SHARD.search(path.stem)
     if found is None:
         return [file]
-    count = int(found[1])
-    return [f"{_SHARD.sub('', stem)}-{number:05}-of-{count:05}{ending}" for number in range(1, count + 1)]
+    count, base = int(found[1]), _SHARD.sub("", path.stem)
+    return [str(path.with_name(f"{base}-{number:05}-of-{count:05}{path.suffix}")) for number in range(1, count + 1)]
 
 
 def adapter_names(path: str) -> tuple[str, str, str]:

@@ -21,7 +21,8 @@ from daemon.models.llamacpp import LlamaCppServer
 from schemas.profile import Adapter
 from tests.contract.model_servers import ModelServerContract, Setting, listed, until, until_gone
 from tests.llama_models import CONTEXT, VARIABLE, find_llama_server, llama_server, write_tiny_gguf, write_tiny_lora
-from tests.llama_server import LlamaModel, LlamaServer, Lora, llama_router, llama_single
+from tests.llama_process import LlamaModel, Lora
+from tests.llama_server import LlamaServer, llama_router, llama_single
 
 INF = float("inf")
 KEY = "s3cret"
@@ -285,6 +286,12 @@ class TestPlayRouter(Router):
         with pytest.raises(Transient, match=r"model limit reached.*--models-max"):
             await setting.server.load("tiny", INF)
 
+    async def test_a_full_router_makes_room_itself(self, setting):
+        setting.play.models_max = 1
+        await setting.server.load("tiny", INF)
+        await setting.server.load("other", INF)
+        assert [loaded.model for loaded in await setting.server.loaded()] == ["other"]
+
     async def test_a_model_that_loads_takes_no_questions_yet(self, setting):
         setting.play.models["other"].load_s = 60
         assert await post(setting, "/models/load", {"model": "other"}) == 200
@@ -364,6 +371,18 @@ class TestRealRouter(Router):
         await setting.server.unload("tiny")
         await until_gone(setting.server, "tiny")
         assert processes() == 0
+
+    async def test_a_full_router_makes_room_and_what_sleeps_is_woken(self, tmp_path):
+        arguments = [*write_models(tmp_path), "--models-max", "1", "--sleep-idle-seconds", "1"]
+        async with AsyncExitStack() as running:
+            process = running.enter_context(llama_server(binary(), tmp_path / "server", arguments))
+            server = LlamaSetting(process.url, running).server
+            await server.load("tiny", INF)
+            await server.load("other", INF)
+            assert [loaded.model for loaded in await server.loaded()] == ["other"]
+            await until_gone(server, "other")  # it falls asleep
+            await server.load("other", INF)
+            assert [loaded.model for loaded in await server.loaded()] == ["other"]
 
 
 # --- single mode ---------------------------------------------------------------------------------
