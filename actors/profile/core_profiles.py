@@ -141,7 +141,8 @@ def embeds(
 def inactive(profile: ProfileName, needed: ModelRef, slot: SlotInfo) -> Refusal:
     """A text search whose model isn't surely in memory."""
     if not holds(slot, profile):
-        now = f"the slot is held by {slot.profile} ({slot.state})" if slot.profile else f"the slot is {slot.state}"
+        other = slot.profile if slot.state != "empty" else None
+        now = f"the slot is held by {other} ({slot.state})" if other else f"the slot is {slot.state}"
         hint = f"lakehouse profile activate {profile}, or search by vector"
     else:
         now = f"its slot is {slot.state}" + (f" ({slot.reason})" if slot.reason else "")

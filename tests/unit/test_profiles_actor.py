@@ -273,7 +273,7 @@ async def test_the_active_profile_stays_and_keeps_what_is_in_memory(made: House,
 async def test_a_profile_that_the_slot_unloads_for_counts_as_active(made: House) -> None:
     made.holds("writer", "unloading", target="coder")
     assert (await made.refused(DeleteProfile("coder"))).status == "conflict"
-    made.holds(None, "empty")
+    made.holds("coder", "empty")  # whose models were there last
     assert await made.bus.ask(DeleteProfile("coder")) == ProfileDeleted("coder")
 
 
@@ -437,6 +437,7 @@ async def test_an_index_may_be_left_out_when_there_is_one(made: House) -> None:
     ("profile", "state", "words"),
     [
         (None, "empty", "the slot is empty"),
+        ("coder", "empty", "the slot is empty"),
         ("writer", "ready", "the slot is held by writer (ready)"),
         ("coder", "loading", "its slot is loading"),
         ("coder", "unknown", "its slot is unknown (ollama is away)"),
