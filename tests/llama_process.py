@@ -38,6 +38,7 @@ class LlamaModel:
     fails: int = 0  # the exit code of a load that fails
     stop_s: float = 0.005  # from the order to stop until its process has ended
     task_s: float = 0.002
+    slots_s: float = 0.0  # until it tells about its slots: between two batches
 
     # How it is.
     status: str = "unloaded"
@@ -92,6 +93,7 @@ class Processes:
         return answer
 
     async def _slots(self, model: LlamaModel, _: web.Request) -> web.Response:
+        await asyncio.sleep(model.slots_s)
         if not self.slots_endpoint:
             words = "This server does not support slots endpoint. Start it with `--slots`"
             return no(501, words, "not_supported_error")

@@ -9,7 +9,6 @@
   load and from the activity that `/slots` shows. After a restart of the daemon such a model stays.
 """
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,6 +26,7 @@ from daemon.embedding.http import OpenAIEmbedder
 from daemon.models.config import ModelsConfig
 from daemon.models.http import Answered, ServerHttp, Sessions, read_key
 from daemon.models.llamacpp_adapters import apply_adapters, check_adapters, is_local
+from daemon.models.llamacpp_keeping import Keeping, Slot
 from daemon.models.llamacpp_listing import Listing, Model, Props, find_model, is_single, plain, read_models, shards
 from schemas.events.profile import LoadedModel
 from schemas.names import Bytes, ModelName, Seconds, ServerName, Timestamp
@@ -35,18 +35,8 @@ from schemas.profile import Adapter
 POLL_S = (0.02, 0.25)
 """First and longest wait between two looks at a model that loads."""
 
-
-class _Kept(msgspec.Struct):
-    """A process of a router, and when its model leaves for want of use."""
-
-    keep_alive_s: Seconds
-    used: Timestamp  # at the latest
-    tasks: tuple[int, ...] | None = None  # the last of each slot
-
-
-class _Slot(msgspec.Struct):
-    is_processing: bool = False
-    id_task: int = -1
+SLOTS_S = 1.0
+"""How long a model's process may take to tell about its slots."""
 
 
 class _Completion(msgspec.Struct):
@@ -76,11 +66,9 @@ class LlamaCppServer:
         self._http = ServerHttp("llama.cpp", config.llamacpp_url, sessions, config.timeout_s)
         self._key_file = config.llamacpp_key_file
         self._key: str | None = None  # None: to be read
-        self._now = now
+        self._keeping = Keeping(now)
         self._seen: list[Model] = []  # when it was last asked
         self._sizes: dict[ModelName, Bytes] = {}  # as seen when they were loaded
-        self._kept: dict[tuple[str, int], _Kept] = {}  # by id and port
-        self._stopping: dict[tuple[str, int], Timestamp] = {}  # since when
         self.url = self._http.url
 
     def canonical(self, model: ModelName) -> ModelName:
@@ -97,11 +85,11 @@ class LlamaCppServer:
                 server=self.name,
                 model=model.name,
                 size=model.size,
-                expires_at=self._stopping.get(_process(model)) or await self._expiry(model),
+                expires_at=self._keeping.stopping(model) or await self._expiry(model),
                 context_length=model.context_length or None,
             )
             for model in await self._models()
-            if model.status == "loaded" or (model.running and _process(model) in self._stopping)
+            if model.status == "loaded" or (model.running and self._keeping.stopping(model))
         ]
 
     async def size(self, model: ModelName) -> Bytes | None:
@@ -122,7 +110,7 @@ class LlamaCppServer:
         found = await self._run(found)
         await apply_adapters(self._http, self._own(found), found, adapters)
         if found.router:
-            self._kept[_process(found)] = _Kept(keep_alive_s, self._now())
+            self._keeping.keep(found, keep_alive_s)
 
     async def unload(self, model: ModelName) -> None:
         """A router ends the process: at once while it loads, else within its stop-timeout (10 s)."""
@@ -142,25 +130,39 @@ class LlamaCppServer:
             if "not running" not in error.words:
                 raise
             return
-        self._stopping.setdefault(_process(found), self._now())
+        self._keeping.stop(found)
 
     async def embed(self, model: ModelName, texts: Sequence[str]) -> NDArray[np.float32]:
         """(n, d) float32. Sent in batches and tried again as [embedding] says."""
         found = await self._find(model)
         embedder = _Embedder(self._sessions, self.url, found.id, self._embedding, key=self._key or "")
-        self._touch(found)
+        self._keeping.use(found)
         vectors = await embedder.vectors(texts)
-        self._touch(found)
+        self._keeping.use(found)
         return vectors
 
     async def generate(self, model: ModelName, prompt: str, *, max_tokens: int = 128) -> str:
         """At the server's default temperature. Takes as long as the caller waits."""
         found = await self._find(model)
-        self._touch(found)
+        self._keeping.use(found)
         body = {"model": found.id, "prompt": prompt, "n_predict": max_tokens, "stream": False}
         answer = await self._http.ask("POST", "/completion?autoload=false", _Completion, body, patient=True)
-        self._touch(found)
+        self._keeping.use(found)
         return answer.content
+
+    async def _expiry(self, model: Model) -> Timestamp | None:
+        """Looks for activity only where it matters: `/slots` counts as use to --sleep-idle-seconds."""
+        if self._keeping.counts(model):
+            path = f"/slots?model={quote(model.id, safe='')}&autoload=false"
+            try:
+                with anyio.fail_after(SLOTS_S):
+                    self._keeping.look(model, await self._http.ask("GET", path, list[Slot]))
+            except (TimeoutError, Unavailable, Transient):
+                # It answers between two batches, and a long prompt is a long batch.
+                self._keeping.use(model)
+            except ModelServerError:
+                pass  # started with --no-slots: only our own questions count
+        return self._keeping.expiry(model)
 
     # --- loading -----------------------------------------------------------------------------------
 
@@ -178,7 +180,7 @@ class LlamaCppServer:
     async def _run(self, model: Model) -> Model:
         """The model, loaded."""
         pauses = _Pauses()
-        while _process(model) in self._stopping:  # it would be taken for a model that runs already
+        while self._keeping.stopping(model):  # it would be taken for a model that runs already
             await pauses.wait()
             model = await self._find(model.id)
         started = model.status == "unloaded"
@@ -254,9 +256,7 @@ class LlamaCppServer:
             raise ModelServerError(f"{error}: models.llamacpp_key_file must name a file that holds its key") from None
         self._seen = models = read_models(listing, props)
         self._sizes |= {model.name: model.size for model in models if model.size}
-        alive = {_process(model) for model in models if model.running}
-        self._kept = {process: kept for process, kept in self._kept.items() if process in alive}
-        self._stopping = {process: since for process, since in self._stopping.items() if process in alive}
+        self._keeping.seen(models)
         return models
 
     async def _authorize(self) -> None:
@@ -276,28 +276,6 @@ class LlamaCppServer:
         url = f"http://127.0.0.1:{model.port}"
         return ServerHttp("llama.cpp", url, self._sessions, self._http.timeout_s, self._key or "")
 
-    # --- keep_alive --------------------------------------------------------------------------------
-
-    async def _expiry(self, model: Model) -> Timestamp | None:
-        """Looks for activity only where it matters: `/slots` counts as use to --sleep-idle-seconds."""
-        kept = self._kept.get(_process(model))
-        if kept is None or math.isinf(kept.keep_alive_s):
-            return None
-        try:
-            slots = await self._http.ask("GET", f"/slots?model={quote(model.id, safe='')}&autoload=false", list[_Slot])
-        except (Unavailable, Transient, ModelServerError):
-            return kept.used + kept.keep_alive_s  # started with --no-slots, or going away
-        tasks = tuple(slot.id_task for slot in slots)
-        if any(slot.is_processing for slot in slots) or kept.tasks not in (None, tasks):
-            kept.used = self._now()
-        kept.tasks = tasks
-        return kept.used + kept.keep_alive_s
-
-    def _touch(self, model: Model) -> None:
-        kept = self._kept.get(_process(model))
-        if kept is not None:
-            kept.used = self._now()
-
 
 class _Pauses:
     """Between looks: short at first, because small models load in no time."""
@@ -308,11 +286,6 @@ class _Pauses:
     async def wait(self) -> None:
         await anyio.sleep(self._next_s)
         self._next_s = min(self._next_s * 1.5, self._longest_s)
-
-
-def _process(model: Model) -> tuple[str, int]:
-    """A model loaded again is another process: what was said of the first doesn't hold for it."""
-    return model.id, model.port
 
 
 def _file_size(file: str) -> Bytes | None:

@@ -322,6 +322,9 @@ class TestPlayRouter(Router):
         await asyncio.sleep(0.1)
         now = 5000.0
         assert (await listed(server, "tiny")).expires_at == 5010
+        setting.play.models["tiny"].slots_s = 60  # a long prompt
+        now = 6000.0
+        assert (await listed(server, "tiny")).expires_at == 6010
         work.cancel()
 
     async def test_scales_that_do_not_stick_are_an_error(self, setting):
