@@ -23,7 +23,9 @@ ModelName = Annotated[
 ]
 KeepAlive = Annotated[
     str,
-    Meta(pattern=r"^(-1|[0-9]{1,6}(s|m|h))$", description="how long a model stays unused: 30s, 5m, 2h; -1: for ever"),
+    Meta(
+        pattern=r"^(-1|[1-9][0-9]{0,5}(s|m|h))$", description="how long a model stays unused: 30s, 5m, 2h; -1: for ever"
+    ),
 ]
 MessageId = Annotated[str, Meta(min_length=1, max_length=128, description="id of a bus message")]
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]

@@ -7,7 +7,7 @@ there, is asked at activation (core_eviction.py, slot.py).
 
 from collections.abc import Mapping, Sequence
 
-from actors.profile.core import Named, embedder_ref, keep_alive_s, member
+from actors.profile.core import Named, embedder_ref, member
 from schemas.documents.index import IndexDocument
 from schemas.events.base import Refusal
 from schemas.events.index import EmbedderSpec, Search
@@ -28,11 +28,6 @@ def check(profile: ModelProfile) -> Refusal | None:
             f"profile {name!r} has adapters ({', '.join(each.name for each in profile.adapters)}), "
             f"which its server {profile.server} doesn't take",
             'leave adapters out, or have the model served by "llamacpp"',
-        )
-    if keep_alive_s(profile.keep_alive) == 0:
-        return _invalid(
-            f"profile {name!r} has keep_alive {profile.keep_alive!r}: its model would leave as soon as it is loaded",
-            'give a time such as "5m", or "-1" for as long as the profile is active',
         )
     if profile.hnsw is not None and profile.vector_backend != "hnsw":
         return _invalid(

@@ -89,6 +89,7 @@ async def test_defaults_are_the_profiles_own(here: House) -> None:
         ({"server": "vllm"}, 422, "`$.server`", "one of llamacpp, ollama"),
         ({"vector_backend": "faiss"}, 422, "`$.vector_backend`", "one of hnsw, lance"),
         ({"keep_alive": "soon"}, 422, "`$.keep_alive`", "30s, 5m, 2h"),
+        ({"keep_alive": "0m"}, 422, "`$.keep_alive`", "30s, 5m, 2h"),
         ({"hnsw": {"M": 3}}, 422, "`$.hnsw.M`", "from 4 to 64"),
         ({"adapters": [{"name": "a", "scale": -1}]}, 422, "`$.adapters[0].scale`", "from 0 to 100"),
         ({"indexes": ["Not A Name"]}, 422, "`$.indexes[0]`", "a-z 0-9"),

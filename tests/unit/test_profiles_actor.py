@@ -303,7 +303,6 @@ async def test_who_saved_meanwhile_is_not_overwritten(
         ({"indexes": ["a", "b", "a"]}, "names 'a' twice in indexes"),
         ({"server": "llamacpp", "adapters": [Adapter("x"), Adapter("x", 0.5)]}, "names 'x' twice in adapters"),
         ({"adapters": [Adapter("x")]}, "has adapters (x), which its server ollama doesn't take"),
-        ({"keep_alive": "0m"}, "keep_alive '0m': its model would leave as soon as it is loaded"),
         ({"vector_backend": "lance", "hnsw": HnswConfig()}, "has hnsw settings, and its vector_backend is lance"),
         ({"embedder": EmbedderSpec("ollama")}, "the ollama embedder of profile 'odd' names no model"),
         ({"embedder": EmbedderSpec("openai", "m", "127.0.0.1:8")}, "must begin with http:// or https://"),
