@@ -1,15 +1,24 @@
-"""The slot's shell: one order after another, and what is true about the GPU.
+"""The slot's shell: one order after another, and what is true about the GPU's memory.
 
-Which models leave and what a report means is decided in the cores; unloading, loading and looking
-are in swap.py and look.py; the document is kept by store.py.
+Orders are in activation.py, departures.py and preloading.py, their effects in swap.py, looking in
+look.py, the document in store.py; what they decide is in the cores. Whoever waits, waits in one
+line, in order.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+
+import anyio
 
 from actors.base import Actor, Origin, concurrent, every, handles
 from actors.ports import Buckets, Bus, Clock, Gpus, ModelServer, Registry
+from actors.profile.activation import Activation
 from actors.profile.config import SlotConfig
-from schemas.events.base import Message, Refusal
+from actors.profile.departures import Departures
+from actors.profile.desk import Desk
+from actors.profile.preloading import Preloading
+from actors.profile.reconciler import Reconciler
+from schemas.events.base import Refusal
 from schemas.events.profile import (
     ActivateProfile,
     DeactivateProfile,
@@ -31,10 +40,14 @@ from schemas.events.profile import (
 from schemas.names import ServerName
 
 AT_ONCE = 64
+"""Orders that wait in line; more stay in the queue."""
+
+VRAM_S = 2.0
+"""A report on memory doesn't wait longer for a server: it says that it doesn't answer."""
 
 
 class VramSlot(Actor):
-    """Has the active profile's models in the GPU's memory, and nobody's word for it but the servers'."""
+    """Has the active profile's models in the GPU's memory, on nobody's word but the servers'."""
 
     role = "control"
 
@@ -49,9 +62,23 @@ class VramSlot(Actor):
         config: SlotConfig,
     ) -> None:
         self.reconcile_s = config.reconcile_s
+        self._desk = Desk(registry, servers, gpus, buckets, bus, clock, config)
+        self._reconciler = Reconciler(self._desk)
+        self._activation = Activation(self._desk, self._reconciler)
+        self._departures = Departures(self._desk)
+        self._preloading = Preloading(self._desk)
+        self._turn = anyio.Lock()
+        self._orders: list[str] = []  # the one that runs, then those in line
 
-    async def start(self) -> Sequence[Message]:
-        raise NotImplementedError
+    async def start(self) -> Sequence[SlotChanged | SlotFailed | ProfileDeactivated]:
+        """Finds the slot as the last process left it, by what the servers list."""
+        async with self._turn:
+            await self._desk.store.open()
+            if self._desk.slot.state == "empty":
+                return []
+            view = await self._desk.lookout.look()
+            said = await self._reconciler.resolve(view)
+        return [each for each in said if not isinstance(each, ModelUnloaded)]
 
     @handles
     @concurrent(AT_ONCE)
@@ -60,41 +87,71 @@ class VramSlot(Actor):
     ) -> Sequence[
         ProfileActivated | ProfileDeactivated | ModelLoaded | ModelUnloaded | SlotChanged | SlotFailed | Refusal
     ]:
-        raise NotImplementedError
+        if not command.wait and self._orders:
+            return [self._busy()]
+        async with self._order(f"the activation of {command.profile}"):
+            return await self._activation.carry_out(command, origin)
 
     @handles
     @concurrent(AT_ONCE)
     async def on_deactivate(
         self, command: DeactivateProfile, origin: Origin
     ) -> Sequence[ProfileDeactivated | SlotInfo | ModelUnloaded | SlotChanged | SlotFailed | Refusal]:
-        raise NotImplementedError
+        if not command.wait and self._orders:
+            return [self._busy()]
+        async with self._order(f"the deactivation of {command.profile}"):
+            return await self._departures.deactivate(command, origin)
 
     @handles
     @concurrent(AT_ONCE)
-    async def on_preload(
-        self, command: PreloadModel, origin: Origin
-    ) -> Sequence[ModelReport | ModelLoaded | SlotFailed | Refusal]:
-        raise NotImplementedError
+    async def on_preload(self, command: PreloadModel) -> Sequence[ModelReport | ModelLoaded | ModelUnloaded | Refusal]:
+        async with self._order(f"preloading {command.model}"):
+            return await self._preloading.carry_out(command)
 
     @handles
     @concurrent(AT_ONCE)
     async def on_unload(
         self, command: UnloadModel, origin: Origin
     ) -> Sequence[ModelReport | ModelUnloaded | ProfileDeactivated | SlotChanged | SlotFailed | Refusal]:
-        raise NotImplementedError
+        async with self._order(f"unloading {command.model}"):
+            return await self._departures.unload(command, origin)
 
     @handles
     @concurrent(AT_ONCE)
     async def on_get(self, query: GetSlot) -> Sequence[SlotInfo]:
-        raise NotImplementedError
+        """While an order runs, the slot is what the order has made of it so far."""
+        if query.look and self._desk.slot.state == "ready":
+            servers = {ref.server for ref in self._desk.slot.models}
+            view = await self._desk.lookout.look(servers, VRAM_S)
+            return [self._reconciler.seen(view)]
+        return [self._desk.info()]
 
     @handles
     @concurrent(AT_ONCE)
     async def on_vram(self, query: GetVram) -> Sequence[VramReport]:
-        raise NotImplementedError
+        return [self._reconciler.report(*await self._desk.lookout.both(within_s=VRAM_S))]
 
     @every("reconcile_s")
     async def reconcile(
         self,
     ) -> Sequence[VramChanged | SlotChanged | SlotFailed | ProfileDeactivated | ModelUnloaded]:
-        raise NotImplementedError
+        if self._turn.locked():
+            return []
+        async with self._turn:
+            return await self._reconciler.reconcile()
+
+    @asynccontextmanager
+    async def _order(self, what: str) -> AsyncIterator[None]:
+        """A place in line, then the slot."""
+        self._orders.append(what)
+        self._desk.waiting = len(self._orders) - 1
+        try:
+            async with self._turn:
+                yield
+        finally:
+            self._orders.remove(what)
+            self._desk.waiting = max(0, len(self._orders) - 1)
+
+    def _busy(self) -> Refusal:
+        more = f", and {len(self._orders) - 1} more wait" if len(self._orders) > 1 else ""
+        return Refusal("conflict", f"{self._orders[0]} is under way{more}", "wait for it (wait=true), or try later")

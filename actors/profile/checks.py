@@ -1,0 +1,146 @@
+"""What is asked before an activation touches anything: does everything exist that the profile names,
+do its servers answer and know its models, and is there room.
+"""
+
+from collections.abc import Sequence
+
+import msgspec
+import structlog
+
+from actors.errors import ModelServerError, Transient, Unavailable
+from actors.profile.core import Member, embedder_ref, member
+from actors.profile.core_eviction import Memory, Plan, plan
+from actors.profile.desk import Desk
+from actors.profile.look import View
+from actors.profile.swap import Effects, unknown_hint
+from actors.profile.together import together
+from schemas.documents.index import IndexDocument
+from schemas.events.base import Refusal
+from schemas.events.profile import GpuReading, LoadedModel, ModelRef
+from schemas.names import Bytes, IndexName
+from schemas.profile import ModelProfile
+
+log = structlog.get_logger("lakehouse.slot")
+
+UNREAD = GpuReading([], "none", "not asked")
+
+
+class Grounds(msgspec.Struct, frozen=True):
+    """What an activation that wasn't refused goes by."""
+
+    target: Member
+    plan: Plan
+    view: View
+    gpus: GpuReading
+
+
+class Checks:
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
+    async def examine(self, profile: ModelProfile, effects: Effects) -> Grounds | Refusal:
+        """The plan, or why not. `effects.view` is a fresh look. Raises Transient when the registry is away."""
+        desk, view = self._desk, effects.view
+        if profile.server not in desk.servers:
+            return Refusal("unavailable", f"no server {profile.server} is configured", "see [models] in lakehouse.toml")
+        target = member(profile, desk.servers)
+        silent = desk.silent(view, [*target.needs, *desk.slot.models]) or self._holding(target, view)
+        if silent is not None:
+            return silent
+        if profile.adapters and profile.server != "llamacpp":
+            return Refusal(
+                "invalid",
+                f"profile {profile.id} has adapters, which its server {profile.server} doesn't take",
+                "merge them into the model, or serve it with llamacpp",
+            )
+        now = desk.clock.now()
+        found = effects.presences(target.needs, view)
+        missing = [ref for ref in target.needs if found[ref] != "whole"]
+        others = [model for model in view.running if model.ref not in target.needs]
+        doubtful = [*missing, *others] or desk.slot.awaits_free is not None
+        async with together() as group:
+            indexes = [group.create_task(self._index(name, profile, target)) for name in profile.indexes]
+            sizing = [group.create_task(self._size(ref, effects)) for ref in missing]
+            reading = group.create_task(self._gpus(effects)) if doubtful else None
+            listing = group.create_task(desk.members()) if others else None
+        sizes = dict(zip(missing, (task.result() for task in sizing), strict=True))
+        for refusal in [*(task.result() for task in indexes), *sizes.values()]:
+            if isinstance(refusal, Refusal):
+                return refusal
+        gpus = reading.result() if reading is not None else UNREAD
+        known = {ref: size for ref, size in sizes.items() if isinstance(size, int)}
+        memory = Memory(gpus.free, desk.headroom, {**known, **desk.store.sizes}, desk.store.load_s)
+        decided = plan(
+            target,
+            view.running,
+            listing.result() if listing is not None else [target],
+            desk.slot.profile,
+            memory,
+            now,
+            allow_partial=desk.config.allow_partial,
+        )
+        if isinstance(decided, Refusal):
+            return decided
+        if decided.blind:
+            log.info("GPU memory can't be read: loading without knowing that it fits", reason=gpus.reason)
+        if desk.slot.state == "unknown":
+            decided = _doubts_leave(decided, view.of(desk.slot.models))
+        return Grounds(target, decided, view, gpus)
+
+    def _holding(self, target: Member, view: View) -> Refusal | None:
+        """A silent server, which the target doesn't need, that had models a moment ago."""
+        for server, models in view.seen.items():
+            held = self._desk.lookout.may_hold(server) if models is None else ()
+            if held:
+                return Refusal(
+                    "unavailable",
+                    f"{view.reasons[server]}; it had {held[0].model} in memory when it last answered",
+                    f"see that {server} runs, or wait a minute when it was ended on purpose",
+                    retry_after_s=self._desk.config.reconcile_s,
+                )
+        return None
+
+    async def _index(self, name: IndexName, profile: ModelProfile, target: Member) -> Refusal | None:
+        found = await self._desk.registry.load(IndexDocument, name)
+        if found is None:
+            return Refusal(
+                "not_found", f"profile {profile.id} names index {name}, and there is none", "lakehouse indexes"
+            )
+        index = found[0]
+        if index.backend != profile.vector_backend:
+            return Refusal(
+                "invalid",
+                f"index {name} is served by {index.backend}, profile {profile.id} asks for {profile.vector_backend}",
+                f"set the profile's vector_backend to {index.backend}, or take the index out of it",
+            )
+        embeds = embedder_ref(index.embedder, profile.server, self._desk.servers)
+        if embeds is not None and embeds not in target.needs:
+            return Refusal(
+                "invalid",
+                f"index {name} embeds its texts with {embeds}, which profile {profile.id} doesn't have in memory",
+                f"give the profile the embedder {embeds.model}, or take the index out of it",
+            )
+        return None
+
+    async def _size(self, ref: ModelRef, effects: Effects) -> Bytes | Refusal | None:
+        """What its server says that it takes; None when that isn't told."""
+        try:
+            with effects.watch:
+                return await self._desk.servers[ref.server].size(ref.model)
+        except LookupError as error:
+            return Refusal("not_found", str(error.args[0]) if error.args else f"no model {ref}", unknown_hint(ref))
+        except (Unavailable, ModelServerError) as error:
+            return Refusal("unavailable", str(error), f"see that {ref.server} runs")
+        except Transient as error:
+            return Refusal("unavailable", str(error), retry_after_s=error.delay_s)
+
+    async def _gpus(self, effects: Effects) -> GpuReading:
+        with effects.watch:
+            return await self._desk.lookout.gpus()
+
+
+def _doubts_leave(decided: Plan, doubtful: Sequence[LoadedModel]) -> Plan:
+    """What is in doubt isn't left beside a target, even where there would be room."""
+    leaving = {model.ref for model in decided.evict}
+    more = [model for model in doubtful if model.ref not in leaving and model.ref not in decided.keep]
+    return Plan((*decided.evict, *more), decided.load, decided.keep, decided.blind)

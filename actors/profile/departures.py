@@ -1,0 +1,163 @@
+"""Orders to leave: a profile is deactivated, a model is unloaded."""
+
+from collections.abc import Sequence
+
+from actors.base import Origin
+from actors.errors import ModelServerError, Transient, Unavailable
+from actors.profile.core import member
+from actors.profile.core_eviction import leaving
+from actors.profile.core_settle import owed
+from actors.profile.desk import Desk, deactivated
+from actors.profile.look import View
+from actors.profile.swap import Effects, Trouble
+from schemas.documents.profile import SlotDocument
+from schemas.events.base import Refusal
+from schemas.events.profile import (
+    DeactivateProfile,
+    GpuReading,
+    LoadedModel,
+    ModelRef,
+    ModelReport,
+    ModelUnloaded,
+    ProfileDeactivated,
+    SlotChanged,
+    SlotFailed,
+    SlotInfo,
+    UnloadModel,
+)
+from schemas.names import ModelName, ProfileName, ServerName
+
+Left = ModelUnloaded | SlotChanged | SlotFailed | ProfileDeactivated | Refusal
+
+
+class Departures:
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
+    async def deactivate(self, command: DeactivateProfile, origin: Origin) -> Sequence[Left | SlotInfo]:
+        desk, before, name = self._desk, self._desk.slot, command.profile
+        if origin.delivery > 1 and origin.id in before.done:
+            return [desk.info()]
+        profile = await desk.profile(name)
+        holds = before.profile == name and before.state != "empty"
+        if profile is None and not holds:
+            return [Refusal("not_found", f"there is no profile {name}", "lakehouse profile list")]
+        if holds:
+            refs = before.models
+        else:
+            assert profile is not None
+            if profile.server not in desk.servers:
+                return [desk.info()]
+            refs = list(member(profile, desk.servers).needs)
+        effects = desk.effects(name)
+        view, gpus = await effects.both()
+        silent = desk.silent(view, refs)
+        if silent is not None:
+            return [silent]
+        others = [each for each in await desk.members() if each.profile != name] if view.running else []
+        out = leaving(refs, view.running, others, before.profile)
+        if not out and not holds:
+            return [desk.info()]
+        stuck = await self._leave(effects, out, gpus, "asked", name, refs if before.state == "empty" else None, origin)
+        told: list[Left] = [*effects.departed, *desk.changed(before)]
+        if stuck is not None:
+            return [*told, SlotFailed(name, desk.slot.state, stuck.reason), stuck.refusal()]
+        return [*told, ProfileDeactivated(name, "asked", [model.ref for model in out])]
+
+    async def unload(self, command: UnloadModel, origin: Origin) -> Sequence[Left | ModelReport]:
+        desk, before, began = self._desk, self._desk.slot, self._desk.clock.monotonic()
+        if origin.delivery > 1 and origin.id in before.done:
+            return [ModelReport(command.server or "ollama", command.model, loaded=False, changed=False)]
+        effects = desk.effects(command.model)
+        view, gpus = await effects.both()
+        ref = await find_model(desk, effects, view, command.model, command.server)
+        if isinstance(ref, Refusal):
+            return [ref]
+        found = view.of([ref])
+        if not found:
+            return [ModelReport(ref.server, ref.model, loaded=False, changed=False, took_ms=self._ms(began))]
+        stuck = await self._leave(
+            effects, found, gpus, "asked", None, [ref] if before.state == "empty" else None, origin
+        )
+        told: list[Left] = [*effects.departed, *desk.changed(before)]
+        told += deactivated(before, desk.slot, f"its model {ref} was unloaded", [ref])
+        if stuck is not None:
+            return [*told, SlotFailed(before.profile, desk.slot.state, stuck.reason), stuck.refusal()]
+        return [*told, ModelReport(ref.server, ref.model, loaded=False, changed=True, took_ms=self._ms(began))]
+
+    async def _leave(
+        self,
+        effects: Effects,
+        out: Sequence[LoadedModel],
+        gpus: GpuReading,
+        reason: str,
+        profile: ProfileName | None,
+        doubtful: list[ModelRef] | None,
+        origin: Origin,
+    ) -> Trouble | None:
+        """Through the slot's states when its own models go, or when it is empty (`doubtful` are then
+        in doubt); beside them when another profile holds the slot, which stays what it is."""
+        desk, before = self._desk, self._desk.slot
+        holds = profile is not None and before.profile == profile
+        own = holds or bool({model.ref for model in out} & set(before.models))
+        if not own and doubtful is None:
+            return await effects.unload(out, owed(gpus, out), reason)
+        stuck = await desk.depart(
+            effects,
+            out,
+            owed(gpus, out),
+            reason,
+            profile=before.profile if doubtful is None else profile,
+            models=before.models if doubtful is None else doubtful,
+            cause=origin.id,
+        )
+        if stuck is None and before.state == "unknown":
+            await self._rest(effects, before, {model.ref for model in out})
+        desk.store.note([], origin)
+        await desk.finish()
+        return stuck
+
+    async def _rest(self, effects: Effects, before: SlotDocument, out: set[ModelRef]) -> None:
+        """One model of a profile in doubt is gone; the others may still be."""
+        desk = self._desk
+        rest = [ref for ref in before.models if ref not in out]
+        found = effects.presences(rest, await effects.look())
+        if {"stopping", "unseen"} & set(found.values()):
+            desk.store.happen("unload begun", profile=before.profile, models=rest)
+            desk.store.happen("in doubt", profile=before.profile, models=rest, reason=before.reason)
+
+    def _ms(self, began: float) -> float:
+        return (self._desk.clock.monotonic() - began) * 1000
+
+
+async def find_model(
+    desk: Desk, effects: Effects, view: View, model: ModelName, server: ServerName | None
+) -> ModelRef | Refusal:
+    """At the server that was named; else at the one that has it in memory; else at the one that knows it."""
+    if server is not None and server not in desk.servers:
+        return Refusal("not_found", f"no server {server} is configured", "see [models] in lakehouse.toml")
+    names = list(desk.servers) if server is None else [server]
+    refs = [ModelRef(name, desk.servers[name].canonical(model)) for name in names]
+    listed = [found.ref for found in view.of(refs)]
+    if len(listed) > 1:
+        both = " and ".join(ref.server for ref in listed)
+        return Refusal("invalid", f"{model} is in memory at {both}", "say which with server")
+    if listed:
+        return listed[0]
+    silent: Refusal | None = None
+    for ref in refs:
+        if view.seen.get(ref.server) is None:
+            silent = silent or desk.silent(view, [ref])
+            continue
+        try:
+            with effects.watch:
+                await desk.servers[ref.server].size(ref.model)
+        except LookupError:
+            continue
+        except (Unavailable, Transient, ModelServerError) as error:
+            silent = silent or Refusal("unavailable", str(error), f"see that {ref.server} runs")
+            continue
+        return ref
+    return silent or Refusal(
+        "not_found", f"no model server has a model {model}", f"ollama pull {model}, or add it to llama-server"
+    )

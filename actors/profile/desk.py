@@ -1,0 +1,165 @@
+"""What every order of the slot works with: the document, the looks, the profiles that there are; and
+the one way in which models leave while the slot's state tells of it.
+"""
+
+from collections.abc import Awaitable, Mapping, Sequence
+from typing import TypeVar
+
+import anyio
+
+from actors.errors import Conflict, Transient, Unavailable
+from actors.ports import Buckets, Bus, Clock, Gpus, ModelServer, Registry
+from actors.profile.config import SlotConfig
+from actors.profile.core import Member, keep_alive_s, member
+from actors.profile.core_settle import Owed, awaited
+from actors.profile.look import Lookout, View
+from actors.profile.store import SlotStore
+from actors.profile.swap import Effects, Terms, Trouble
+from actors.profile.together import together
+from schemas.documents.profile import ProfileDocument, SlotDocument
+from schemas.events.base import Refusal
+from schemas.events.profile import LoadedModel, ModelRef, ProfileDeactivated, SlotChanged, SlotInfo
+from schemas.names import Bytes, ProfileName, ServerName
+from schemas.profile import ModelProfile
+
+T = TypeVar("T")
+
+MB = 1 << 20
+SAVE_S = 5.0
+"""A shutdown waits so long for what an order has come to."""
+
+
+class Desk:
+    """Used by one order at a time; looking is free for all."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        servers: Mapping[ServerName, ModelServer],
+        gpus: Gpus,
+        buckets: Buckets,
+        bus: Bus,
+        clock: Clock,
+        config: SlotConfig,
+    ) -> None:
+        self.registry = registry
+        self.servers = servers
+        self.buckets = buckets
+        self.bus = bus
+        self.clock = clock
+        self.config = config
+        self.lookout = Lookout(servers, gpus, clock)
+        self.store = SlotStore(registry, clock)
+        self.waiting = 0  # orders in line
+
+    @property
+    def slot(self) -> SlotDocument:
+        return self.store.document
+
+    @property
+    def headroom(self) -> Bytes:
+        return self.config.headroom_mb * MB
+
+    def effects(self, about: str) -> Effects:
+        return Effects(self.servers, self.lookout, self.bus, self.clock, self.config, about)
+
+    def info(self, view: View | None = None) -> SlotInfo:
+        slot = self.slot
+        models = self.lookout.last(slot.models) if view is None else view.of(slot.models)
+        return SlotInfo(slot.state, slot.profile, slot.target, slot.since, slot.reason, models, self.waiting)
+
+    def changed(self, before: SlotDocument) -> list[SlotChanged]:
+        """The fact that the slot isn't what it was before an order."""
+        after = self.slot
+        if (before.state, before.profile) == (after.state, after.profile):
+            return []
+        return [SlotChanged(self.info(), before.state)]
+
+    async def profile(self, name: ProfileName | None) -> ModelProfile | None:
+        found = None if name is None else await self.registry.load(ProfileDocument, name)
+        return None if found is None else found[0].profile
+
+    async def members(self) -> list[Member]:
+        """All profiles whose server is configured."""
+        every = [document.profile for _, document, _ in await self.registry.all(ProfileDocument)]
+        return [member(each, self.servers) for each in every if each.server in self.servers]
+
+    def terms(self, profile: ModelProfile | None, reason: str) -> Terms:
+        """How a profile's models are loaded; those of one that is gone stay for ever, as before."""
+        if profile is None:
+            return Terms(float("inf"), reason=reason)
+        own = member(profile, self.servers).needs[0]
+        return Terms(keep_alive_s(profile.keep_alive), profile.adapters, own, reason)
+
+    def silent(self, view: View, refs: Sequence[ModelRef]) -> Refusal | None:
+        """A server that these models are on doesn't answer."""
+        for server in dict.fromkeys(ref.server for ref in refs):
+            if view.seen.get(server) is None:
+                return Refusal(
+                    "unavailable",
+                    view.reasons.get(server) or f"the model server {server} isn't configured",
+                    f"see that {server} runs, and that [models] in lakehouse.toml has its address",
+                )
+        return None
+
+    async def announcing(self, effect: Awaitable[T]) -> T:
+        """Carry out an effect while what the document says about it is being saved."""
+
+        async def run() -> T:
+            return await effect
+
+        async with together() as group:
+            result = group.create_task(run())
+            group.create_task(self.store.announce())
+        return result.result()
+
+    async def finish(self) -> None:
+        """Save what an order has come to. When that can't be done now, whoever asked is told so, and
+        the next reconcile saves it."""
+        with anyio.move_on_after(SAVE_S, shield=True) as scope:
+            try:
+                await self.store.save()
+            except Unavailable as error:
+                raise Transient(f"the slot is {self.slot.state}, which can't be saved: {error}") from error
+            except Conflict as error:
+                raise Transient(f"the slot's document is being changed by somebody else: {error}") from error
+        if scope.cancelled_caught:
+            raise Transient(f"the slot is {self.slot.state}, which couldn't be saved within {SAVE_S:g} s")
+
+    async def depart(
+        self,
+        effects: Effects,
+        leaving: Sequence[LoadedModel],
+        debt: Owed,
+        reason: str,
+        *,
+        profile: ProfileName | None,
+        models: list[ModelRef],
+        target: ProfileName | None = None,
+        cause: str = "",
+    ) -> Trouble | None:
+        """Through `unloading` to `empty`, or to `unknown`. `profile` and its `models` are what is in
+        doubt meanwhile. Whatever an earlier order waits for is waited for too."""
+        owes = [amount for amount in (self.slot.awaits_free, awaited(debt)) if amount is not None]
+        awaits = max(owes, default=None)
+        earlier = self.slot.awaits_free
+        self.store.happen(
+            "unload begun", profile=profile, target=target, models=models, awaits_free=awaits, cause=cause
+        )
+        stuck = await self.announcing(effects.unload(leaving, debt, reason, earlier))
+        if stuck is not None:
+            self.store.happen(
+                "unload stuck", profile=profile, target=target, models=models, reason=stuck.reason, awaits_free=awaits
+            )
+        else:
+            self.store.happen("unloaded", profile=None, models=[])
+        return stuck
+
+
+def deactivated(
+    before: SlotDocument, after: SlotDocument, reason: str, gone: Sequence[ModelRef] = ()
+) -> list[ProfileDeactivated]:
+    """The fact that the profile which held the slot no longer does."""
+    if before.profile is None or before.profile == after.profile or before.state == "empty":
+        return []
+    return [ProfileDeactivated(before.profile, reason, [ref for ref in before.models if ref in gone])]

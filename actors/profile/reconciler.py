@@ -1,0 +1,168 @@
+"""Brings the slot back in line with what the model servers report. A change is believed when two
+looks, further apart than a server's list lags, say the same.
+"""
+
+from collections.abc import Sequence
+
+from actors.profile.core import Happened, member
+from actors.profile.core_reconcile import Presence, decide, is_stopping, presence, why
+from actors.profile.core_settle import owed
+from actors.profile.core_vram import changed, report
+from actors.profile.desk import MB, Desk, deactivated
+from actors.profile.look import View
+from schemas.documents.profile import ProfileDocument
+from schemas.events.profile import (
+    GpuReading,
+    ModelRef,
+    ModelUnloaded,
+    ProfileDeactivated,
+    SlotChanged,
+    SlotFailed,
+    SlotInfo,
+    VramChanged,
+    VramReport,
+)
+from schemas.names import ProfileName
+
+AGAIN_S = 1.0
+"""Between two looks: longer than any list was seen to lag."""
+
+GIVEN_UP_S = 600.0
+"""Memory that hasn't come free for so long, with nothing of it listed, is somebody else's: what can
+be loaded is then decided by what is free."""
+
+Said = SlotChanged | SlotFailed | ProfileDeactivated | ModelUnloaded
+
+
+class Reconciler:
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._told: VramReport | None = None
+
+    async def reconcile(self) -> Sequence[Said | VramChanged]:
+        """One round, when no order is under way. No server is contacted for a slot that nobody uses."""
+        desk = self._desk
+        await desk.store.save()  # what an order could not save
+        idle = desk.slot.state == "empty" and not desk.lookout.anything
+        if idle and not await desk.registry.all(ProfileDocument):
+            return []
+        view, gpus = await desk.lookout.both()
+        said = [*await self._expire(view, gpus), *await self.resolve(view, gpus)]
+        if said:
+            view, gpus = await desk.lookout.both()
+        return [*said, *self._vram(view, gpus)]
+
+    def report(self, view: View, gpus: GpuReading) -> VramReport:
+        desk = self._desk
+        return report(gpus, desk.lookout.reports(view), desk.info(view), desk.clock.now())
+
+    def seen(self, view: View) -> SlotInfo:
+        """The slot as one look shows it; nothing is changed by it."""
+        desk, info = self._desk, self._desk.info(view)
+        if desk.slot.state != "ready":
+            return info
+        found = self._find(desk.slot.models, view)
+        if set(found.values()) == {"whole"}:
+            return info
+        reason = why(found, view.seen, view.reasons)
+        return SlotInfo("unknown", info.profile, info.target, info.since, reason, info.models, info.waiting)
+
+    async def resolve(self, view: View, gpus: GpuReading | None = None) -> Sequence[Said]:
+        """What has happened to the slot since, by this look and another."""
+        desk, before = self._desk, self._desk.slot
+        happened, profile, models = await self._judge(view, gpus)
+        if happened is None:
+            return []
+        await desk.clock.sleep(AGAIN_S)
+        servers = {ref.server for ref in (*models, *before.models)}
+        view = await desk.lookout.look(servers)
+        again, profile, models = await self._judge(view, None)
+        if again != happened:
+            if before.state in ("ready", "unknown"):
+                return []
+            happened, profile, models = "in doubt", before.profile, before.models
+        reason = why(self._find(models, view), view.seen, view.reasons)
+        return await self._accept(happened, profile, models, reason)
+
+    async def _accept(
+        self, happened: Happened, profile: ProfileName | None, models: list[ModelRef], reason: str
+    ) -> Sequence[Said]:
+        desk, before = self._desk, self._desk.slot
+        if happened in ("model lost", "seen empty"):
+            desk.store.happen(happened, profile=None, models=[], reason=reason)
+        elif happened == "seen ready":
+            desk.store.happen(happened, profile=profile, models=models)
+        else:
+            desk.store.happen(
+                happened,
+                profile=before.profile,
+                target=before.target,
+                models=before.models,
+                reason=reason or "what was under way was cut short",
+                awaits_free=before.awaits_free,
+            )
+        await desk.finish()
+        said: list[Said] = [*desk.changed(before), *deactivated(before, desk.slot, reason or "its models are gone")]
+        if happened == "in doubt":
+            said.append(SlotFailed(before.profile, "unknown", desk.slot.reason))
+        return said
+
+    async def _judge(
+        self, view: View, gpus: GpuReading | None
+    ) -> tuple[Happened | None, ProfileName | None, list[ModelRef]]:
+        """By one look: what has happened, and whose models it is about. A daemon that ended during a
+        swap may find the models of the profile that it swapped to."""
+        desk, slot = self._desk, self._desk.slot
+        found = self._find(slot.models, view)
+        if slot.state == "unloading" and slot.target is not None and set(found.values()) != {"whole"}:
+            target = await desk.profile(slot.target)
+            if target is not None and target.server in desk.servers:
+                needs = list(member(target, desk.servers).needs)
+                if set(self._find(needs, view).values()) == {"whole"}:
+                    return "seen ready", slot.target, needs
+        happened = decide(slot.state, slot.profile, found, freed=await self._freed(gpus))
+        return happened, slot.profile, slot.models
+
+    async def _freed(self, gpus: GpuReading | None) -> bool:
+        desk, slot = self._desk, self._desk.slot
+        if slot.awaits_free is None:
+            return True
+        free = (gpus or await desk.lookout.gpus()).free
+        if free is None or desk.clock.now() - slot.since > GIVEN_UP_S:
+            return True
+        return free >= slot.awaits_free - desk.config.settle_tolerance_mb * MB
+
+    def _find(self, refs: Sequence[ModelRef], view: View) -> dict[ModelRef, Presence]:
+        desk = self._desk
+        now = desk.clock.now()
+        return {ref: presence(ref, view.seen, now, allow_partial=desk.config.allow_partial) for ref in refs}
+
+    async def _expire(self, view: View, gpus: GpuReading) -> Sequence[Said]:
+        """llama.cpp's server has no keep-alive of its own: what is past its time is unloaded here."""
+        desk, before = self._desk, self._desk.slot
+        now = desk.clock.now()
+        expired = [model for model in view.seen.get("llamacpp") or () if is_stopping(model, now)]
+        if not expired:
+            return []
+        names = ", ".join(model.model for model in expired)
+        effects = desk.effects(before.profile or names)
+        gone = [model.ref for model in expired]
+        if before.state == "ready" and set(gone) & set(before.models):
+            stuck = await desk.depart(
+                effects, expired, owed(gpus, expired), "unused", profile=before.profile, models=before.models
+            )
+            await desk.finish()
+        else:
+            stuck = await effects.unload(expired, owed(gpus, expired), "unused")
+        said: list[Said] = [*effects.departed, *desk.changed(before)]
+        said += deactivated(before, desk.slot, f"unused for its keep-alive: {names}", gone)
+        if stuck is not None:
+            said.append(SlotFailed(before.profile, desk.slot.state, stuck.reason))
+        return said
+
+    def _vram(self, view: View, gpus: GpuReading) -> list[VramChanged]:
+        vram = self.report(view, gpus)
+        if not changed(self._told, vram):
+            return []
+        self._told = vram
+        return [VramChanged(vram)]

@@ -1,0 +1,309 @@
+"""The effects of one order on the GPU: models leave, models come, each checked by what is listed and
+by the driver's readings. Nothing here decides; a failure is returned as `Trouble`, in words for
+people, and slot.py's order goes on from there.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import anyio
+import msgspec
+
+from actors.errors import ModelServerError, Transient, Unavailable
+from actors.ports import Bus, Clock, ModelServer
+from actors.profile.config import SlotConfig
+from actors.profile.core import gib, placed
+from actors.profile.core_reconcile import Presence, presence, why
+from actors.profile.core_settle import Owed, Sample, settled, shortfall
+from actors.profile.look import Lookout, View
+from actors.profile.together import Stopwatch, together
+from schemas.documents.profile import ModelMeasure
+from schemas.events.base import Progress, Refusal, RefusalStatus
+from schemas.events.profile import GpuReading, LoadedModel, ModelLoaded, ModelRef, ModelUnloaded
+from schemas.names import Bytes, Seconds, ServerName
+from schemas.profile import Adapter
+
+FIRST_POLL_S, LAST_POLL_S, QUICK_S = 0.02, 0.25, 2.0
+"""Polls are quick for the first seconds, in which most models leave, then rarer."""
+
+LOOK_S = 2.0
+"""Of a poll: one that isn't answered must not take the whole deadline."""
+
+ASK_S = 5.0
+"""An unload that isn't answered is asked for again."""
+
+CHECK_S = 2.0
+"""How long a server's list may lag behind its word that a model is loaded."""
+
+BUSY_S = 10.0
+"""How long a server may be too busy to load before that is a failure."""
+
+KEPT_SAMPLES = 128
+
+
+class Trouble(msgspec.Struct, frozen=True):
+    """Why an effect didn't come about."""
+
+    reason: str
+    status: RefusalStatus = "conflict"
+    hint: str = ""
+    retry_after_s: float | None = None
+
+    def refusal(self, reason: str = "", hint: str = "") -> Refusal:
+        return Refusal(self.status, reason or self.reason, hint or self.hint, self.retry_after_s)
+
+
+class Terms(msgspec.Struct, frozen=True):
+    """How a profile's models are loaded."""
+
+    keep_alive_s: Seconds
+    adapters: Sequence[Adapter] = ()
+    adapted: ModelRef | None = None  # the model that they go on
+    reason: str = ""
+
+
+class Effects:
+    """Of one order. `facts` are what came of it, `touched` what may be in memory because of it."""
+
+    def __init__(
+        self,
+        servers: Mapping[ServerName, ModelServer],
+        lookout: Lookout,
+        bus: Bus,
+        clock: Clock,
+        config: SlotConfig,
+        about: str,
+    ) -> None:
+        self._servers = servers
+        self._lookout = lookout
+        self._bus = bus
+        self._clock = clock
+        self._config = config
+        self._about = about
+        self.watch = Stopwatch(clock)
+        self.facts: list[ModelLoaded | ModelUnloaded] = []
+        self.measured: list[ModelMeasure] = []
+        self.touched: list[ModelRef] = []
+        self.view = View({})  # the last look
+
+    @property
+    def departed(self) -> list[ModelUnloaded]:
+        return [fact for fact in self.facts if isinstance(fact, ModelUnloaded)]
+
+    async def look(self) -> View:
+        with self.watch:
+            self.view = await self._lookout.look()
+        return self.view
+
+    async def both(self) -> tuple[View, GpuReading]:
+        with self.watch:
+            self.view, gpus = await self._lookout.both()
+        return self.view, gpus
+
+    # --- leaving -------------------------------------------------------------------------------
+
+    async def unload(
+        self, leaving: Sequence[LoadedModel], debt: Owed, reason: str, awaits_free: Bytes | None = None
+    ) -> Trouble | None:
+        """Ask for it, then wait until no server lists them and their memory is free; all of that by
+        the deadline, also when a request hangs. `awaits_free`: bytes that an earlier order waits for."""
+        began = self._clock.monotonic()
+        watching = _Leaving(leaving, debt, self._config.settle_tolerance_mb << 20, awaits_free)
+        with self.watch:
+            with anyio.move_on_after(self._config.unload_deadline_s) as deadline:
+                async with together() as group:
+                    asking = [group.create_task(self._ask_out(model, watching.problems)) for model in leaving]
+                    await self._until_gone(watching)
+                    for task in asking:
+                        task.cancel()
+            if deadline.cancelled_caught:
+                return Trouble(
+                    f"not out of memory after {self._config.unload_deadline_s:g} s: {watching.why()}",
+                    hint="`lakehouse vram` shows what is there; restart the model server when it doesn't let go",
+                )
+        took = self._clock.monotonic() - began
+        for model in leaving:
+            freed = watching.freed(model)
+            self.facts.append(ModelUnloaded(model.server, model.model, freed, took, reason))
+        return None
+
+    async def _ask_out(self, model: LoadedModel, problems: dict[ModelRef, str]) -> None:
+        await self._say("unload", model.ref, 0, 1)
+        while True:
+            pause = 1.0
+            with anyio.move_on_after(ASK_S):
+                try:
+                    await self._servers[model.server].unload(model.model)
+                except (Unavailable, ModelServerError) as error:
+                    problems[model.ref] = str(error)
+                except Transient as error:
+                    problems[model.ref], pause = str(error), min(1.0, error.delay_s)
+                else:
+                    problems.pop(model.ref, None)
+                    pause = ASK_S  # still listed by then: it hasn't heard, or has forgotten
+            await self._clock.sleep(pause)
+
+    async def _until_gone(self, watching: "_Leaving") -> None:
+        began, pause, said = self._clock.monotonic(), FIRST_POLL_S, False
+        while True:
+            if watching.debt.before.gpus:
+                view, gpus = await self._lookout.both(watching.servers, LOOK_S)
+            else:
+                view, gpus = await self._lookout.look(watching.servers, LOOK_S), watching.debt.before
+            now = self._clock.monotonic()
+            if watching.gone(view, Sample(now, gpus)):
+                return
+            if not watching.listed and not said:
+                said = True
+                await self._bus.signal(Progress("slot", self._about, "settle", 0, 1, "models"))
+            await self._clock.sleep(pause)
+            if now - began > QUICK_S:
+                pause = min(LAST_POLL_S, pause * 1.3)
+
+    # --- coming --------------------------------------------------------------------------------
+
+    async def load(
+        self, load: Sequence[ModelRef], renew: Sequence[ModelRef], needs: Sequence[ModelRef], terms: Terms
+    ) -> Trouble | None:
+        """Load, one after another, and renew the keep-alive of those that are there; then see that
+        all of `needs` are listed and whole at the same time."""
+        took: dict[ModelRef, Seconds] = {}
+        with self.watch:
+            for done, ref in enumerate(load):
+                await self._say("load", ref, done, len(load))
+                self.touched.append(ref)
+                began = self._clock.monotonic()
+                trouble = await self._load_one(ref, terms)
+                if trouble is not None:
+                    return trouble
+                took[ref] = self._clock.monotonic() - began
+            for ref in renew:
+                trouble = await self._load_one(ref, terms)
+                if trouble is not None:
+                    return trouble
+            if load or renew:
+                trouble = await self._check(needs)
+                if trouble is not None:
+                    return trouble
+        for model in self.view.of(list(took)):
+            self.measured.append(ModelMeasure(model.server, model.model, model.size, took[model.ref]))
+            self.facts.append(
+                ModelLoaded(model.server, model.model, model.size, model.size_vram, took[model.ref], terms.reason)
+            )
+        return None
+
+    async def _load_one(self, ref: ModelRef, terms: Terms) -> Trouble | None:
+        adapters = terms.adapters if ref == terms.adapted else ()
+        server = self._servers[ref.server]
+        began = self._clock.monotonic()
+        with anyio.move_on_after(self._config.load_deadline_s):
+            while True:
+                try:
+                    await server.load(ref.model, terms.keep_alive_s, adapters)
+                    return None
+                except Transient as error:
+                    if self._clock.monotonic() - began + error.delay_s > BUSY_S:
+                        return Trouble(str(error), "unavailable", retry_after_s=error.delay_s)
+                    await self._clock.sleep(error.delay_s)
+                except Unavailable as error:
+                    return Trouble(str(error), "unavailable", f"see that {ref.server} runs")
+                except LookupError as error:
+                    return Trouble(_words(error), "not_found", unknown_hint(ref))
+                except ModelServerError as error:
+                    return Trouble(str(error))
+        return Trouble(
+            f"{ref} wasn't loaded within {self._config.load_deadline_s:g} s", hint="raise [slot] load_deadline_s"
+        )
+
+    async def _check(self, needs: Sequence[ModelRef]) -> Trouble | None:
+        """Listed and whole, all at once; a list that lags behind is looked at again."""
+        servers = {ref.server for ref in needs}
+        began = self._clock.monotonic()
+        while True:
+            self.view = await self._lookout.look(servers, LOOK_S)
+            found = self.presences(needs, self.view)
+            if set(found.values()) <= {"whole"}:
+                return None
+            if self._clock.monotonic() - began >= CHECK_S:
+                break
+            await self._clock.sleep(FIRST_POLL_S)
+        partial = [model for model in self.view.of(needs) if found[model.ref] == "partial"]
+        if partial:
+            each = "; ".join(f"{model.ref}: {placed(model)}" for model in partial)
+            return Trouble(
+                f"loaded, but not wholly on the GPU: {each}",
+                hint="use a smaller model or quantisation, or allow it with [slot] allow_partial",
+            )
+        status: RefusalStatus = "unavailable" if "unseen" in found.values() else "conflict"
+        return Trouble(f"said to be loaded, but {why(found, self.view.seen, self.view.reasons)}", status)
+
+    def presences(self, refs: Sequence[ModelRef], view: View) -> dict[ModelRef, Presence]:
+        now = self._clock.now()
+        return {ref: presence(ref, view.seen, now, allow_partial=self._config.allow_partial) for ref in refs}
+
+    async def _say(self, doing: str, ref: ModelRef, done: int, total: int) -> None:
+        await self._bus.signal(Progress("slot", self._about, f"{doing} {ref.model}", done, total, "models"))
+
+
+class _Leaving:
+    """Models on their way out, and how far they are."""
+
+    def __init__(self, models: Sequence[LoadedModel], debt: Owed, tolerance: Bytes, awaits_free: Bytes | None) -> None:
+        self.models = models
+        self.debt = debt
+        self.servers = {model.server for model in models}
+        self.problems: dict[ModelRef, str] = {}
+        self.listed: list[LoadedModel] = []
+        self._tolerance = tolerance
+        self._awaits = awaits_free
+        self._unseen: list[str] = []
+        self._samples: list[Sample] = []
+
+    def gone(self, view: View, sample: Sample) -> bool:
+        """After one more look."""
+        self._unseen = list(view.reasons.values())
+        self.listed = view.of([model.ref for model in self.models])
+        self._samples = [*self._samples[-KEPT_SAMPLES:], sample]
+        return (
+            not self._unseen
+            and not self.listed
+            and settled(self.debt, self._samples, self._tolerance)
+            and self._repaid(sample.gpus)
+        )
+
+    def freed(self, model: LoadedModel) -> Bytes | None:
+        """By the GPU's readings; where several left together, by what each of them held."""
+        before, after = self.debt.before.free, self._samples[-1].gpus.free
+        if before is None or after is None:
+            return None
+        if len(self.models) == 1:
+            return max(0, after - before)
+        held = sum(each.size_vram or 0 for each in self.models)
+        return max(0, int((after - before) * (model.size_vram or 0) / held)) if held else None
+
+    def why(self) -> str:
+        parts = [f"{model.ref} is still listed" for model in self.listed]
+        parts += [*self._unseen, *self.problems.values()]
+        if not parts and self._samples:
+            short = shortfall(self.debt, self._samples[-1].gpus)
+            free = self._samples[-1].gpus.free
+            if self._awaits is not None and free is not None and free < self._awaits:
+                parts.append(f"{gib(free)} of GPU memory are free, {gib(self._awaits)} should be")
+            elif short is not None:
+                parts.append(f"no longer listed, but only {gib(short[0])} of {gib(short[1])} came free on the GPU")
+            else:
+                parts.append("free GPU memory doesn't come to rest")
+        return "; ".join(dict.fromkeys(parts)) or "no server has answered"
+
+    def _repaid(self, gpus: GpuReading) -> bool:
+        return self._awaits is None or gpus.free is None or gpus.free >= self._awaits - self._tolerance
+
+
+def unknown_hint(ref: ModelRef) -> str:
+    """How a model gets to its server."""
+    if ref.server == "ollama":
+        return f"ollama pull {ref.model}"
+    return "put its GGUF where llama-server finds it, and name it as llama-server does"
+
+
+def _words(error: LookupError) -> str:
+    return str(error.args[0]) if error.args else str(error)
