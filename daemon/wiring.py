@@ -17,12 +17,16 @@ from actors.index.builder import Builder
 from actors.index.catalog import Catalog
 from actors.index.searcher import Searcher
 from actors.ingest.actor import Ingest
+from actors.profile.profiles import Profiles
+from actors.profile.slot import VramSlot
 from actors.promotion.actor import Promotion
 from daemon.bus.base import MessageBus
 from daemon.bus.heads import Heads
 from daemon.compute import WorkerCompute
 from daemon.config import Config
 from daemon.embedding.factory import EmbedderFactory
+from daemon.gpu.system import SystemGpus
+from daemon.models.servers import ModelServers
 from daemon.state_dir import StateDir
 from daemon.storage.buckets import ObjectBuckets
 from daemon.storage.journal import TableJournal
@@ -32,7 +36,7 @@ from daemon.storage.snapshots import TableSnapshots
 from daemon.storage.tables import DeltaTables
 from schemas.events.index import EmbedderSpec
 
-ACTORS: tuple[type[Actor], ...] = (Ingest, Catalog, Builder, Searcher, Agent, Lab, Promotion)
+ACTORS: tuple[type[Actor], ...] = (Ingest, Catalog, Builder, Searcher, Agent, Lab, Promotion, Profiles, VramSlot)
 
 
 @dataclass
@@ -42,6 +46,7 @@ class House:
     actors: list[Actor]
     workers: list[WorkerCompute]
     embedders: EmbedderFactory
+    servers: ModelServers
 
     async def give_up_jobs(self) -> None:
         """Kill the workers: jobs in hand go back to the queue."""
@@ -51,6 +56,7 @@ class House:
     async def aclose(self) -> None:
         await self.give_up_jobs()
         await self.embedders.aclose()
+        await self.servers.aclose()
 
 
 def open_buckets(config: Config, state: StateDir) -> ObjectBuckets:
@@ -79,6 +85,7 @@ def build(config: Config, state: StateDir, bus: MessageBus, heads: Heads, bucket
     # Builds have a worker of their own: what was promoted must not wait for a trial that runs.
     lab, builds, embed = WorkerCompute("lab"), WorkerCompute("build"), WorkerCompute("embed")
     embedders = EmbedderFactory(config.embedding, config.models, embed)
+    servers = ModelServers(config.models, config.embedding)
     default_embedder = EmbedderSpec(kind=config.embedding.kind, model=config.embedding.model)
     actors: list[Actor] = [
         Ingest(tables, registry, buckets, bus, clock, config.ingest, state.uploads),
@@ -111,5 +118,7 @@ def build(config: Config, state: StateDir, bus: MessageBus, heads: Heads, bucket
         Agent(registry, journal, bus, clock, config.agent),
         Lab(registry, journal, snapshots, buckets, lab, graphs, query_log, embedders, bus, clock, host, config.agent),
         Promotion(registry, journal, tables, clock),
+        Profiles(registry, bus, clock, servers.servers),
+        VramSlot(registry, servers.servers, SystemGpus(), buckets, bus, clock, config.slot),
     ]
-    return House(actors, [lab, builds, embed], embedders)
+    return House(actors, [lab, builds, embed], embedders, servers)
