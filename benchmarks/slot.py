@@ -5,8 +5,9 @@
 A real daemon over HTTP and the tests' Ollama, which takes so long to load a model and lists one for
 so long after its unload. Two profiles of different models are activated in turn (without indexes,
 and with one each), then two of the same model. `over the delays` is the wall time minus what Ollama
-was told to take; `by its account` is what the daemon itself says that it spent besides waiting for
-servers. The peer is the same swap by hand: unload, ask /api/ps until it is gone, load.
+was told to take. It has three parts: waiting for servers (that a model is gone is seen at the next
+look), the daemon's own work, and what comes after: facts are stored, the answer travels. The peer is
+the same swap by hand: unload, ask /api/ps until it is gone, load.
 """
 
 import argparse
@@ -41,7 +42,9 @@ class Row:
     delays_ms: float  # of the model server
     goal_ms: float | None
     wall_ms: list[float] = field(default_factory=list)
-    own_ms: list[float] = field(default_factory=list)  # by the daemon's account
+    parts_ms: list[tuple[float, float, float]] = field(default_factory=list)
+    """By the daemon's account, beside the delays: waiting for servers, its own work, what comes after
+    the order is carried out (its facts are stored, the answer travels)."""
 
     def measure(self, count: int) -> None:
         for number in range(count + WARM_UP):
@@ -51,7 +54,8 @@ class Row:
             if number >= WARM_UP:
                 self.wall_ms.append(wall)
                 if "took_ms" in answer:
-                    self.own_ms.append(answer["took_ms"] - answer["servers_ms"])
+                    took, servers = answer["took_ms"], answer["servers_ms"]
+                    self.parts_ms.append((servers - self.delays_ms, took - servers, wall - took))
 
 
 @contextlib.contextmanager
@@ -103,22 +107,20 @@ def by_hand(server: Connection) -> Callable[[int], dict[str, float]]:
 
 
 def report(rows: list[Row]) -> None:
-    table = Table("", "wall p50, ms", "p95", "over the delays p50", "p95", "by its account p50", "goal p50", "n")
+    table = Table("p50, ms", "wall", "over the delays", "p95", "waiting", "own work", "after", "goal", "n")
     for row in rows:
-        over = np.array(row.wall_ms) - row.delays_ms
-        wall50, wall95 = np.percentile(row.wall_ms, [50, 95])
-        over50, over95 = np.percentile(over, [50, 95])
+        over50, over95 = np.percentile(np.array(row.wall_ms) - row.delays_ms, [50, 95])
+        parts = np.median(row.parts_ms, axis=0) if row.parts_ms else []
         table.add_row(
             row.name,
-            f"{wall50:.1f}",
-            f"{wall95:.1f}",
+            f"{np.median(row.wall_ms):.1f}",
             f"{over50:.1f}",
             f"{over95:.1f}",
-            f"{np.median(row.own_ms):.1f}" if row.own_ms else "-",
+            *([f"{part:.1f}" for part in parts] or ["-", "-", "-"]),
             f"{row.goal_ms:g}" if row.goal_ms else "-",
             str(len(row.wall_ms)),
         )
-    Console(width=140).print(table)
+    Console(width=120).print(table)
 
 
 def main() -> None:
