@@ -57,6 +57,7 @@ class Checks:
         found = effects.presences(target.needs, view)
         missing = [ref for ref in target.needs if found[ref] != "whole"]
         others = [model for model in view.running if model.ref not in target.needs]
+        others += [model for model in desk.lookout.recent(view) if model.ref not in target.needs]
         doubtful = [*missing, *others] or desk.slot.awaits_free is not None
         async with together() as group:
             indexes = [group.create_task(self._index(name, profile, target)) for name in profile.indexes]
@@ -72,7 +73,7 @@ class Checks:
         memory = Memory(gpus.free, desk.headroom, {**known, **desk.store.sizes}, desk.store.load_s)
         decided = plan(
             target,
-            view.running,
+            [*view.of(target.needs), *others],
             listing.result() if listing is not None else [target],
             desk.slot.profile,
             memory,

@@ -144,10 +144,12 @@ async def find_model(
         return Refusal("invalid", f"{model} is in memory at {both}", "say which with server")
     if listed:
         return listed[0]
-    silent: Refusal | None = None
+    silent: dict[ServerName, Refusal] = {}
     for ref in refs:
         if view.seen.get(ref.server) is None:
-            silent = silent or desk.silent(view, [ref])
+            refusal = desk.silent(view, [ref])
+            assert refusal is not None
+            silent[ref.server] = refusal
             continue
         try:
             with effects.watch:
@@ -155,9 +157,13 @@ async def find_model(
         except LookupError:
             continue
         except (Unavailable, Transient, ModelServerError) as error:
-            silent = silent or Refusal("unavailable", str(error), f"see that {ref.server} runs")
+            silent[ref.server] = Refusal("unavailable", str(error), f"see that {ref.server} runs")
             continue
         return ref
-    return silent or Refusal(
-        "not_found", f"no model server has a model {model}", f"ollama pull {model}, or add it to llama-server"
+    if len(silent) == len(refs):
+        return next(iter(silent.values()))
+    asked = " or ".join(ref.server for ref in refs if ref.server not in silent)
+    beside = "".join(f"; {refusal.reason}" for refusal in silent.values())
+    return Refusal(
+        "not_found", f"{asked} has no model {model}{beside}", f"ollama pull {model}, or add it to llama-server"
     )

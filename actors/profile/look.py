@@ -21,6 +21,9 @@ BELIEVED_S = 60.0
 """A server that listed models and then falls silent may still have them for so long; later it is
 taken to have ended, unless the slot itself waits for it."""
 
+LAG_S = 1.0
+"""No server's list was seen to lag longer behind."""
+
 
 class View(msgspec.Struct, frozen=True):
     """What each server listed at a moment; None where it didn't answer, with the reason."""
@@ -44,6 +47,7 @@ class Lookout:
         self._gpus = gpus
         self._clock = clock
         self._last: dict[ServerName, tuple[Seconds, Sequence[LoadedModel]]] = {}
+        self._listed: dict[ModelRef, tuple[Seconds, LoadedModel]] = {}
         self._silent: dict[ServerName, str] = {}
 
     async def look(self, only: Collection[ServerName] | None = None, within_s: Seconds | None = None) -> View:
@@ -76,6 +80,16 @@ class Lookout:
     def last(self, refs: Sequence[ModelRef]) -> list[LoadedModel]:
         """These models as they were seen last, without asking."""
         return View({name: models for name, (_, models) in self._last.items()}).of(refs)
+
+    def recent(self, view: View) -> list[LoadedModel]:
+        """Models that a look misses and that were listed a moment ago: the list may be an old one."""
+        now, here = self._clock.monotonic(), {model.ref for model in view.running}
+        return [model for ref, (at, model) in self._listed.items() if now - at < LAG_S and ref not in here]
+
+    def forget(self, refs: Sequence[ModelRef]) -> None:
+        """They were seen to leave."""
+        for ref in refs:
+            self._listed.pop(ref, None)
 
     @property
     def anything(self) -> bool:
@@ -111,4 +125,6 @@ class Lookout:
             return
         if self._silent.pop(name, None) is not None:
             log.info("a model server answers again", server=name)
-        self._last[name] = (self._clock.monotonic(), answer)
+        now = self._clock.monotonic()
+        self._last[name] = (now, answer)
+        self._listed |= {model.ref: (now, model) for model in answer}

@@ -40,7 +40,7 @@ class Preloading:
         here = view.of([ref])
         if here and effects.presences([ref], view)[ref] == "whole":
             return [await self._there(effects, here[0], seconds, began)]
-        running = [model for model in view.running if model.ref != ref]
+        running = [model for model in (*view.running, *desk.lookout.recent(view)) if model.ref != ref]
         if here:
             return [_half_there(here[0])]
         async with together() as group:

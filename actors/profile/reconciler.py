@@ -5,14 +5,16 @@ looks, further apart than a server's list lags, say the same.
 from collections.abc import Sequence
 
 from actors.profile.core import Happened, member
+from actors.profile.core_eviction import leaving
 from actors.profile.core_reconcile import Presence, decide, is_stopping, presence, why
 from actors.profile.core_settle import owed
 from actors.profile.core_vram import changed, report
 from actors.profile.desk import MB, Desk, deactivated
-from actors.profile.look import View
+from actors.profile.look import LAG_S, View
 from schemas.documents.profile import ProfileDocument
 from schemas.events.profile import (
     GpuReading,
+    LoadedModel,
     ModelRef,
     ModelUnloaded,
     ProfileDeactivated,
@@ -24,8 +26,8 @@ from schemas.events.profile import (
 )
 from schemas.names import ProfileName
 
-AGAIN_S = 1.0
-"""Between two looks: longer than any list was seen to lag."""
+AGAIN_S = LAG_S
+"""Between two looks."""
 
 GIVEN_UP_S = 600.0
 """Memory that hasn't come free for so long, with nothing of it listed, is somebody else's: what can
@@ -82,14 +84,45 @@ class Reconciler:
                 return []
             happened, profile, models = "in doubt", before.profile, before.models
         reason = why(self._find(models, view), view.seen, view.reasons)
+        if happened in ("model lost", "seen empty"):
+            return await self._clear(view, reason or "its models are gone")
         return await self._accept(happened, profile, models, reason)
+
+    async def _clear(self, view: View, reason: str) -> Sequence[Said]:
+        """The profile is no longer as it should be: what is left of it leaves, so that an empty slot
+        is one. After an order that was cut short everything is told to leave once more: a load may
+        go on that no server lists."""
+        desk, before = self._desk, self._desk.slot
+        gpus, members = await desk.lookout.gpus(), await desk.members()
+        others = [each for each in members if each.profile != before.profile]
+        out = list(leaving(before.models, view.running, others, None))
+        if before.state != "ready":
+            here = {model.ref for model in view.running}
+            out += [LoadedModel(ref.server, ref.model) for ref in before.models if ref not in here]
+        if not out:
+            return await self._accept("model lost" if before.state == "ready" else "seen empty", None, [], reason)
+        effects = desk.effects(before.profile or out[0].model)
+        if before.state in ("loading", "unloading"):
+            desk.store.happen(
+                "in doubt",
+                profile=before.profile,
+                models=before.models,
+                reason=reason,
+                awaits_free=before.awaits_free,
+            )
+        stuck = await desk.depart(effects, out, owed(gpus, out), reason, profile=before.profile, models=before.models)
+        await desk.finish()
+        said: list[Said] = [*effects.departed, *desk.changed(before), *deactivated(before, desk.slot, reason)]
+        if stuck is not None and before.state != "unknown":
+            said.append(SlotFailed(before.profile, desk.slot.state, stuck.reason))
+        return said
 
     async def _accept(
         self, happened: Happened, profile: ProfileName | None, models: list[ModelRef], reason: str
     ) -> Sequence[Said]:
         desk, before = self._desk, self._desk.slot
         if happened in ("model lost", "seen empty"):
-            desk.store.happen(happened, profile=None, models=[], reason=reason)
+            desk.store.happen(happened, profile=None, models=[])
         elif happened == "seen ready":
             desk.store.happen(happened, profile=profile, models=models)
         else:

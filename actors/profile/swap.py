@@ -3,7 +3,7 @@ by the driver's readings. Nothing here decides; a failure is returned as `Troubl
 people, and slot.py's order goes on from there.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 
 import anyio
 import msgspec
@@ -111,7 +111,7 @@ class Effects:
         with self.watch:
             with anyio.move_on_after(self._config.unload_deadline_s) as deadline:
                 async with together() as group:
-                    asking = [group.create_task(self._ask_out(model, watching.problems)) for model in leaving]
+                    asking = [group.create_task(self._ask_out(model, watching)) for model in leaving]
                     await self._until_gone(watching)
                     for task in asking:
                         task.cancel()
@@ -121,12 +121,16 @@ class Effects:
                     hint="`lakehouse vram` shows what is there; restart the model server when it doesn't let go",
                 )
         took = self._clock.monotonic() - began
+        self._lookout.forget([model.ref for model in leaving])
         for model in leaving:
+            if model.ref not in watching.was_listed:
+                continue  # it had left by itself
             freed = watching.freed(model)
             self.facts.append(ModelUnloaded(model.server, model.model, freed, took, reason))
         return None
 
-    async def _ask_out(self, model: LoadedModel, problems: dict[ModelRef, str]) -> None:
+    async def _ask_out(self, model: LoadedModel, watching: "_Leaving") -> None:
+        problems = watching.problems
         await self._say("unload", model.ref, 0, 1)
         while True:
             pause = 1.0
@@ -139,18 +143,20 @@ class Effects:
                     problems[model.ref], pause = str(error), min(1.0, error.delay_s)
                 else:
                     problems.pop(model.ref, None)
+                    watching.answered.add(model.ref)
                     pause = ASK_S  # still listed by then: it hasn't heard, or has forgotten
             await self._clock.sleep(pause)
 
     async def _until_gone(self, watching: "_Leaving") -> None:
         began, pause, said = self._clock.monotonic(), FIRST_POLL_S, False
         while True:
+            answered = set(watching.answered)
             if watching.debt.before.gpus:
                 view, gpus = await self._lookout.both(watching.servers, LOOK_S)
             else:
                 view, gpus = await self._lookout.look(watching.servers, LOOK_S), watching.debt.before
             now = self._clock.monotonic()
-            if watching.gone(view, Sample(now, gpus)):
+            if watching.gone(view, Sample(now, gpus), answered):
                 return
             if not watching.listed and not said:
                 said = True
@@ -252,19 +258,25 @@ class _Leaving:
         self.debt = debt
         self.servers = {model.server for model in models}
         self.problems: dict[ModelRef, str] = {}
+        self.answered: set[ModelRef] = set()  # by their servers: they have been told to leave
+        self.was_listed: set[ModelRef] = set()
         self.listed: list[LoadedModel] = []
         self._tolerance = tolerance
         self._awaits = awaits_free
         self._unseen: list[str] = []
         self._samples: list[Sample] = []
 
-    def gone(self, view: View, sample: Sample) -> bool:
-        """After one more look."""
+    def gone(self, view: View, sample: Sample, answered: Set[ModelRef]) -> bool:
+        """After one more look. That a model isn't listed says that it has left when it was listed
+        before, or was told to leave before the look: one that is still loading isn't listed everywhere."""
         self._unseen = list(view.reasons.values())
         self.listed = view.of([model.ref for model in self.models])
+        self.was_listed |= {model.ref for model in self.listed}
+        heard = {model.ref for model in self.models} <= self.was_listed | answered
         self._samples = [*self._samples[-KEPT_SAMPLES:], sample]
         return (
-            not self._unseen
+            heard
+            and not self._unseen
             and not self.listed
             and settled(self.debt, self._samples, self._tolerance)
             and self._repaid(sample.gpus)
