@@ -11,7 +11,7 @@ from actors.errors import CorruptState, Refused, Transient, Unavailable
 from actors.profile.checks import Checks, Grounds
 from actors.profile.core import Member
 from actors.profile.core_eviction import Plan
-from actors.profile.core_settle import owed
+from actors.profile.core_settle import owed, taken
 from actors.profile.desk import Desk, deactivated
 from actors.profile.reconciler import Reconciler
 from actors.profile.swap import Effects, Trouble
@@ -139,6 +139,7 @@ class _Order:
                 await desk.finish()
                 failed = SlotFailed(self._profile.id, "unknown", stuck.reason)
                 return [*desk.changed(before), failed, stuck.refusal()]
+        self._effects.baseline = self._effects.baseline or self._grounds.gpus
         trouble = await self._come(self._profile, list(self._target.needs), plan.load, self._renewals())
         if trouble is None:
             return None
@@ -224,7 +225,9 @@ class _Order:
             for ref in touched  # a load may go on unlisted
         ]
         desk.store.happen("load failed", profile=name, models=needs, target=target, reason=trouble.reason)
-        stuck = await desk.announcing(effects.unload(leaving, owed(gpus, leaving), "could not be used"))
+        stuck = await desk.announcing(
+            effects.unload(leaving, taken(effects.baseline, gpus, leaving), "could not be used")
+        )
         if stuck is not None:
             desk.store.happen("unload stuck", profile=name, models=needs, reason=stuck.reason)
         else:

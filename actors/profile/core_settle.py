@@ -43,6 +43,16 @@ def owed(before: GpuReading, leaving: Sequence[LoadedModel]) -> Owed:
     return Owed(before, held if used is not None and 0 < held * SURE <= used else None)
 
 
+def taken(baseline: GpuReading | None, now: GpuReading, leaving: Sequence[LoadedModel]) -> Owed:
+    """As `owed`, for models whose load was broken off: they may hold memory that no list tells of.
+    What has gone since the `baseline`, taken before the load, is theirs."""
+    debt = owed(now, leaving)
+    gone = None if baseline is None else freed(now, baseline)
+    if gone is None or gone <= 0:
+        return debt
+    return Owed(now, max(gone, debt.expected or 0))
+
+
 def freed(before: GpuReading, now: GpuReading) -> Bytes | None:
     """How much more is free; what programs took that weren't there before is no loss of ours."""
     if before.free is None or now.free is None:

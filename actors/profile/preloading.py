@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from actors.errors import ModelServerError, Transient, Unavailable
 from actors.profile.core import keep_alive_s
 from actors.profile.core_eviction import Memory, no_room, unwelcome
-from actors.profile.core_settle import owed
+from actors.profile.core_settle import taken
 from actors.profile.departures import find_model
 from actors.profile.desk import Desk
 from actors.profile.swap import Effects, Terms
@@ -55,6 +55,7 @@ class Preloading:
         )
         if refused is not None:
             return [refused]
+        effects.baseline = gpus
         return await self._load(effects, ref, seconds, began)
 
     async def _load(self, effects: Effects, ref: ModelRef, seconds: Seconds, began: float) -> Sequence[Preloaded]:
@@ -67,7 +68,7 @@ class Preloading:
             return [*effects.facts, self._report(effects.view.of([ref])[0], True, began)]
         view, gpus = await effects.both()
         leaving = view.of([ref]) or [LoadedModel(ref.server, ref.model)]
-        stuck = await effects.unload(leaving, owed(gpus, leaving), "could not be used")
+        stuck = await effects.unload(leaving, taken(effects.baseline, gpus, leaving), "could not be used")
         left = f"; it is still there: {stuck.reason}" if stuck is not None else ""
         return [*effects.facts, trouble.refusal(f"{ref}: {trouble.reason}{left}")]
 

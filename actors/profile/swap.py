@@ -84,6 +84,7 @@ class Effects:
         self.measured: list[ModelMeasure] = []
         self.touched: list[ModelRef] = []
         self.view = View({})  # the last look
+        self.baseline: GpuReading | None = None  # before anything was loaded
 
     @property
     def departed(self) -> list[ModelUnloaded]:
@@ -121,6 +122,7 @@ class Effects:
                     hint="`lakehouse vram` shows what is there; restart the model server when it doesn't let go",
                 )
         took = self._clock.monotonic() - began
+        self.baseline = watching.reading
         self._lookout.forget([model.ref for model in leaving])
         for model in leaving:
             if model.ref not in watching.was_listed:
@@ -282,9 +284,14 @@ class _Leaving:
             and self._repaid(sample.gpus)
         )
 
+    @property
+    def reading(self) -> GpuReading:
+        """The last one."""
+        return self._samples[-1].gpus
+
     def freed(self, model: LoadedModel) -> Bytes | None:
         """By the GPU's readings; where several left together, by what each of them held."""
-        before, after = self.debt.before.free, self._samples[-1].gpus.free
+        before, after = self.debt.before.free, self.reading.free
         if before is None or after is None:
             return None
         if len(self.models) == 1:
