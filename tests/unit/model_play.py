@@ -57,7 +57,7 @@ FAULTS = (
     "stuck_load",  # has memory, and doesn't end until the weather clears
     "hang",  # a question, or an unload, that isn't answered in time; half the time it was heard
     "busy",  # 503
-    "stale",  # `loaded` as it was up to STALE_S ago
+    "stale",  # `loaded` as it was up to STALE_S ago, but for what is being unloaded
 )
 STALE_S = 0.8
 
@@ -73,7 +73,7 @@ class Resident:
         self.settled = asyncio.Event()  # its load is over, one way or the other
         self.ended = asyncio.Event()  # unlisted
         self.given_up = asyncio.Event()  # its load is to end at once
-        self.stop_asked = self.stuck = False
+        self.stop_asked = self.told = self.stuck = False
         self.renewed = 0
 
     @property
@@ -87,6 +87,8 @@ class Moment(msgspec.Struct, frozen=True):
     time: float  # of the loop
     held: frozenset[ModelRef]  # have any byte of the GPU's memory
     whole: frozenset[ModelRef]  # loaded, and nothing of them elsewhere
+    leaving: frozenset[ModelRef] = frozenset()  # on their way out, and still holding memory
+    adrift: frozenset[ModelRef] = frozenset()  # of those, what nobody told to leave and no list shows
 
 
 class PlayGpu:
@@ -96,6 +98,7 @@ class PlayGpu:
         self.total, self.rng, self.readable = total, rng, readable
         self.base = 400 * MIB  # other programs, with some noise
         self.residents: list[Resident] = []
+        self.sizes: dict[ModelRef, int] = {}  # of all that ever were
         self.history = [Moment(-1.0, frozenset(), frozenset())]
         self.on_change: Callable[[Moment], None] = lambda _: None
 
@@ -107,9 +110,12 @@ class PlayGpu:
         now = asyncio.get_running_loop().time()
         held = frozenset(resident.ref for resident in self.residents if resident.vram)
         whole = frozenset(resident.ref for resident in self.residents if resident.whole)
-        if (held, whole) != (self.history[-1].held, self.history[-1].whole):
-            self.history.append(Moment(now, held, whole))
-            self.on_change(self.history[-1])
+        staying = {resident.ref for resident in self.residents if not resident.stop_asked}
+        known = {resident.ref for resident in self.residents if resident.told or resident.phase != "freeing"}
+        moment = Moment(now, held, whole, held - staying, held - known)
+        if moment != msgspec.structs.replace(self.history[-1], time=now):
+            self.history.append(moment)
+            self.on_change(moment)
 
     def between(self, since: float, until: float) -> Iterable[Moment]:
         """The moments that fall into an interval, with the one that it begins in."""
@@ -139,6 +145,7 @@ class PlayServer:
         self.away = asyncio.Event()  # set: nobody answers
         self.mine: list[Resident] = []
         self.cleared = asyncio.Event()  # what was stuck comes loose
+        self._stops: list[tuple[float, Resident]] = []
         self._lists: list[tuple[float, list[LoadedModel]]] = [(-1.0, [])]
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -149,9 +156,14 @@ class PlayServer:
 
     async def loaded(self) -> list[LoadedModel]:
         async with self._answered():
-            now = asyncio.get_running_loop().time()
-            at = now - self.rng.uniform(0, STALE_S) if self.weather.strikes("stale") else now
-            return self._lists[bisect_right(self._lists, at, key=lambda entry: entry[0]) - 1][1]
+            listed = self._lists[-1][1]
+            if not self.weather.strikes("stale"):
+                return listed
+            at = asyncio.get_running_loop().time() - self.rng.uniform(0, STALE_S)
+            old = self._lists[bisect_right(self._lists, at, key=lambda entry: entry[0]) - 1][1]
+            known = {model.model for model in old}
+            told = {resident.ref.model for resident in self.mine if resident.told}
+            return [*old, *(model for model in listed if model.model in told and model.model not in known)]
 
     async def size(self, model: str) -> int | None:
         async with self._answered():
@@ -182,6 +194,7 @@ class PlayServer:
         async with self._answered(model):
             resident = self._find(model)
             if resident is not None:
+                resident.told = True
                 self._stop(resident)
                 if self.name == "ollama":  # which answers once the load is over
                     await self._while_here(resident.settled.wait(), self.timeout_s)
@@ -231,6 +244,7 @@ class PlayServer:
         if hangs and self.weather.strikes("hang"):
             resident = self._find(unloading) if unloading else None
             if resident is not None and self.rng.random() < 0.5:
+                resident.told = True
                 self._stop(resident)  # heard, but the answer is lost
             await asyncio.sleep(self.rng.choice((self.timeout_s, 20.0)) if unloading else self.timeout_s)
             raise Unavailable(f"{self.name} at {self.url} doesn't answer")
@@ -265,6 +279,7 @@ class PlayServer:
     def _begin_load(self, model: str, recipe: Recipe) -> Resident:
         resident = Resident(ModelRef(self.name, model), recipe.memory, 0)
         self.mine.append(resident)
+        self.gpu.sizes[resident.ref] = recipe.memory
         self._spawn(self._load(resident, recipe))
         return resident
 
@@ -309,6 +324,7 @@ class PlayServer:
         if resident.stop_asked:
             return
         resident.stop_asked = True
+        self._stops.append((self._now(), resident))
         if resident.phase == "loaded":
             self._spawn(self._end(resident))
         elif self.name != "ollama":
@@ -321,18 +337,26 @@ class PlayServer:
         if self.weather.strikes("stuck_unload"):
             resident.stuck = True
             await self.cleared.wait()
-        slow = self.weather.strikes("slow_unload")
-        await asyncio.sleep(self.rng.choice((self.rng.uniform(1, 12), self.rng.uniform(12, 40))) if slow else 0.0)
+        if self.weather.strikes("slow_unload"):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.rng.choice((self.rng.uniform(1, 12), self.rng.uniform(12, 40)))):
+                    await self.cleared.wait()
         await asyncio.sleep(self.rng.uniform(0.02, 0.3))
         if self.name == "ollama":
             self._unlist(resident)
-            if self.gpu.readable and self.weather.strikes("leak"):
+            if self.gpu.readable and self._outweighs(resident) and self.weather.strikes("leak"):
                 await self.cleared.wait()
             # Memory that is freed late can't be seen where the GPU can't be read.
             await self._free(resident, self.rng.uniform(0, 0.5) if self.gpu.readable else 0.0)
         else:
             await self._free(resident, 0.1)
             self._unlist(resident)
+
+    def _outweighs(self, resident: Resident) -> bool:
+        """What leaves with it is smaller: else nobody could tell a leak from a wrong estimate."""
+        now = self._now()
+        others = [each for at, each in self._stops if each is not resident and now - at < 1]
+        return resident.size > 2 * sum(each.size for each in others)
 
     def _unlist(self, resident: Resident) -> None:
         resident.phase = "freeing"

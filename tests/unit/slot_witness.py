@@ -25,6 +25,8 @@ from tests.unit.slot_cast import Order, main_of, needs_of
 
 SEEN_S = STALE_S + 0.7
 """What is said was true at a moment no longer ago: an old list, the questions' and the registry's time."""
+UNSEEN = 0.1
+"""Of what leaves together, so much may stay unseen: servers report estimates."""
 SLACK_S = 1.5
 """Over the unload deadline, for the questions and the registry."""
 TURN_S = 0.1
@@ -53,14 +55,17 @@ class Witness:
     # --- at every change -----------------------------------------------------------------------
 
     def held(self, moment: Moment) -> None:
-        """Never two exclusive profiles in memory."""
-        there = [p for p in self.profiles.values() if p.exclusive and main_of(p) in moment.held]
+        """Never two exclusive profiles in memory; but what left by itself and is listed no longer
+        may still hold some for a moment."""
+        held = moment.held - moment.adrift
+        there = [p for p in self.profiles.values() if p.exclusive and main_of(p) in held]
         for one, other in combinations(there, 2):
             if main_of(one) not in needs_of(other) and main_of(other) not in needs_of(one):
                 self.violated(f"two exclusive profiles are in memory: {one.id} and {other.id}")
 
     def saved(self, _: str, document: Document) -> None:
-        """A stored state is true: `ready` by what is loaded, `empty` by what isn't."""
+        """A stored state is true: `ready` by what is loaded, and not `empty` before a model that was
+        told to leave has left."""
         if not isinstance(document, SlotDocument):
             return
         before = self.document
@@ -70,8 +75,8 @@ class Witness:
             self.said_ready("the document", document.profile)
         if document.state == "empty" and before.profile in self.profiles:
             main = main_of(self.profiles[before.profile])
-            if main not in self.pinned and all(main in moment.held for moment in self._since(_now() - SEEN_S)):
-                self.violated(f"the document says empty, and {main} of {before.profile} is in memory")
+            if all(main in moment.leaving for moment in self._since(_now() - SEEN_S)):
+                self.violated(f"the document says empty, and {main} of {before.profile} hasn't left")
 
     def said_ready(self, who: str, name: str | None, since: float | None = None) -> None:
         """At a moment of the observation the profile's models were loaded, whole, and an
@@ -85,7 +90,7 @@ class Witness:
         seen = [moment for moment in moments if needs <= moment.whole]
         if not seen:
             self.violated(f"{who} says that {name} is ready, and loaded are {_names(self.gpu.history[-1].whole)}")
-        elif profile.exclusive and not any(moment.held <= needs | self.pinned for moment in seen):
+        elif profile.exclusive and not any(moment.held <= needs | self.pinned | moment.adrift for moment in seen):
             self.violated(f"{who} says that exclusive {name} is ready, beside {_names(seen[-1].held - needs)}")
 
     def unloading(self, order: Order | None, ref: ModelRef, alive: Callable[[], bool]) -> None:
@@ -113,8 +118,10 @@ class Witness:
                 self.said_ready("an activation", profile)
                 if moved := {*kept} & order.touched("unload"):
                     self.violated(f"{_names(moved)} was unloaded and is said to have stayed: {order}")
-                for ref in unloaded:
-                    if all(ref in moment.held for moment in self._since(order.asked_at)):
+                sizes = {ref: self.gpu.sizes.get(ref, 0) for ref in unloaded}
+                for ref, size in sizes.items():
+                    here = all(ref in moment.held for moment in self._since(order.asked_at))
+                    if here and size > UNSEEN * sum(sizes.values()):
                         self.violated(f"{ref} is said to be unloaded, and is in memory: {order}")
             case SlotInfo(state="ready", profile=ready) if isinstance(order.request, GetSlot):
                 self.said_ready("a look", ready, order.asked_at - STALE_S)
@@ -131,6 +138,8 @@ class Witness:
             needs = needs_of(self.profiles[document.profile])
             if not any(needs <= moment.whole for moment in self._since(_now() - 2 * self.config.reconcile_s)):
                 self.violated(f"at rest {document.profile} is ready, and loaded are {_names(truth.whole)}")
+        elif document.state == "unknown" and (truth.held - truth.whole - truth.leaving):
+            pass  # a daemon died while it loaded something that is partly on the CPU now
         elif document.state != "empty":
             why = f"({document.profile}: {document.reason})"
             self.violated(f"at rest the slot is {document.state} {why}, and held are {_names(truth.held)}")
@@ -156,6 +165,12 @@ class Witness:
                         refused = isinstance(hasty.answer, Refusal) and hasty.answer.status == "conflict"
                         if late or not refused or hasty.calls:
                             self.violated(f"{other} was under way, and yet {hasty}")
+
+    def looked(self, slot: SlotInfo) -> None:
+        """A look and the document say the same, when nothing has changed for a while."""
+        quiet = self.gpu.history[-1].time < _now() - 2 * self.config.reconcile_s
+        if quiet and (slot.state, slot.profile) != (self.document.state, self.document.profile):
+            self.violated(f"a look sees {slot}, the document says {self.document}")
 
     # --- private -------------------------------------------------------------------------------
 
