@@ -11,7 +11,7 @@ from actors.errors import CorruptState, Refused, Transient, Unavailable
 from actors.profile.checks import Checks, Grounds
 from actors.profile.core import Member
 from actors.profile.core_eviction import Plan
-from actors.profile.core_settle import owed, taken
+from actors.profile.core_settle import awaited, owed, taken
 from actors.profile.desk import Desk, deactivated
 from actors.profile.reconciler import Reconciler
 from actors.profile.swap import Effects, Trouble
@@ -224,12 +224,14 @@ class _Order:
             listed.get(ref) or LoadedModel(ref.server, ref.model)
             for ref in touched  # a load may go on unlisted
         ]
-        desk.store.happen("load failed", profile=name, models=needs, target=target, reason=trouble.reason)
-        stuck = await desk.announcing(
-            effects.unload(leaving, taken(effects.baseline, gpus, leaving), "could not be used")
+        debt = taken(effects.baseline, gpus, leaving)
+        awaits = awaited(debt)  # also for whoever finds the slot like this: what isn't listed may still hold memory
+        desk.store.happen(
+            "load failed", profile=name, models=needs, target=target, reason=trouble.reason, awaits_free=awaits
         )
+        stuck = await desk.announcing(effects.unload(leaving, debt, "could not be used"))
         if stuck is not None:
-            desk.store.happen("unload stuck", profile=name, models=needs, reason=stuck.reason)
+            desk.store.happen("unload stuck", profile=name, models=needs, reason=stuck.reason, awaits_free=awaits)
         else:
             desk.store.happen("unloaded", profile=None, models=[])
         return stuck
