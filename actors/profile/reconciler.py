@@ -144,14 +144,15 @@ class Reconciler:
         self, view: View, gpus: GpuReading | None
     ) -> tuple[Happened | None, ProfileName | None, list[ModelRef]]:
         """By one look: what has happened, and whose models it is about. A daemon that ended during a
-        swap may find the models of the profile that it swapped to."""
+        swap may find the old profile's models gone and those of the one that it swapped to."""
         desk, slot = self._desk, self._desk.slot
         found = self._find(slot.models, view)
         if slot.state == "unloading" and slot.target is not None and set(found.values()) != {"whole"}:
             target = await desk.profile(slot.target)
             if target is not None and target.server in desk.servers:
                 needs = list(member(target, desk.servers).needs)
-                if set(self._find(needs, view).values()) == {"whole"}:
+                left = {kind for ref, kind in found.items() if ref not in needs} <= {"gone"}
+                if left and set(self._find(needs, view).values()) == {"whole"} and await self._freed(gpus):
                     return "seen ready", slot.target, needs
         happened = decide(slot.state, slot.profile, found, freed=await self._freed(gpus))
         return happened, slot.profile, slot.models
