@@ -25,7 +25,8 @@ class Owed(msgspec.Struct, frozen=True):
     """Memory that unloaded models owe. `expected` None: nobody knows how much."""
 
     before: GpuReading
-    expected: Bytes | None
+    expected: Bytes | None  # all that they may hold
+    reported: Bytes = 0  # of that, what their servers say is on the GPU
 
 
 class Sample(msgspec.Struct, frozen=True):
@@ -39,8 +40,11 @@ def owed(before: GpuReading, leaving: Sequence[LoadedModel]) -> Owed:
     """What `leaving` hold on these GPUs by their servers' reports; unknown when a server says
     nothing, and when the GPUs hold less than that in all: then the models are elsewhere."""
     used = before.used
-    held = sum(model.size_vram or 0 for model in leaving)
-    return Owed(before, held if used is not None and 0 < held * SURE <= used else None)
+    reported = sum(model.size_vram or 0 for model in leaving)
+    held = sum((model.size or 0) if model.size_vram is None else model.size_vram for model in leaving)
+    if used is None or held == 0 or held * SURE > used:
+        return Owed(before, None)
+    return Owed(before, held, reported)
 
 
 def taken(baseline: GpuReading | None, now: GpuReading, leaving: Sequence[LoadedModel]) -> Owed:
@@ -50,7 +54,7 @@ def taken(baseline: GpuReading | None, now: GpuReading, leaving: Sequence[Loaded
     gone = None if baseline is None else freed(now, baseline)
     if gone is None or gone <= 0:
         return debt
-    return Owed(now, max(gone, debt.expected or 0))
+    return Owed(now, max(gone, debt.expected or 0), max(gone, debt.reported))
 
 
 def freed(before: GpuReading, now: GpuReading) -> Bytes | None:
@@ -63,9 +67,10 @@ def freed(before: GpuReading, now: GpuReading) -> Bytes | None:
     return now.free - before.free + sum(process.used or 0 for process in new)
 
 
-def settled(debt: Owed, samples: Sequence[Sample], tolerance: Bytes) -> bool:
+def settled(debt: Owed, samples: Sequence[Sample], tolerance: Bytes, others: int = 0) -> bool:
     """Whether memory has come to rest, and enough of it is free. Unreadable memory is at rest:
-    then the servers' lists are all that can be known."""
+    then the servers' lists are all that can be known. `others`: bytes that came free meanwhile
+    because other models left; negative when some came."""
     if not samples:
         return False
     amounts = [freed(debt.before, sample.gpus) for sample in samples]
@@ -75,17 +80,17 @@ def settled(debt: Owed, samples: Sequence[Sample], tolerance: Bytes) -> bool:
     steady = [sample for sample, amount in zip(samples, amounts, strict=True) if _near(amount, latest, tolerance)]
     if len(amounts) < 2 or not _near(amounts[-2], latest, tolerance):
         return False
-    if debt.expected is None or latest >= debt.expected * SURE - tolerance:
+    if debt.expected is None or latest >= debt.expected * SURE + others - tolerance:
         return True
     rest = _tail(samples, steady)
-    return latest >= debt.expected * LIKELY and rest[-1].at - rest[0].at >= STEADY_S
+    return latest >= debt.reported * LIKELY + others - tolerance and rest[-1].at - rest[0].at >= STEADY_S
 
 
 def awaited(debt: Owed) -> Bytes | None:
     """Free memory from which on the debt is paid, to be remembered over a restart."""
     if debt.expected is None or debt.before.free is None:
         return None
-    return debt.before.free + int(debt.expected * SURE)
+    return debt.before.free + int(debt.reported * SURE)
 
 
 def shortfall(debt: Owed, now: GpuReading) -> tuple[Bytes, Bytes] | None:

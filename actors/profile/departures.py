@@ -54,6 +54,8 @@ class Departures:
         silent = desk.silent(view, refs)
         if silent is not None:
             return [silent]
+        if not holds and not view.of([ref for ref in refs[:1] if ref not in before.models]):
+            return [desk.info()]  # its own model isn't there, or is there for the active one
         others = [each for each in await desk.members() if each.profile != name] if view.running else []
         out = leaving(refs, view.running, others, before.profile)
         if not out and not holds:
@@ -101,7 +103,12 @@ class Departures:
         holds = profile is not None and before.profile == profile
         own = holds or bool({model.ref for model in out} & set(before.models))
         if not own and doubtful is None:
-            return await effects.unload(out, owed(gpus, out), reason)
+            stuck = await effects.unload(out, owed(gpus, out), reason)
+            if stuck is not None and profile is not None and before.state == "ready":
+                # What is in memory beside the active profile isn't known; a reconcile looks again.
+                desk.store.happen("in doubt", profile=before.profile, models=before.models, reason=stuck.reason)
+                await desk.finish()
+            return stuck
         stuck = await desk.depart(
             effects,
             out,

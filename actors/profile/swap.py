@@ -266,6 +266,7 @@ class _Leaving:
         self._tolerance = tolerance
         self._awaits = awaits_free
         self._unseen: list[str] = []
+        self._beside: dict[ModelRef, Bytes] = {}  # other models, when they were first seen
         self._samples: list[Sample] = []
 
     def gone(self, view: View, sample: Sample, answered: Set[ModelRef]) -> bool:
@@ -273,6 +274,11 @@ class _Leaving:
         before, or was told to leave before the look: one that is still loading isn't listed everywhere."""
         self._unseen = list(view.reasons.values())
         self.listed = view.of([model.ref for model in self.models])
+        here = {model.ref: model.size_vram or 0 for model in view.running if model not in self.listed}
+        if not self._samples:
+            self._beside = here
+        left = sum(size for ref, size in self._beside.items() if ref not in here)
+        came = sum(size for ref, size in here.items() if ref not in self._beside)
         self.was_listed |= {model.ref for model in self.listed}
         heard = {model.ref for model in self.models} <= self.was_listed | answered
         self._samples = [*self._samples[-KEPT_SAMPLES:], sample]
@@ -280,7 +286,7 @@ class _Leaving:
             heard
             and not self._unseen
             and not self.listed
-            and settled(self.debt, self._samples, self._tolerance)
+            and settled(self.debt, self._samples, self._tolerance, left - came)
             and self._repaid(sample.gpus)
         )
 

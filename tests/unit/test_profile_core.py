@@ -18,7 +18,7 @@ from actors.profile.core import (
     step,
 )
 from actors.profile.core_reconcile import decide, presence, why
-from actors.profile.core_settle import STEADY_S, Sample, awaited, freed, owed, settled, shortfall
+from actors.profile.core_settle import STEADY_S, Sample, awaited, freed, owed, settled, shortfall, taken
 from actors.profile.core_vram import changed, report
 from schemas.events.index import EmbedderSpec
 from schemas.events.profile import Gpu, GpuProcess, GpuReading, LoadedModel, ServerReport, SlotInfo, SlotState
@@ -253,9 +253,35 @@ def test_unreadable_memory_is_at_rest() -> None:
 
 def test_models_elsewhere_owe_nothing_here() -> None:
     assert owed(gpus(23), HELD).expected is None  # 1 GiB is used, they claim 8
-    assert owed(gpus(10), [model(vram=None)]).expected is None
+    assert owed(gpus(10), [model(size=None, vram=None)]).expected is None
     assert settled(owed(gpus(23), HELD), samples((0, 23), (0.02, 23)), 32 * MIB)
     assert owed(gpus(10), HELD).expected == 8 * GIB
+
+
+def test_a_server_that_doesnt_say_where_a_model_is_may_have_it_on_the_cpu() -> None:
+    debt = owed(gpus(10), [model(vram=None), model(B, 8 * GIB, 8 * GIB)])
+    assert (debt.expected, debt.reported) == (12 * GIB, 8 * GIB)
+    assert settled(debt, samples((0, 22), (0.02, 22)), 32 * MIB)
+    assert not settled(debt, samples((0, 18), (1, 18)), 32 * MIB)
+    assert settled(debt, samples((0, 18), (1, 18), (STEADY_S, 18)), 32 * MIB)
+    assert not settled(debt, samples((0, 13), (1, 13), (STEADY_S, 13)), 32 * MIB)
+    assert awaited(debt) == 10 * GIB + int(7.2 * GIB)
+
+
+def test_what_others_free_meanwhile_isnt_counted() -> None:
+    debt = owed(gpus(10), HELD)
+    assert not settled(debt, samples((0, 18), (0.02, 18)), 32 * MIB, others=3 * GIB)
+    assert settled(debt, samples((0, 21), (0.02, 21)), 32 * MIB, others=3 * GIB)
+    assert settled(debt, samples((0, 15), (0.02, 15)), 32 * MIB, others=-3 * GIB)
+
+
+def test_a_load_that_was_broken_off_owes_what_has_gone_since_before_it() -> None:
+    unlisted = [LoadedModel("ollama", "a:latest")]
+    assert taken(gpus(18), gpus(12), unlisted).expected == 6 * GIB
+    assert taken(gpus(18), gpus(12), HELD).expected == 8 * GIB
+    assert taken(gpus(12), gpus(12), unlisted).expected is None
+    assert taken(None, gpus(12), unlisted).expected is None
+    assert taken(NONE, gpus(12), HELD).expected == 8 * GIB
 
 
 def test_a_new_programs_memory_is_no_loss() -> None:
