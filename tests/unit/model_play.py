@@ -344,7 +344,7 @@ class PlayServer:
         await asyncio.sleep(self.rng.uniform(0.02, 0.3))
         if self.name == "ollama":
             self._unlist(resident)
-            if self.gpu.readable and self._outweighs(resident) and self.weather.strikes("leak"):
+            if resident.told and self.gpu.readable and self._outweighs(resident) and self.weather.strikes("leak"):
                 await self.cleared.wait()
             # Memory that is freed late can't be seen where the GPU can't be read.
             await self._free(resident, self.rng.uniform(0, 0.5) if self.gpu.readable else 0.0)

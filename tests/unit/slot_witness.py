@@ -12,6 +12,7 @@ from schemas.documents.profile import SlotDocument
 from schemas.events.base import Refusal
 from schemas.events.profile import (
     ActivateProfile,
+    DeactivateProfile,
     GetSlot,
     ModelRef,
     PreloadModel,
@@ -21,10 +22,13 @@ from schemas.events.profile import (
 )
 from schemas.profile import ModelProfile
 from tests.unit.model_play import STALE_S, Moment, PlayGpu
+from tests.unit.simulation import EPOCH
 from tests.unit.slot_cast import Order, main_of, needs_of
 
 SEEN_S = STALE_S + 0.7
 """What is said was true at a moment no longer ago: an old list, the questions' and the registry's time."""
+SAID_S = 0.05
+"""Between the look and the moment that a document gives for it."""
 UNSEEN = 0.1
 """Of what leaves together, so much may stay unseen: servers report estimates."""
 SLACK_S = 1.5
@@ -42,6 +46,7 @@ class Witness:
         self.documents: list[tuple[float, SlotDocument]] = [(0.0, SlotDocument())]
         self.orders: list[Order] = []
         self.broken: list[str] = []
+        self.unsaved = -1.0  # when the registry last failed
         self.activated = self.unknown = self.ready = 0
         gpu.on_change = self.held
 
@@ -63,7 +68,7 @@ class Witness:
             if main_of(one) not in needs_of(other) and main_of(other) not in needs_of(one):
                 self.violated(f"two exclusive profiles are in memory: {one.id} and {other.id}")
 
-    def saved(self, _: str, document: Document) -> None:
+    def saved(self, document: Document) -> None:
         """A stored state is true: `ready` by what is loaded, and not `empty` before a model that was
         told to leave has left."""
         if not isinstance(document, SlotDocument):
@@ -72,20 +77,21 @@ class Witness:
         self.documents.append((_now(), document))
         self.unknown += document.state == "unknown"
         if document.state == "ready":
-            self.said_ready("the document", document.profile)
+            self.said_ready("the document", document.profile, document.since - EPOCH)
         if document.state == "empty" and before.profile in self.profiles:
             main = main_of(self.profiles[before.profile])
-            if all(main in moment.leaving for moment in self._since(_now() - SEEN_S)):
+            seen = self._since(_now() - SEEN_S)
+            if all(main in moment.leaving - moment.adrift for moment in seen) and not self._muddied():
                 self.violated(f"the document says empty, and {main} of {before.profile} hasn't left")
 
-    def said_ready(self, who: str, name: str | None, since: float | None = None) -> None:
-        """At a moment of the observation the profile's models were loaded, whole, and an
-        exclusive one's alone."""
+    def said_ready(self, who: str, name: str | None, at: float, since: float | None = None) -> None:
+        """At a moment of the observation, which ended at `at`, the profile's models were loaded,
+        whole, and an exclusive one's alone."""
         self.ready += 1
         if name is None:
             self.violated(f"{who} says ready, for no profile")
             return
-        profile, moments = self.profiles[name], self._since(_now() - SEEN_S if since is None else since)
+        profile, moments = self.profiles[name], self.gpu.between(at - SEEN_S if since is None else since, at + SAID_S)
         needs = needs_of(profile)
         seen = [moment for moment in moments if needs <= moment.whole]
         if not seen:
@@ -97,7 +103,8 @@ class Witness:
         """A model is asked to leave: it does, or the slot is `unknown` in time."""
         since = _now()
         holder = self.profiles.get(self.document.profile or "")
-        by_hand = order is None or isinstance(order.request, UnloadModel | PreloadModel)
+        request = order.request if order is not None else None
+        by_hand = request is None or isinstance(request, UnloadModel | PreloadModel | DeactivateProfile)
         of_nobody = by_hand and (holder is None or ref not in needs_of(holder))
 
         def check() -> None:
@@ -106,6 +113,8 @@ class Witness:
             if of_nobody:
                 if order is not None and order.answered_at is None:
                     self.violated(f"{ref} doesn't leave, and who asked for it waits since {since:.3f}")
+            elif self.unsaved >= since:
+                pass  # `unknown` couldn't be stored in time
             elif all(document.state != "unknown" for _, document in self._documents_since(since)):
                 self.violated(f"{ref} is asked to leave since {since:.3f}, and the slot is {self.document.state}")
 
@@ -115,7 +124,7 @@ class Witness:
         match order.answer:
             case ProfileActivated(profile=profile, kept=kept, unloaded=unloaded):
                 self.activated += 1
-                self.said_ready("an activation", profile)
+                self.said_ready("an activation", profile, _now())
                 if moved := {*kept} & order.touched("unload"):
                     self.violated(f"{_names(moved)} was unloaded and is said to have stayed: {order}")
                 sizes = {ref: self.gpu.sizes.get(ref, 0) for ref in unloaded}
@@ -124,8 +133,8 @@ class Witness:
                     if here and size > UNSEEN * sum(sizes.values()):
                         self.violated(f"{ref} is said to be unloaded, and is in memory: {order}")
             case SlotInfo(state="ready", profile=ready) if isinstance(order.request, GetSlot):
-                self.said_ready("a look", ready, order.asked_at - STALE_S)
-            case Refusal(status="invalid" | "not_found") if order.calls:
+                self.said_ready("a look", ready, _now(), order.asked_at - STALE_S)
+            case Refusal(status="invalid" | "not_found") if self._moved(order):
                 self.violated(f"refused by admission, and yet models were moved: {order}")
 
     # --- at the end ----------------------------------------------------------------------------
@@ -174,8 +183,17 @@ class Witness:
 
     # --- private -------------------------------------------------------------------------------
 
+    def _moved(self, order: Order) -> bool:
+        """It loaded something, or unloaded what wasn't on its way out already."""
+        before = next(iter(self._since(order.calls[0][0] - SEEN_S))) if order.calls else None
+        return before is not None and bool(order.touched("load") or order.touched("unload") - before.leaving)
+
     def _since(self, since: float) -> list[Moment]:
         return list(self.gpu.between(since, _now()))
+
+    def _muddied(self) -> bool:
+        """Memory came free of late by itself, and can't be told from what was asked for."""
+        return any(moment.adrift for moment in self._since(_now() - self.config.unload_deadline_s))
 
     def _documents_since(self, since: float) -> list[tuple[float, SlotDocument]]:
         """Those saved since, and the one that held then."""

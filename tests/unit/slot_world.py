@@ -54,8 +54,8 @@ PATIENCE_S = 900.0
 class DictRegistry:
     """The port `Registry` with a disk's delays. Documents are encoded, as on disk."""
 
-    def __init__(self, weather: Weather, on_save: Callable[[str, Document], None]) -> None:
-        self.weather, self.rng, self.on_save = weather, weather.rng, on_save
+    def __init__(self, weather: Weather, witness: Witness) -> None:
+        self.weather, self.rng, self.witness = weather, weather.rng, witness
         self.stored: dict[tuple[str, str], tuple[bytes, int]] = {}
 
     async def load(self, kind: type[D], name: str) -> tuple[D, int] | None:
@@ -66,13 +66,14 @@ class DictRegistry:
     async def save(self, name: str, document: D, *, expected: int | None, bucket: BucketName = "primary") -> int:
         await asyncio.sleep(self.rng.uniform(0.001, 0.005))
         if self.weather.strikes("registry"):
+            self.witness.unsaved = asyncio.get_running_loop().time()
             raise Transient("the registry can't be reached", 1.0)
         key = (kind_of_document(type(document)), name)
         current = self.stored[key][1] if key in self.stored else None
         if current != expected:
             raise Conflict(f"{key} is at revision {current}, not {expected}")
         self.put(name, document, (current or 0) + 1)
-        self.on_save(name, document)
+        self.witness.saved(document)
         await asyncio.sleep(self.rng.uniform(0, 0.002))
         return (current or 0) + 1
 
@@ -208,7 +209,7 @@ class World:
         self.servers = [PlayServer(cast(Any, name), self.gpu, known, self.weather) for name, known in recipes]
         self.profiles = cast_of(rng)
         self.witness = Witness(self.profiles, self.gpu, CONFIG)
-        self.registry = DictRegistry(self.weather, self.witness.saved)
+        self.registry = DictRegistry(self.weather, self.witness)
         self.server = MemoryServer(clock)
         self.user = MemoryBus(self.server)
         self.process: Process | None = None
@@ -309,7 +310,7 @@ class World:
             async for envelope in heard:
                 slot = cast(SlotChanged, envelope.message).slot
                 if slot.state == "ready":
-                    self.witness.said_ready("an event", slot.profile)
+                    self.witness.said_ready("an event", slot.profile, slot.since - EPOCH)
 
     async def _all_answered(self) -> None:
         commands, until = self.server.streams[COMMANDS.name].kept, self.clock.monotonic() + PATIENCE_S
