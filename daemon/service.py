@@ -98,7 +98,7 @@ async def _live(
 ) -> None:
     """From an open bus to the end of the actors' drain."""
     buckets, heads = open_buckets(config, state), await bus.heads(replicas=config.nats.replicas)
-    if not await heads.keys():  # a new NATS store; the buckets may know better
+    if not await heads.all():  # a new NATS store; the buckets may know better
         for finding in await repair_heads(buckets, heads):
             log.warning("head rebuilt", document=finding.document, what=finding.what, text=finding.text)
     name = config.daemon.name or socket.gethostname()

@@ -6,7 +6,9 @@ What a head means, and the revisions themselves, live in the registry (daemon/st
 """
 
 import asyncio
-from typing import Any, Protocol
+from collections.abc import Awaitable, Iterable
+from itertools import islice
+from typing import Any, Protocol, TypeVar
 
 import nats.errors
 import nats.js.errors
@@ -14,6 +16,8 @@ from nats.js import api
 
 from actors.errors import Conflict, Transient
 from daemon.disk import Disk
+
+T = TypeVar("T")
 
 BUCKET = "LAKEHOUSE_HEADS"
 ATTEMPTS = 5
@@ -40,8 +44,8 @@ class Heads(Protocol):
         and the head is at another revision."""
         ...
 
-    async def keys(self, prefix: str = "") -> list[str]:
-        """Every key that begins with `prefix`, sorted."""
+    async def all(self, prefix: str = "") -> dict[str, tuple[bytes, int]]:
+        """Every head whose key begins with `prefix`, by key, sorted."""
         ...
 
 
@@ -67,13 +71,26 @@ class MemoryHeads:
                 self._expect(key, expected)
             del self._heads[key]
 
-    async def keys(self, prefix: str = "") -> list[str]:
-        return sorted(key for key in self._heads if key.startswith(prefix))
+    async def all(self, prefix: str = "") -> dict[str, tuple[bytes, int]]:
+        return {key: head for key, head in sorted(self._heads.items()) if key.startswith(prefix)}
 
     def _expect(self, key: str, expected: int | None) -> None:
         head = self._heads.get(key)
         if (head[1] if head else None) != expected:
             raise Conflict(f"head {key} is at revision {head[1] if head else None}, not {expected}")
+
+
+AT_ONCE = 64
+"""Heads that are asked for at the same time."""
+
+
+async def gathered(reads: Iterable[Awaitable[T]]) -> list[T]:
+    """What each gives, in order; AT_ONCE of them at a time. Raises what the first to fail raises."""
+    found: list[T] = []
+    waiting = iter(reads)
+    while batch := list(islice(waiting, AT_ONCE)):
+        found += await asyncio.gather(*batch)
+    return found
 
 
 class NatsHeads:
@@ -137,19 +154,21 @@ class NatsHeads:
                 await self._pause(key, attempt, error)
         raise Conflict(f"head {key} kept moving while it was deleted")
 
-    async def keys(self, prefix: str = "") -> list[str]:
+    async def all(self, prefix: str = "") -> dict[str, tuple[bytes, int]]:
         # Not kv.keys(): it watches, and a watch can end early. The stream's subjects are exact,
         # but still name deleted keys, so each is read.
         pre = f"$KV.{self._kv._name}."
+        kind = prefix[: prefix.rfind(".") + 1]  # whole tokens can be left to the server
         for attempt in range(ATTEMPTS):
             try:
-                info = await self._js.stream_info(f"KV_{self._kv._name}", subjects_filter=f"{pre}>")
+                info = await self._js.stream_info(f"KV_{self._kv._name}", subjects_filter=f"{pre}{kind}>")
                 break
             except UNREACHABLE as error:
                 await self._pause(prefix, attempt, error)
         found = sorted(subject[len(pre) :] for subject in info.state.subjects or {})
         found = [key for key in found if key.startswith(prefix)]
-        return [key for key in found if await self.get(key) is not None]
+        there = await gathered(self.get(key) for key in found)
+        return {key: head for key, head in zip(found, there, strict=True) if head is not None}
 
     async def _pause(self, key: str, attempt: int, error: Exception) -> None:
         if attempt == ATTEMPTS - 1:

@@ -10,7 +10,7 @@ import structlog
 
 from actors.errors import Conflict, CorruptState
 from actors.ports import Buckets
-from daemon.bus.heads import Heads
+from daemon.bus.heads import Heads, gathered
 from daemon.storage import revisions
 from daemon.storage.revisions import Head, head_key
 from schemas.documents.base import FORMAT, Document, kind_of_document
@@ -74,25 +74,29 @@ class DocumentRegistry:
 
     async def all(self, kind: type[D]) -> list[tuple[str, D, int]]:
         prefix = head_key(kind_of_document(kind), "")
-        found = []
-        for key in await self._heads.keys(prefix):
-            try:
-                loaded = await self._load(kind, key)
-            except CorruptState as error:  # whoever asks for it by name is told; the others are served
-                if key not in self._damaged:
-                    log.error("a document is left out", document=key, why=str(error))
-                    self._damaged.add(key)
-                continue
-            self._damaged.discard(key)
-            if loaded:
-                found.append((key.removeprefix(prefix), *loaded))
-        return sorted(found, key=lambda item: item[0])
+        heads = await self._heads.all(prefix)
+        loaded = await gathered(self._undamaged(kind, key, value) for key, (value, _) in heads.items())
+        return [(key.removeprefix(prefix), *each) for key, each in zip(heads, loaded, strict=True) if each]
+
+    async def _undamaged(self, kind: type[D], key: str, value: bytes) -> tuple[D, int] | None:
+        """None for a damaged one: whoever asks for it by name is told; the others are served."""
+        try:
+            loaded = await self._document(kind, key, _decoded(key, value))
+        except CorruptState as error:
+            if key not in self._damaged:
+                log.error("a document is left out", document=key, why=str(error))
+                self._damaged.add(key)
+            return None
+        self._damaged.discard(key)
+        return loaded
 
     async def _load(self, kind: type[D], key: str) -> tuple[D, int] | None:
         found = await self._head(key)
-        if found is None or found[0].deleted:
+        return await self._document(kind, key, found[0]) if found else None
+
+    async def _document(self, kind: type[D], key: str, head: Head) -> tuple[D, int] | None:
+        if head.deleted:
             return None
-        head = found[0]
         cached = self._decoded.get(key)
         if cached is None or cached[0] != head.sha256:
             try:
@@ -107,15 +111,7 @@ class DocumentRegistry:
 
     async def _head(self, key: str) -> tuple[Head, int] | None:
         found = await self._heads.get(key)
-        if found is None:
-            return None
-        try:
-            head = msgspec.json.decode(found[0], type=Head)
-        except msgspec.DecodeError as error:
-            raise CorruptState(f"head {key} can't be read ({error}); run `lakehouse repair`") from error
-        if head.format > FORMAT:
-            raise revisions.newer_format(head.key, head.format)
-        return head, found[1]
+        return (_decoded(key, found[0]), found[1]) if found else None
 
     async def _move(self, key: str, head: Head, body: bytes, expected: int | None) -> None:
         """Write the revision, then move the head; take the revision away again when another
@@ -138,3 +134,14 @@ class DocumentRegistry:
             match = revisions.KEY.fullmatch(key)
             if match and int(match["revision"]) <= head.revision - KEEP_REVISIONS:
                 await self._buckets.delete(head.bucket, key)
+
+
+def _decoded(key: str, value: bytes) -> Head:
+    """Raises CorruptState."""
+    try:
+        head = msgspec.json.decode(value, type=Head)
+    except msgspec.DecodeError as error:
+        raise CorruptState(f"head {key} can't be read ({error}); run `lakehouse repair`") from error
+    if head.format > FORMAT:
+        raise revisions.newer_format(head.key, head.format)
+    return head

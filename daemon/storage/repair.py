@@ -38,7 +38,7 @@ async def repair(buckets: Buckets, heads: Heads, look: Callable[[str], None] = l
                 found[match["kind"], match["name"]].append((int(match["revision"]), bucket, key))
             else:
                 report.append(Finding(key, "bad", f"{key} in bucket {bucket} is no registry object; it was left alone"))
-    for key in await heads.keys():
+    for key in await heads.all():
         kind, _, name = key.partition(".")
         found.setdefault((kind, name), [])
     for (kind, name), candidates in sorted(found.items()):
