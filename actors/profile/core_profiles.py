@@ -88,7 +88,8 @@ def index_of(profile: ModelProfile, asked: IndexName | None) -> IndexName | Refu
         return profile.indexes[0]
     if not profile.indexes:
         return _invalid(
-            f"profile {profile.id!r} has no index to search", f"add some: lakehouse profile replace {profile.id}"
+            f"profile {profile.id!r} has no index to search",
+            f"add some: lakehouse profile set {profile.id} --index NAME",
         )
     return _invalid(
         f"profile {profile.id!r} has {len(profile.indexes)} indexes and the search names none",

@@ -80,7 +80,7 @@ class Profiles(Actor):
         elif origin.delivery > 1 and found[0].profile == profile:
             document = found[0]  # made by an earlier delivery, perhaps: its event may be missing
         else:
-            hint = f"lakehouse profile replace {profile.id}"
+            hint = f"lakehouse profile set {profile.id} changes it"
             return (Refusal("conflict", f"there is a profile {profile.id!r} already", hint),)
         return _info(document, slot), ProfileSaved(profile, created=True)
 

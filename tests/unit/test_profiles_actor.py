@@ -204,7 +204,7 @@ async def test_facts_are_told(house: House) -> None:
 
 async def test_what_is_there_isn_t_made_and_what_isn_t_isn_t_replaced_or_deleted(made: House) -> None:
     said = await made.refused(CreateProfile(msgspec.structs.replace(CODER, model="other")))
-    assert (said.status, said.hint) == ("conflict", "lakehouse profile replace coder")
+    assert (said.status, said.hint) == ("conflict", "lakehouse profile set coder changes it")
     other = msgspec.structs.replace(CODER, id="other")
     for request in (ReplaceProfile(other), DeleteProfile("other"), GetProfile("other"), SearchProfile("other")):
         said = await made.refused(request)
