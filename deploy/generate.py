@@ -1,10 +1,11 @@
-"""Files that are drawn from the code: lakehouse.toml, deploy/wiring.md and the picture in the
+"""Files that are drawn from the code: lakehouse.toml, deploy/wiring.md, deploy/slot.md and the picture in the
 README. `make docs` writes them; tests/unit/test_deploy.py keeps them equal to the code.
 """
 
 import re
 from pathlib import Path
 
+from actors.profile.core_diagram import page
 from daemon.config_file import render
 from daemon.topology import mermaid
 from daemon.wiring import ACTORS
@@ -21,6 +22,7 @@ def outputs() -> dict[Path, str]:
         REPOSITORY / "lakehouse.toml": render(),
         REPOSITORY
         / "deploy/wiring.md": f"# Wiring\n\nWritten by `make docs` from the actors' signatures.\n\n{picture}",
+        REPOSITORY / "deploy/slot.md": page(),
         readme: BLOCK.sub(lambda _: picture, readme.read_text(encoding="utf-8")),
     }
 

@@ -97,7 +97,7 @@ def test_nats_understands_its_configuration(name: str) -> None:
 
 def test_what_is_drawn_from_the_code_is_up_to_date() -> None:
     outputs = runpy.run_path(str(DEPLOY / "generate.py"))["outputs"]()
-    assert len(outputs) == 3
+    assert len(outputs) == 4
     assert [path.name for path, text in outputs.items() if path.read_text() != text] == [], "run `make docs`"
     assert "flowchart" in (REPOSITORY / "README.md").read_text()
 

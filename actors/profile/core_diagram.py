@@ -1,0 +1,96 @@
+"""deploy/slot.md, drawn from the slot's table: what an operator needs to know of the states."""
+
+from typing import get_args
+
+from actors.profile.core import MEANING, TRANSITIONS, Happened
+from actors.profile.core_reconcile import Presence, decide
+from schemas.events.profile import ModelRef, SlotState
+
+SEEN: dict[str, set[Presence]] = {
+    "all models whole": {"whole"},
+    "one is gone": {"whole", "gone"},
+    "one is being stopped": {"whole", "stopping"},
+    "one is partly on the CPU": {"whole", "partial"},
+    "a server doesn't answer": {"unseen"},
+}
+
+STATES: dict[SlotState, str] = {
+    "empty": "no profile holds the slot",
+    "loading": "the profile's models are on their way in",
+    "ready": "the profile's models were seen in memory, as a whole, a moment ago",
+    "unloading": "models are on their way out",
+    "unknown": "the truth can't be established; nothing is loaded until it is",
+}
+
+NOTES = """## Who leaves
+For an exclusive profile everything leaves but the models of persistent ones. For any other, an exclusive
+profile's models leave, and those of its own group, whose members take turns; the rest stays while there is
+room, else the set of models leaves that takes the fewest seconds to load again. A model that the profile
+needs and that is in memory as a whole isn't touched. A persistent exclusive profile makes way for nobody:
+deactivate it first.
+
+When a model of the active profile leaves by itself, the profile is deactivated and what else it has in memory
+leaves too: an empty slot is one.
+
+## Admission
+Before anything is unloaded: the missing models' sizes (as measured when they were last loaded, else as their
+server tells) + `[slot] headroom_mb` must fit into the free memory + what those hold that may leave. Else 422
+with the arithmetic. Where GPU memory can't be read, nothing is checked and the log says so.
+
+## When memory is free
+A model is out when its server no longer lists it, 90 % of what it held has come free, and two readings are
+within `[slot] settle_tolerance_mb`; when servers claimed more than they held, half of it will do after two
+seconds' rest. All of that within `[slot] unload_deadline_s` from the order to leave.
+
+## unknown
+The old models didn't leave in time, a server doesn't answer, or a model is being stopped. `lakehouse profile
+active` says which. Every `[slot] reconcile_s` the servers are asked again, and two equal looks a second apart
+decide. An activation or deactivation tries once more to unload what is in doubt. When a server doesn't let go
+of a model, restart the server.
+"""
+
+
+def mermaid() -> str:
+    """The states as a `stateDiagram-v2`."""
+    lines = ["stateDiagram-v2", "    [*] --> empty"]
+    for state, happenings in TRANSITIONS.items():
+        lines += [f"    {state} --> {after}: {happened}" for happened, after in happenings.items()]
+    return "\n".join(lines)
+
+
+def page() -> str:
+    """deploy/slot.md."""
+    parts = [
+        "# The slot",
+        "Written by `make docs` from the table in actors/profile/core.py.",
+        f"```mermaid\n{mermaid()}\n```",
+        _table(["State", "Means"], [[state, text] for state, text in STATES.items()]),
+        "## What happens, and what follows",
+        _table(["What happens", "Means", *TRANSITIONS], [_row(happened) for happened in MEANING]),
+        "## What a look at the servers makes of it",
+        _table(["The servers report", *_states()], [[text, *_after(kinds)] for text, kinds in SEEN.items()]),
+        NOTES.strip(),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _row(happened: Happened) -> list[str]:
+    return [happened, MEANING[happened], *(row.get(happened, "") for row in TRANSITIONS.values())]
+
+
+def _states() -> list[SlotState]:
+    return [state for state in get_args(SlotState) if state != "empty"]
+
+
+def _after(kinds: set[Presence]) -> list[str]:
+    """What each state becomes when the profile's models look like this."""
+    found: dict[ModelRef, Presence] = {ModelRef("ollama", kind): kind for kind in sorted(kinds)}
+    happened = [decide(state, "p", found) for state in _states()]
+    return [
+        state if what is None else TRANSITIONS[state][what] for state, what in zip(_states(), happened, strict=True)
+    ]
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
