@@ -159,7 +159,8 @@ class _Order:
         return trouble
 
     def _renewals(self) -> list[ModelRef]:
-        """Models that are there, but whose keep-alive or adapters are another profile's."""
+        """Models that are there, but whose keep-alive or adapters are another profile's, or that this
+        slot hasn't seen loaded: a server may list a model that it still loads."""
         terms = self._desk.terms(self._profile, "")
         kept = self._grounds.view.of(self._plan.keep)
         forever = terms.keep_alive_s == float("inf")
@@ -167,6 +168,8 @@ class _Order:
             model.ref
             for model in kept
             if not (forever and model.expires_at is None)
+            or self.before.state != "ready"
+            or model.ref not in self.before.models
             or (model.ref == terms.adapted and model.server == "llamacpp" and self._adapts())
         ]
 

@@ -4,6 +4,8 @@ looks, further apart than a server's list lags, say the same.
 
 from collections.abc import Sequence
 
+import anyio
+
 from actors.profile.core import Happened, member
 from actors.profile.core_eviction import leaving
 from actors.profile.core_reconcile import Presence, decide, is_stopping, presence, why
@@ -28,6 +30,9 @@ from schemas.names import ProfileName
 
 AGAIN_S = LAG_S
 """Between two looks."""
+
+SURE_S = 10.0
+"""How long a model that is listed may take to answer that it is loaded."""
 
 GIVEN_UP_S = 600.0
 """Memory that hasn't come free for so long, with nothing of it listed, is somebody else's: what can
@@ -86,6 +91,10 @@ class Reconciler:
         reason = why(self._find(models, view), view.seen, view.reasons)
         if happened in ("model lost", "seen empty"):
             return await self._clear(view, reason or "its models are gone")
+        if happened == "seen ready" and (doubt := await self._doubt(profile, models)):
+            if before.state == "unknown":
+                return []
+            happened, profile, models, reason = "in doubt", before.profile, before.models, doubt
         return await self._accept(happened, profile, models, reason)
 
     async def _clear(self, view: View, reason: str) -> Sequence[Said]:
@@ -116,6 +125,16 @@ class Reconciler:
         if stuck is not None and before.state != "unknown":
             said.append(SlotFailed(before.profile, desk.slot.state, stuck.reason))
         return said
+
+    async def _doubt(self, name: ProfileName | None, models: Sequence[ModelRef]) -> str:
+        """Why listed models may not be in memory: Ollama lists one while it loads, and only answers a
+        load, which renews what is there, when it is loaded."""
+        desk = self._desk
+        terms = desk.terms(await desk.profile(name), "")
+        with anyio.move_on_after(SURE_S):
+            trouble = await desk.effects(name or "").load([], models, models, terms)
+            return trouble.reason if trouble is not None else ""
+        return "its models are listed, and don't answer: they may still be loading"
 
     async def _accept(
         self, happened: Happened, profile: ProfileName | None, models: list[ModelRef], reason: str
