@@ -58,7 +58,7 @@ def decide(
         return "model lost" if "gone" in kinds or not kinds else "in doubt"
     if "partial" in kinds and "gone" not in kinds:
         return None if state == "unknown" else "in doubt"
-    if freed:
+    if freed or kinds & {"whole", "partial"}:  # what is left is told to leave, and its memory waited for
         return "seen empty"
     return None if state == "unknown" else "in doubt"
 

@@ -27,6 +27,7 @@ class Owed(msgspec.Struct, frozen=True):
     before: GpuReading
     expected: Bytes | None  # all that they may hold
     reported: Bytes = 0  # of that, what their servers say is on the GPU
+    unlisted: bool = False  # more may be held by loads that no server lists
 
 
 class Sample(msgspec.Struct, frozen=True):
@@ -36,15 +37,15 @@ class Sample(msgspec.Struct, frozen=True):
     gpus: GpuReading
 
 
-def owed(before: GpuReading, leaving: Sequence[LoadedModel]) -> Owed:
+def owed(before: GpuReading, leaving: Sequence[LoadedModel], *, unlisted: bool = False) -> Owed:
     """What `leaving` hold on these GPUs by their servers' reports; unknown when a server says
     nothing, and when the GPUs hold less than that in all: then the models are elsewhere."""
     used = before.used
     reported = sum(model.size_vram or 0 for model in leaving)
     held = sum((model.size or 0) if model.size_vram is None else model.size_vram for model in leaving)
     if used is None or held == 0 or held * SURE > used:
-        return Owed(before, None)
-    return Owed(before, held, reported)
+        return Owed(before, None, unlisted=unlisted)
+    return Owed(before, held, reported, unlisted)
 
 
 def taken(baseline: GpuReading | None, now: GpuReading, leaving: Sequence[LoadedModel]) -> Owed:
@@ -80,17 +81,20 @@ def settled(debt: Owed, samples: Sequence[Sample], tolerance: Bytes, others: int
     steady = [sample for sample, amount in zip(samples, amounts, strict=True) if _near(amount, latest, tolerance)]
     if len(amounts) < 2 or not _near(amounts[-2], latest, tolerance):
         return False
-    if debt.expected is None or latest >= debt.expected * SURE + others - tolerance:
+    paid = debt.expected is None or latest >= debt.expected * SURE + others - tolerance
+    if paid and not debt.unlisted:
         return True
     rest = _tail(samples, steady)
-    return latest >= debt.reported * LIKELY + others - tolerance and rest[-1].at - rest[0].at >= STEADY_S
+    likely = paid or latest >= debt.reported * LIKELY + others - tolerance
+    return likely and rest[-1].at - rest[0].at >= STEADY_S
 
 
 def awaited(debt: Owed) -> Bytes | None:
-    """Free memory from which on the debt is paid, to be remembered over a restart."""
+    """Free memory from which on the debt is taken to be paid, to be remembered over a restart: it may
+    be all that there is to come."""
     if debt.expected is None or debt.before.free is None:
         return None
-    return debt.before.free + int(debt.reported * SURE)
+    return debt.before.free + int(debt.reported * LIKELY)
 
 
 def shortfall(debt: Owed, now: GpuReading) -> tuple[Bytes, Bytes] | None:

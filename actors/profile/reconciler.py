@@ -105,9 +105,11 @@ class Reconciler:
         gpus, members = await desk.lookout.gpus(), await desk.members()
         others = [each for each in members if each.profile != before.profile]
         out = list(leaving(before.models, view.running, others, None))
+        unlisted: list[LoadedModel] = []
         if before.state != "ready":
             here = {model.ref for model in view.running}
-            out += [LoadedModel(ref.server, ref.model) for ref in before.models if ref not in here]
+            unlisted = [LoadedModel(ref.server, ref.model) for ref in before.models if ref not in here]
+            out += unlisted
         if not out:
             return await self._accept("model lost" if before.state == "ready" else "seen empty", None, [], reason)
         effects = desk.effects(before.profile or out[0].model)
@@ -119,7 +121,8 @@ class Reconciler:
                 reason=reason,
                 awaits_free=before.awaits_free,
             )
-        stuck = await desk.depart(effects, out, owed(gpus, out), reason, profile=before.profile, models=before.models)
+        debt = owed(gpus, out, unlisted=bool(unlisted))
+        stuck = await desk.depart(effects, out, debt, reason, profile=before.profile, models=before.models)
         await desk.finish()
         said: list[Said] = [*effects.departed, *desk.changed(before), *deactivated(before, desk.slot, reason)]
         if stuck is not None and before.state != "unknown":
