@@ -99,6 +99,7 @@ class PlayGpu:
         self.base = 400 * MIB  # other programs, with some noise
         self.residents: list[Resident] = []
         self.sizes: dict[ModelRef, int] = {}  # of all that ever were
+        self.stops: list[tuple[float, Resident]] = []
         self.history = [Moment(-1.0, frozenset(), frozenset())]
         self.on_change: Callable[[Moment], None] = lambda _: None
 
@@ -145,7 +146,6 @@ class PlayServer:
         self.away = asyncio.Event()  # set: nobody answers
         self.mine: list[Resident] = []
         self.cleared = asyncio.Event()  # what was stuck comes loose
-        self._stops: list[tuple[float, Resident]] = []
         self._lists: list[tuple[float, list[LoadedModel]]] = [(-1.0, [])]
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -324,7 +324,7 @@ class PlayServer:
         if resident.stop_asked:
             return
         resident.stop_asked = True
-        self._stops.append((self._now(), resident))
+        self.gpu.stops.append((self._now(), resident))
         if resident.phase == "loaded":
             self._spawn(self._end(resident))
         elif self.name != "ollama":
@@ -355,7 +355,7 @@ class PlayServer:
     def _outweighs(self, resident: Resident) -> bool:
         """What leaves with it is smaller: else nobody could tell a leak from a wrong estimate."""
         now = self._now()
-        others = [each for at, each in self._stops if each is not resident and now - at < 1]
+        others = [each for at, each in self.gpu.stops if each is not resident and now - at < 1]
         return resident.size > 2 * sum(each.size for each in others)
 
     def _unlist(self, resident: Resident) -> None:
