@@ -74,19 +74,17 @@ def settled(debt: Owed, samples: Sequence[Sample], tolerance: Bytes, others: int
     because other models left; negative when some came."""
     if not samples:
         return False
-    amounts = [freed(debt.before, sample.gpus) for sample in samples]
-    latest = amounts[-1]
+    latest = freed(debt.before, samples[-1].gpus)
     if latest is None:
         return True
-    steady = [sample for sample, amount in zip(samples, amounts, strict=True) if _near(amount, latest, tolerance)]
-    if len(amounts) < 2 or not _near(amounts[-2], latest, tolerance):
+    if len(samples) < 2 or not _near(freed(debt.before, samples[-2].gpus), latest, tolerance):
         return False
     paid = debt.expected is None or latest >= debt.expected * SURE + others - tolerance
     if paid and not debt.unlisted:
         return True
-    rest = _tail(samples, steady)
-    likely = paid or latest >= debt.reported * LIKELY + others - tolerance
-    return likely and rest[-1].at - rest[0].at >= STEADY_S
+    if not paid and latest < debt.reported * LIKELY + others - tolerance:
+        return False
+    return samples[-1].at - _steady_since(debt, samples, latest, tolerance) >= STEADY_S
 
 
 def awaited(debt: Owed) -> Bytes | None:
@@ -107,11 +105,11 @@ def _near(one: Bytes | None, other: Bytes, tolerance: Bytes) -> bool:
     return one is not None and abs(one - other) <= tolerance
 
 
-def _tail(samples: Sequence[Sample], steady: Sequence[Sample]) -> Sequence[Sample]:
-    """The last samples in a row that are all steady."""
-    count = 0
+def _steady_since(debt: Owed, samples: Sequence[Sample], latest: Bytes, tolerance: Bytes) -> Seconds:
+    """From which sample on all are near the last."""
+    since = samples[-1].at
     for sample in reversed(samples):
-        if sample not in steady:
+        if not _near(freed(debt.before, sample.gpus), latest, tolerance):
             break
-        count += 1
-    return samples[len(samples) - count :]
+        since = sample.at
+    return since
