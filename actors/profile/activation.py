@@ -13,7 +13,6 @@ from actors.profile.core import Member
 from actors.profile.core_eviction import Plan
 from actors.profile.core_settle import awaited, owed, taken
 from actors.profile.desk import Desk, deactivated
-from actors.profile.reconciler import Reconciler
 from actors.profile.swap import Effects, Trouble
 from actors.profile.together import together
 from schemas.documents.profile import SlotDocument
@@ -42,9 +41,8 @@ Said = ProfileActivated | ProfileDeactivated | ModelLoaded | ModelUnloaded | Slo
 class Activation:
     """Carries out orders to activate, one at a time."""
 
-    def __init__(self, desk: Desk, reconciler: Reconciler) -> None:
+    def __init__(self, desk: Desk) -> None:
         self._desk = desk
-        self._reconciler = reconciler
         self._checks = Checks(desk)
 
     async def carry_out(self, command: ActivateProfile, origin: Origin) -> Sequence[Said]:
@@ -58,23 +56,20 @@ class Activation:
         profile = asked.result()
         if profile is None:
             return [Refusal("not_found", f"there is no profile {command.profile}", "lakehouse profile list")]
-        resolved: Sequence[Said] = []
-        if desk.slot.state in ("loading", "unloading", "unknown"):
-            resolved = await self._reconciler.resolve(effects.view)
-            await effects.look()
+        desk.doubt()
         grounds = await self._checks.examine(profile, effects)
         if isinstance(grounds, Refusal):
-            return [*resolved, grounds]
+            return [grounds]
         made = False
         if profile.bucket is not None:
             try:
                 made = await desk.buckets.provision(profile.bucket)
             except ValueError as error:
-                return [*resolved, Refusal("invalid", str(error), "set storage.profile_root in lakehouse.toml")]
+                return [Refusal("invalid", str(error), "set storage.profile_root in lakehouse.toml")]
         order = _Order(desk, effects, profile, grounds, origin)
         failed = await order.swap()
         if failed is not None:
-            return [*resolved, *failed]
+            return failed
         desk.store.note(effects.measured, origin)
         async with together() as group:
             group.create_task(desk.finish())
@@ -93,7 +88,7 @@ class Activation:
             servers_ms=effects.watch.seconds * 1000,
         )
         gone = deactivated(before, desk.slot, f"replaced by {profile.id}", activated.unloaded)
-        return [*resolved, *effects.facts, *desk.changed(before), *gone, activated]
+        return [*effects.facts, *desk.changed(before), *gone, activated]
 
     async def _serve(self, index: IndexName, profile: ModelProfile, origin: Origin) -> ActivatedIndex:
         """What the index is to serve now; a failure is a reason, the models are in memory anyway."""
@@ -124,10 +119,12 @@ class _Order:
         desk, plan, before = self._desk, self._plan, self.before
         if plan.evict or before.awaits_free is not None or before.state == "unknown":
             doubtful = before.models if before.profile is not None else [model.ref for model in plan.evict]
+            listed = {model.ref for model in self._grounds.view.running}
+            unlisted = any(model.ref not in listed for model in plan.evict)
             stuck = await desk.depart(
                 self._effects,
                 plan.evict,
-                owed(self._grounds.gpus, plan.evict),
+                owed(self._grounds.gpus, plan.evict, unlisted=unlisted),
                 f"profile {self._profile.id}",
                 profile=before.profile,
                 models=doubtful,

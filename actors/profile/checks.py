@@ -10,6 +10,7 @@ import structlog
 from actors.errors import ModelServerError, Transient, Unavailable
 from actors.profile.core import Member, embedder_ref, member
 from actors.profile.core_eviction import Memory, Plan, plan
+from actors.profile.core_reconcile import find
 from actors.profile.desk import Desk
 from actors.profile.look import View
 from actors.profile.swap import Effects, unknown_hint
@@ -85,7 +86,7 @@ class Checks:
         if decided.blind:
             log.info("GPU memory can't be read: loading without knowing that it fits", reason=gpus.reason)
         if desk.slot.state == "unknown":
-            decided = _doubts_leave(decided, view.of(desk.slot.models))
+            decided = _doubts_leave(decided, desk.slot.models, view)
         return Grounds(target, decided, view, gpus)
 
     def _holding(self, target: Member, view: View) -> Refusal | None:
@@ -140,8 +141,9 @@ class Checks:
             return await self._desk.lookout.gpus()
 
 
-def _doubts_leave(decided: Plan, doubtful: Sequence[LoadedModel]) -> Plan:
-    """What is in doubt isn't left beside a target, even where there would be room."""
-    leaving = {model.ref for model in decided.evict}
-    more = [model for model in doubtful if model.ref not in leaving and model.ref not in decided.keep]
+def _doubts_leave(decided: Plan, doubtful: Sequence[ModelRef], view: View) -> Plan:
+    """What is in doubt isn't left beside a target, even where there would be room; nor is it believed
+    to be gone: what isn't listed may still be loading, and is told to leave once more."""
+    settled = {model.ref for model in decided.evict} | set(decided.keep)
+    more = [find(ref, view.seen) or LoadedModel(ref.server, ref.model) for ref in doubtful if ref not in settled]
     return Plan((*decided.evict, *more), decided.load, decided.keep, decided.blind)

@@ -75,6 +75,19 @@ class Desk:
             return []
         return [SlotChanged(self.info(), before.state)]
 
+    def doubt(self) -> None:
+        """An order that was cut short has left the slot in the middle of something."""
+        slot = self.slot
+        if slot.state in ("loading", "unloading"):
+            self.store.happen(
+                "in doubt",
+                profile=slot.profile,
+                target=slot.target,
+                models=slot.models,
+                reason=slot.reason or "an order was cut short",
+                awaits_free=slot.awaits_free,
+            )
+
     async def profile(self, name: ProfileName | None) -> ModelProfile | None:
         found = None if name is None else await self.registry.load(ProfileDocument, name)
         return None if found is None else found[0].profile

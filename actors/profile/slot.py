@@ -64,7 +64,7 @@ class VramSlot(Actor):
         self.reconcile_s = config.reconcile_s
         self._desk = Desk(registry, servers, gpus, buckets, bus, clock, config)
         self._reconciler = Reconciler(self._desk)
-        self._activation = Activation(self._desk, self._reconciler)
+        self._activation = Activation(self._desk)
         self._departures = Departures(self._desk)
         self._preloading = Preloading(self._desk)
         self._turn = anyio.Lock()
