@@ -167,26 +167,33 @@ class Reconciler:
     ) -> tuple[Happened | None, ProfileName | None, list[ModelRef]]:
         """By one look: what has happened, and whose models it is about. A daemon that ended during a
         swap may find the old profile's models gone and those of the one that it swapped to."""
-        desk, slot = self._desk, self._desk.slot
+        slot = self._desk.slot
         found = self._find(slot.models, view)
         if slot.state == "unloading" and slot.target is not None and set(found.values()) != {"whole"}:
-            target = await desk.profile(slot.target)
-            if target is not None and target.server in desk.servers:
-                needs = list(member(target, desk.servers).needs)
-                left = {kind for ref, kind in found.items() if ref not in needs} <= {"gone"}
-                if left and set(self._find(needs, view).values()) == {"whole"} and await self._freed(gpus):
-                    return "seen ready", slot.target, needs
-        happened = decide(slot.state, slot.profile, found, freed=await self._freed(gpus))
+            needs = list(await self._needs(slot.target))
+            left = {kind for ref, kind in found.items() if ref not in needs} <= {"gone"}
+            if left and set(self._find(needs, view).values()) == {"whole"} and await self._freed(gpus, view):
+                return "seen ready", slot.target, needs
+        happened = decide(slot.state, slot.profile, found, freed=await self._freed(gpus, view))
         return happened, slot.profile, slot.models
 
-    async def _freed(self, gpus: GpuReading | None) -> bool:
+    async def _freed(self, gpus: GpuReading | None, view: View) -> bool:
         desk, slot = self._desk, self._desk.slot
         if slot.awaits_free is None:
             return True
         free = (gpus or await desk.lookout.gpus()).free
         if free is None or desk.clock.now() - slot.since > GIVEN_UP_S:
             return True
-        return free >= slot.awaits_free - desk.config.settle_tolerance_mb * MB
+        # A process that ended at once after it began to load may have written only that it unloads.
+        come = view.of([ref for ref in await self._needs(slot.target) if ref not in slot.models])
+        there = sum((model.size or 0) if model.size_vram is None else model.size_vram for model in come)
+        return free + there >= slot.awaits_free - desk.config.settle_tolerance_mb * MB
+
+    async def _needs(self, name: ProfileName | None) -> tuple[ModelRef, ...]:
+        """A profile's models; none when it is gone."""
+        profile = await self._desk.profile(name)
+        known = profile is not None and profile.server in self._desk.servers
+        return member(profile, self._desk.servers).needs if profile is not None and known else ()
 
     def _find(self, refs: Sequence[ModelRef], view: View) -> dict[ModelRef, Presence]:
         desk = self._desk
