@@ -249,7 +249,8 @@ class PlayServer:
             await asyncio.sleep(self.rng.choice((self.timeout_s, 20.0)) if unloading else self.timeout_s)
             raise Unavailable(f"{self.name} at {self.url} doesn't answer")
         yield
-        await asyncio.sleep(self.rng.uniform(0.0005, 0.005))
+        if self.rng.random() < 0.25:  # others may act between what is said and what is heard
+            await asyncio.sleep(self.rng.uniform(0.0005, 0.005))
         if self.away.is_set():
             raise Unavailable(f"{self.name} at {self.url} is away")
 

@@ -30,7 +30,7 @@ SEEN_S = STALE_S + 0.7
 SAID_S = 0.05
 """Between the look and the moment that a document gives for it."""
 UNSEEN = 0.1
-"""Of what leaves together, so much may stay unseen: servers report estimates."""
+"""Of what leaves together, or of the GPU, so much may stay unseen: servers report estimates."""
 SLACK_S = 1.5
 """Over the unload deadline, for the questions and the registry."""
 TURN_S = 0.1
@@ -96,7 +96,7 @@ class Witness:
         seen = [moment for moment in moments if needs <= moment.whole]
         if not seen:
             self.violated(f"{who} says that {name} is ready, and loaded are {_names(self.gpu.history[-1].whole)}")
-        elif profile.exclusive and not any(moment.held <= needs | self.pinned | moment.adrift for moment in seen):
+        elif profile.exclusive and not any(self._seen(moment) <= needs | self.pinned for moment in seen):
             self.violated(f"{who} says that exclusive {name} is ready, beside {_names(seen[-1].held - needs)}")
 
     def unloading(self, order: Order | None, ref: ModelRef, alive: Callable[[], bool]) -> None:
@@ -157,7 +157,8 @@ class Witness:
         """Activations that wait are answered first come, first served."""
         waited = [order for order in self.orders if isinstance(order.request, ActivateProfile) and order.request.wait]
         for first, second in pairwise(order for order in waited if order.answer is not None):
-            if first.process is second.process and second.asked_at > first.asked_at + TURN_S:
+            ready_at = getattr(first.process, "ready_at", 0.0)  # until then all wait, and then run for it
+            if first.process is second.process and second.asked_at > max(ready_at, first.asked_at + TURN_S):
                 assert first.answered_at is not None
                 assert second.answered_at is not None
                 if second.answered_at < first.answered_at - TURN_S:
@@ -187,6 +188,12 @@ class Witness:
         """It loaded something, or unloaded what wasn't on its way out already."""
         before = next(iter(self._since(order.calls[0][0] - SEEN_S))) if order.calls else None
         return before is not None and bool(order.touched("load") or order.touched("unload") - before.leaving)
+
+    def _seen(self, moment: Moment) -> frozenset[ModelRef]:
+        """What is in memory, but for what a slot can't know to be there: what left by itself and isn't
+        listed, and what is leaving and so small that it is lost in the servers' estimates."""
+        small = {ref for ref in moment.leaving if self.gpu.sizes[ref] <= UNSEEN * self.gpu.total}
+        return moment.held - moment.adrift - small
 
     def _since(self, since: float) -> list[Moment]:
         return list(self.gpu.between(since, _now()))

@@ -20,6 +20,7 @@ import structlog
 
 from actors.base import Actor, concurrent, handles
 from actors.errors import Conflict, Refused, Transient, Unavailable
+from actors.profile import swap
 from actors.profile.config import SlotConfig
 from actors.profile.slot import VramSlot
 from daemon import life
@@ -45,6 +46,8 @@ T = TypeVar("T")
 CONFIG = SlotConfig(load_deadline_s=30.0)
 IDLE_S = 600.0
 """How often a consumer that hears nothing turns its loop: not worth simulating every two seconds."""
+QUICK_S, LAST_POLL_S = 0.3, 1.0
+"""The slot polls quickly for so long, then rarer: half of a world's time would go into polls."""
 ROUTES = classmethod(functools.cache(Actor.routes.__func__))  # type: ignore[attr-defined]
 """Read off the type hints once, not in every life."""
 PATIENCE_S = 900.0
@@ -153,7 +156,12 @@ class Process:
         ports = (self._line(world.registry), servers, self._line(world.eyes(world.gpu)), self._line(NoBuckets()))
         slot = world.slot(*ports, self.bus, self._line(world.clock), world.config)
         runtime = Runtime(self.bus, [slot, Indexes(world.weather)], rng=world.rng)
-        self.drain, self.life = runtime.drain, asyncio.create_task(runtime.run())
+        self.drain, self.ready_at = runtime.drain, float("inf")
+        self.life = asyncio.create_task(runtime.run(task_status=self))
+
+    def started(self, _: None = None) -> None:
+        """Its actors have started (a `TaskStatus`)."""
+        self.ready_at = self.world.clock.monotonic()
 
     def _line(self, port: Any) -> Any:
         return Line(port, self)
@@ -356,5 +364,12 @@ def world_of(seed: int, **sabotage: Any) -> World:
             await world.run()
         return world
 
-    with patch.object(life, "FETCH_S", IDLE_S), patch.object(Actor, "routes", ROUTES):
+    with contextlib.ExitStack() as cheaper:
+        for patched in (
+            patch.object(life, "FETCH_S", IDLE_S),
+            patch.object(Actor, "routes", ROUTES),
+            patch.object(swap, "QUICK_S", QUICK_S),
+            patch.object(swap, "LAST_POLL_S", LAST_POLL_S),
+        ):
+            cheaper.enter_context(patched)
         return simulate(main, seed)
