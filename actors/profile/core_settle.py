@@ -69,14 +69,16 @@ def freed(before: GpuReading, now: GpuReading) -> Bytes | None:
 
 
 def settled(debt: Owed, samples: Sequence[Sample], tolerance: Bytes, others: int = 0) -> bool:
-    """Whether memory has come to rest, and enough of it is free. Unreadable memory is at rest:
-    then the servers' lists are all that can be known. `others`: bytes that came free meanwhile
+    """Whether memory has come to rest, and enough of it is free. Memory that was unreadable from the
+    beginning is at rest: then the servers' lists are all that can be known. `others`: bytes that came free meanwhile
     because other models left; negative when some came."""
     if not samples:
         return False
+    if debt.before.free is None:
+        return True
     latest = freed(debt.before, samples[-1].gpus)
     if latest is None:
-        return True
+        return False  # a driver that fell silent in the middle says nothing about rest
     if len(samples) < 2 or not _near(freed(debt.before, samples[-2].gpus), latest, tolerance):
         return False
     paid = debt.expected is None or latest >= debt.expected * SURE + others - tolerance

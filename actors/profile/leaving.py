@@ -72,7 +72,9 @@ class Leaving:
         if not parts and self._samples:
             short = shortfall(self.debt, self._samples[-1].gpus)
             free = self._samples[-1].gpus.free
-            if self._awaits is not None and free is not None and free < self._awaits:
+            if free is None and self.debt.before.free is not None:
+                parts.append(f"GPU memory can't be read any more: {self._samples[-1].gpus.reason}")
+            elif self._awaits is not None and free is not None and free < self._awaits:
                 parts.append(f"{gib(free)} of GPU memory are free, {gib(self._awaits)} should be")
             elif short is not None:
                 parts.append(f"no longer listed, but only {gib(short[0])} of {gib(short[1])} came free on the GPU")

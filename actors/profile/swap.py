@@ -23,8 +23,9 @@ from schemas.events.profile import GpuReading, LoadedModel, ModelLoaded, ModelRe
 from schemas.names import Bytes, Seconds, ServerName
 from schemas.profile import Adapter
 
-FIRST_POLL_S, LAST_POLL_S, QUICK_S = 0.02, 0.25, 2.0
-"""Polls are quick for the first seconds, in which most models leave, then rarer."""
+FIRST_POLL_S, LAST_POLL_S, POLL_SHARE = 0.004, 0.25, 0.04
+"""The pause between polls is a share of the wait so far, within these: what is noticed late stays a
+few per cent of what was waited for."""
 
 LOOK_S = 2.0
 """Of a poll: one that isn't answered must not take the whole deadline."""
@@ -149,7 +150,7 @@ class Effects:
             await self._clock.sleep(pause)
 
     async def _until_gone(self, watching: Leaving) -> None:
-        began, pause, said = self._clock.monotonic(), FIRST_POLL_S, False
+        began, said = self._clock.monotonic(), False
         while True:
             answered = set(watching.answered)
             if watching.debt.before.gpus:
@@ -162,9 +163,7 @@ class Effects:
             if not watching.listed and not said:
                 said = True
                 await self._bus.signal(Progress("slot", self._about, "settle", 0, 1, "models"))
-            await self._clock.sleep(pause)
-            if now - began > QUICK_S:
-                pause = min(LAST_POLL_S, pause * 1.3)
+            await self._clock.sleep(_pause(now - began))
 
     # --- coming --------------------------------------------------------------------------------
 
@@ -230,9 +229,10 @@ class Effects:
             found = self.presences(needs, self.view)
             if set(found.values()) <= {"whole"}:
                 return None
-            if self._clock.monotonic() - began >= CHECK_S:
+            waited = self._clock.monotonic() - began
+            if waited >= CHECK_S:
                 break
-            await self._clock.sleep(FIRST_POLL_S)
+            await self._clock.sleep(_pause(waited))
         partial = [model for model in self.view.of(needs) if found[model.ref] == "partial"]
         if partial:
             each = "; ".join(f"{model.ref}: {placed(model)}" for model in partial)
@@ -249,6 +249,10 @@ class Effects:
 
     async def _say(self, doing: str, ref: ModelRef, done: int, total: int) -> None:
         await self._bus.signal(Progress("slot", self._about, f"{doing} {ref.model}", done, total, "models"))
+
+
+def _pause(waited: Seconds) -> Seconds:
+    return min(LAST_POLL_S, max(FIRST_POLL_S, waited * POLL_SHARE))
 
 
 def unknown_hint(ref: ModelRef) -> str:

@@ -246,9 +246,15 @@ def test_a_server_that_claimed_too_much_costs_a_pause_only() -> None:
     assert not settled(debt, samples((0, 13), (1, 13), (9, 13)), 32 * MIB)  # less than half: something is stuck
 
 
-def test_unreadable_memory_is_at_rest() -> None:
+def test_memory_that_never_was_readable_is_at_rest() -> None:
     assert settled(owed(NONE, HELD), [Sample(0, NONE)], 0)
-    assert settled(owed(gpus(10), HELD), [Sample(0, gpus(10)), Sample(1, NONE)], 0)
+
+
+def test_a_driver_that_falls_silent_in_the_middle_says_nothing_about_rest() -> None:
+    assert not settled(owed(gpus(10), HELD), [Sample(0, gpus(10)), Sample(1, NONE)], 0)
+    assert not settled(owed(gpus(10), HELD), [Sample(0, gpus(10)), Sample(1, NONE), Sample(9, NONE)], 0)
+    back = [Sample(0, gpus(10)), Sample(1, NONE), Sample(2, gpus(18)), Sample(3, gpus(18))]
+    assert settled(owed(gpus(10), HELD), back, 0)
     assert not settled(owed(NONE, HELD), [], 0)
 
 
