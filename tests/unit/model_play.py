@@ -60,6 +60,8 @@ FAULTS = (
     "stale",  # `loaded` as it was up to STALE_S ago, but for what is being unloaded
 )
 STALE_S = 0.8
+HANG_S = 5.0
+"""A question that isn't answered ends with its client's time limit."""
 
 
 class Resident:
@@ -138,7 +140,13 @@ class PlayServer:
     client, what is unlisted is free, and nothing is said about where a model is."""
 
     def __init__(
-        self, name: ServerName, gpu: PlayGpu, recipes: Mapping[str, Recipe], weather: Weather, *, timeout_s: float = 5.0
+        self,
+        name: ServerName,
+        gpu: PlayGpu,
+        recipes: Mapping[str, Recipe],
+        weather: Weather,
+        *,
+        timeout_s: float = HANG_S,
     ) -> None:
         self.name, self.url = name, f"play://{name}"
         self.gpu, self.recipes, self.weather, self.timeout_s = gpu, recipes, weather, timeout_s

@@ -35,7 +35,7 @@ from schemas.events.base import Refusal, Request
 from schemas.events.index import EmbedderSpec, IndexServed, ServeIndex
 from schemas.events.profile import GetSlot, ModelRef, SlotChanged, SlotInfo
 from schemas.names import BucketName
-from tests.unit.model_play import FAULTS, PlayGpu, PlayServer, Weather
+from tests.unit.model_play import FAULTS, HANG_S, PlayGpu, PlayServer, Weather
 from tests.unit.simulation import EPOCH, VirtualClock, simulate
 from tests.unit.slot_cast import LLAMACPP, OLLAMA, TOTAL, Order, cast_of, draw_request
 from tests.unit.slot_witness import Witness
@@ -46,8 +46,8 @@ T = TypeVar("T")
 CONFIG = SlotConfig(load_deadline_s=30.0)
 IDLE_S = 600.0
 """How often a consumer that hears nothing turns its loop: not worth simulating every two seconds."""
-QUICK_S, LAST_POLL_S = 0.3, 1.0
-"""The slot polls quickly for so long, then rarer: half of a world's time would go into polls."""
+POLL_SHARE, LAST_POLL_S = 0.2, 1.0
+"""The slot polls rarer than it really does: half of a world's time would go into that."""
 ROUTES = classmethod(functools.cache(Actor.routes.__func__))  # type: ignore[attr-defined]
 """Read off the type hints once, not in every life."""
 PATIENCE_S = 900.0
@@ -119,6 +119,15 @@ ORDER: ContextVar[Order | None] = ContextVar("ORDER", default=None)
 """What the daemon is at work on, where that was asked: an asked handler runs in the asker's context."""
 
 
+ASYNC: dict[tuple[type, str], bool] = {}
+
+
+def _is_async(port: type, name: str, method: Any) -> bool:
+    if (port, name) not in ASYNC:
+        ASYNC[port, name] = asyncio.iscoroutinefunction(method)
+    return ASYNC[port, name]
+
+
 class Line:
     """A port as one daemon holds it: it ends with the daemon."""
 
@@ -127,7 +136,7 @@ class Line:
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._port, name)
-        if not asyncio.iscoroutinefunction(value):
+        if not _is_async(type(self._port), name, value):
             return value
 
         async def call(*args: Any, **kwargs: Any) -> Any:
@@ -237,11 +246,11 @@ class World:
         for _ in range(rng.choice((0, 0, 1, 2))):
             self._begin(self._trouble(random.Random(rng.random())))
         await asyncio.wait([*self.begun, asyncio.ensure_future(last.wait())], timeout=PATIENCE_S)
-        await asyncio.sleep(rng.uniform(0, 10))
+        await asyncio.sleep(rng.uniform(0, 4))
         for server in self.servers:
             server.clear()
         await self._all_answered()
-        await asyncio.sleep(2 * CONFIG.reconcile_s + 2)
+        await asyncio.sleep(HANG_S + 2 * CONFIG.reconcile_s + 2)
         self.witness.at_rest()
         look = await self.ask(GetSlot(look=True))
         if isinstance(look.answer, SlotInfo):
@@ -278,7 +287,7 @@ class World:
 
     async def _person(self, rng: random.Random, orders: int) -> None:
         for _ in range(orders):
-            await asyncio.sleep(rng.choice((0.0, rng.uniform(0, 2), rng.uniform(0, 9))))
+            await asyncio.sleep(rng.choice((0.0, rng.uniform(0, 2), rng.uniform(0, 7))))
             request = draw_request(rng, self.profiles)
             if rng.random() < 0.3 and not isinstance(request, GetSlot):
                 await self.user.publish(request)
@@ -294,7 +303,7 @@ class World:
         """It is killed and started again; its last life lasts until all is over."""
         for _ in range(lives - 1):
             self.process = Process(self)
-            await asyncio.sleep(rng.uniform(0.1, 20))
+            await asyncio.sleep(rng.uniform(0.1, 15))
             self.deaths += 1
             dying, self.process = self.process, None
             await dying.die()
@@ -307,7 +316,7 @@ class World:
 
     async def _trouble(self, rng: random.Random) -> None:
         """A server crashes, or is out of reach for a while."""
-        await asyncio.sleep(rng.uniform(0, 20))
+        await asyncio.sleep(rng.uniform(0, 15))
         self.crashes += 1
         server = rng.choice(self.servers)
         await (server.crash if rng.random() < 0.6 else server.cut)(rng.uniform(0, 8))
@@ -368,7 +377,7 @@ def world_of(seed: int, **sabotage: Any) -> World:
         for patched in (
             patch.object(life, "FETCH_S", IDLE_S),
             patch.object(Actor, "routes", ROUTES),
-            patch.object(swap, "QUICK_S", QUICK_S),
+            patch.object(swap, "POLL_SHARE", POLL_SHARE),
             patch.object(swap, "LAST_POLL_S", LAST_POLL_S),
         ):
             cheaper.enter_context(patched)
