@@ -4,10 +4,13 @@
   answered before the memory is free; who wants to know polls `/api/ps`.
 - Load is the same with another keep_alive. An embedding model refuses it (400) and is loaded by
   `/api/embed` without input.
+- `expires_at` in the past is a model that is told to leave, but also one that works past its time:
+  the old time stands until it is done. The second is told by the time it had announced.
 - A name means the same in any case; `llama3`, `library/llama3` and
   `registry.ollama.ai/library/llama3:latest` are one model.
 """
 
+import time
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, TypeVar
@@ -72,6 +75,7 @@ class OllamaServer:
         self._embedding = embedding
         self._http = ServerHttp("Ollama", config.ollama_url, sessions, config.timeout_s)
         self._spelled: dict[ModelName, str] = {}  # as the server writes it: before 0.5 it took no other case
+        self._announced: dict[ModelName, Timestamp | None] = {}  # `expires_at` while it lay ahead
         self.url = self._http.url
 
     def canonical(self, model: ModelName) -> ModelName:
@@ -90,7 +94,7 @@ class OllamaServer:
     async def loaded(self) -> list[LoadedModel]:
         """As `/api/ps` says it, which lists a model while it loads and until its process has ended."""
         found = (await self._http.ask("GET", "/api/ps", _Ps)).models or []
-        return [
+        models = [
             LoadedModel(
                 server=self.name,
                 model=self._known(running.model),
@@ -101,6 +105,7 @@ class OllamaServer:
             )
             for running in found
         ]
+        return [self._at_work(model, time.time()) for model in models]
 
     async def size(self, model: ModelName) -> Bytes | None:
         """Of its files; the context's memory comes on top."""
@@ -161,6 +166,14 @@ class OllamaServer:
 
     def _unknown(self, model: ModelName) -> LookupError:
         return LookupError(f"{self._http.who} has no model {self.canonical(model)}")
+
+    def _at_work(self, model: LoadedModel, now: Timestamp) -> LoadedModel:
+        """A model past the time that it had announced works, and leaves when it is done at the earliest."""
+        if model.expires_at is None or model.expires_at > now:
+            self._announced[model.model] = model.expires_at
+        elif self._announced.get(model.model) == model.expires_at:
+            return msgspec.structs.replace(model, expires_at=now + SHORTEST_S)
+        return model
 
     def _known(self, spelled: str) -> ModelName:
         name = self.canonical(spelled)

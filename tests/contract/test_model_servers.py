@@ -108,6 +108,20 @@ class TestMemory:
         assert "hello" in words.result()
         await until_gone(setting.server, "llama3")
 
+    async def test_a_model_that_works_past_its_time_is_not_being_stopped(self, setting):
+        setting.play.change(generate_s=1.6)
+        await setting.server.load("llama3", 1.0)
+        await listed(setting.server, "llama3")
+        async with asyncio.TaskGroup() as tasks:
+            words = tasks.create_task(setting.server.generate("llama3", "hello"))
+            await asyncio.sleep(1.2)
+            loaded = await listed(setting.server, "llama3")
+            assert time.time() < loaded.expires_at < time.time() + 2
+            await setting.server.unload("llama3")
+            assert (await listed(setting.server, "llama3")).expires_at <= time.time()
+        assert "hello" in words.result()
+        await until_gone(setting.server, "llama3")
+
     async def test_a_model_leaves_when_its_keep_alive_has_run_out(self, setting):
         await setting.server.load("llama3", 1.0)
         assert await listed(setting.server, "llama3") is not None
