@@ -8,9 +8,12 @@ from actors.profile.core import gib
 from actors.profile.core_settle import Owed, Sample, settled, shortfall
 from actors.profile.look import View
 from schemas.events.profile import GpuReading, LoadedModel, ModelRef
-from schemas.names import Bytes
+from schemas.names import Bytes, Seconds
 
 KEPT_SAMPLES = 128
+
+LAG_S = 1.0
+"""A server's list may be so old: what it first shows within this time was there before."""
 
 
 class Leaving:
@@ -27,8 +30,9 @@ class Leaving:
         self._tolerance = tolerance
         self._awaits = awaits_free
         self._unseen: list[str] = []
-        self._beside: dict[ModelRef, Bytes] = {}  # other models, when they were first seen
+        self._beside: dict[ModelRef, Bytes] = {}  # other models that were there at first
         self._samples: list[Sample] = []
+        self._since: Seconds = 0.0  # the first of all samples
 
     def gone(self, view: View, sample: Sample, answered: Set[ModelRef]) -> bool:
         """After one more look. That a model isn't listed says that it has left when it was listed
@@ -36,8 +40,10 @@ class Leaving:
         self._unseen = list(view.reasons.values())
         self.listed = view.of([model.ref for model in self.models])
         here = {model.ref: model.size_vram or 0 for model in view.running if model not in self.listed}
+        if not self._samples or sample.at - self._since < LAG_S:
+            self._beside |= here
         if not self._samples:
-            self._beside = here
+            self._since = sample.at
         left = sum(size for ref, size in self._beside.items() if ref not in here)
         came = sum(size for ref, size in here.items() if ref not in self._beside)
         self.was_listed |= {model.ref for model in self.listed}
