@@ -364,7 +364,7 @@ class PlayServer:
     def _outweighs(self, resident: Resident) -> bool:
         """What leaves with it is smaller: else nobody could tell a leak from a wrong estimate."""
         now = self._now()
-        others = [each for at, each in self.gpu.stops if each is not resident and now - at < 1]
+        others = [each for at, each in self.gpu.stops if each is not resident and now - at < 20]
         return resident.size > 2 * sum(each.size for each in others)
 
     def _unlist(self, resident: Resident) -> None:
