@@ -156,7 +156,7 @@ def unwelcome(
         if each.exclusive and ref not in each.needs:
             return Refusal(
                 "conflict",
-                f"{ref} can't be loaded beside exclusive profile {each.profile}, whose model is {each.needs[0]}",
+                f"model {ref} can't be loaded beside exclusive profile {each.profile}, whose model is {each.needs[0]}",
                 f"activate a profile that needs {ref.model}, or lakehouse profile deactivate {each.profile}",
             )
     for each in members:
@@ -167,7 +167,7 @@ def unwelcome(
         if strangers:
             return Refusal(
                 "conflict",
-                f"{ref} is the model of exclusive profile {each.profile}, and {strangers[0]} is in memory",
+                f"model {ref} is that of exclusive profile {each.profile}, and {strangers[0]} is in memory",
                 f"lakehouse profile activate {each.profile}, which unloads what is in its way",
             )
     return None
@@ -180,7 +180,7 @@ def no_room(ref: ModelRef, memory: Memory) -> Refusal | None:
         return None
     return Refusal(
         "invalid",
-        f"{ref} needs {gib(size)} + {gib(memory.headroom)} headroom = {gib(size + memory.headroom)}, "
+        f"model {ref} needs {gib(size)} + {gib(memory.headroom)} headroom = {gib(size + memory.headroom)}, "
         f"but {gib(memory.free)} of GPU memory are free",
         "unload something first (lakehouse vram shows what is loaded), or lower [slot] headroom_mb",
     )

@@ -217,7 +217,7 @@ class Effects:
                 except ModelServerError as error:
                     return Trouble(str(error))
         return Trouble(
-            f"{ref} wasn't loaded within {self._config.load_deadline_s:g} s", hint="raise [slot] load_deadline_s"
+            f"model {ref} wasn't loaded within {self._config.load_deadline_s:g} s", hint="raise [slot] load_deadline_s"
         )
 
     async def _check(self, needs: Sequence[ModelRef]) -> Trouble | None:
