@@ -121,15 +121,16 @@ class LlamaServer:
 
 @contextmanager
 def llama_server(
-    binary: str, directory: Path, arguments: Sequence[str], *, wait_s: float = 30.0
+    binary: str, directory: Path, arguments: Sequence[str], *, port: int = 0, wait_s: float = 30.0
 ) -> Iterator[LlamaServer]:
-    """Runs `llama-server` on a free loopback port, its files in `directory`, until the block ends.
-    In router mode its children end with it. Raises AssertionError with its log when it doesn't
+    """Runs `llama-server` on a loopback port (0: a free one), its files in `directory`, until the block
+    ends. In router mode its children end with it. Raises AssertionError with its log when it doesn't
     become healthy."""
     directory.mkdir(parents=True, exist_ok=True)
-    with socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    if not port:
+        with socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
     log = directory / "llama-server.log"
     # Its cache is a source of models in router mode: the tests see none of the user's.
     kept = {name: value for name, value in os.environ.items() if not name.startswith("LLAMA_")}

@@ -61,7 +61,7 @@ class Preloading:
     async def _load(self, effects: Effects, ref: ModelRef, seconds: Seconds, began: float) -> Sequence[Preloaded]:
         desk = self._desk
         needs = [ref, *(own for own in desk.slot.models if own != ref)]  # it must not push out the profile's
-        trouble = await effects.load([ref], [], needs, Terms(seconds, reason="preload"))
+        trouble = await effects.load([ref], [], needs, await self._terms(ref, seconds))
         if trouble is None:
             desk.store.note(effects.measured)
             await desk.store.announce()
@@ -70,7 +70,7 @@ class Preloading:
         leaving = view.of([ref]) or [LoadedModel(ref.server, ref.model)]
         stuck = await effects.unload(leaving, taken(effects.baseline, gpus, leaving), "could not be used")
         left = f"; it is still there: {stuck.reason}" if stuck is not None else ""
-        return [*effects.facts, trouble.refusal(f"{ref}: {trouble.reason}{left}")]
+        return [*effects.facts, trouble.refusal(f"model {ref}: {trouble.reason}{left}")]
 
     async def _there(
         self, effects: Effects, model: LoadedModel, seconds: Seconds, began: float
@@ -78,11 +78,21 @@ class Preloading:
         """Loaded already: its time is prolonged, never cut short."""
         now = self._desk.clock.now()
         if model.expires_at is not None and now + seconds > model.expires_at:
-            trouble = await effects.load([], [model.ref], [model.ref], Terms(seconds, reason="preload"))
+            trouble = await effects.load([], [model.ref], [model.ref], await self._terms(model.ref, seconds))
             if trouble is not None:
                 return trouble.refusal()
             model = effects.view.of([model.ref])[0]
         return self._report(model, False, began)
+
+    async def _terms(self, ref: ModelRef, seconds: Seconds) -> Terms:
+        """The active profile's models stay as it has them: with its adapters, which a load without any
+        would turn off, and for as long as it keeps them at least."""
+        desk, slot = self._desk, self._desk.slot
+        holder = await desk.profile(slot.profile) if ref in slot.models else None
+        if holder is None:
+            return Terms(seconds, reason="preload")
+        own = desk.terms(holder, "preload")
+        return Terms(max(seconds, own.keep_alive_s), own.adapters, own.adapted, "preload")
 
     async def _size(self, ref: ModelRef, effects: Effects) -> int | Refusal | None:
         try:
@@ -109,6 +119,6 @@ class Preloading:
 def _half_there(model: LoadedModel) -> Refusal:
     return Refusal(
         "conflict",
-        f"{model.ref} is in memory, but is being stopped or is partly on the CPU",
+        f"model {model.ref} is in memory, but is being stopped or is partly on the CPU",
         f"lakehouse unload {model.model}, then preload it again",
     )

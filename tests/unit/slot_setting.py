@@ -3,7 +3,7 @@ those that a test asks for, a registry whose documents can be looked at."""
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 from actors.base import Origin
@@ -18,7 +18,7 @@ from schemas.events.base import Message, Progress, Refusal
 from schemas.events.index import EmbedderSpec, IndexServed, ServeIndex
 from schemas.events.profile import ActivateProfile, DeactivateProfile, ModelRef, PreloadModel, UnloadModel
 from schemas.names import BucketName
-from schemas.profile import ModelProfile
+from schemas.profile import Adapter, ModelProfile
 from tests.unit.model_play import GIB, PlayGpu, PlayServer, Recipe, Weather
 from tests.unit.simulation import EPOCH, VirtualClock, simulate
 
@@ -56,10 +56,12 @@ class CountedServer(PlayServer):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.calls: list[tuple[str, str]] = []
+        self.adapters: dict[str, list[Adapter]] = {}  # of each model since it was loaded last
 
-    async def load(self, model: str, *rest: Any) -> None:
+    async def load(self, model: str, keep_alive_s: float, adapters: Sequence[Adapter] = ()) -> None:
         self.calls.append(("load", model))
-        await super().load(model, *rest)
+        await super().load(model, keep_alive_s, adapters)
+        self.adapters[model] = list(adapters)
 
     async def unload(self, model: str) -> None:
         self.calls.append(("unload", model))

@@ -32,7 +32,7 @@ from schemas.events.profile import (
 from schemas.profile import Adapter
 from tests.unit.model_play import GIB
 from tests.unit.simulation import EPOCH
-from tests.unit.slot_setting import BIG, CHAT, CODE, EMB, SIDE, WIDE, Setting, index, on, one
+from tests.unit.slot_setting import BIG, CHAT, CODE, EMB, GGUF_PROFILE, SIDE, WIDE, Setting, index, on, one
 
 # --- swaps -------------------------------------------------------------------------------------
 
@@ -554,6 +554,41 @@ def test_a_preload_never_evicts() -> None:
         refused(await here.do(PreloadModel("side")), "conflict", "exclusive profile chat")
         assert one(ModelReport, await here.do(PreloadModel("emb"))).changed is False
         assert here.held == {BIG, EMB}
+
+    on(story)
+
+
+def test_a_preload_of_the_active_profiles_model_leaves_it_as_the_profile_has_it() -> None:
+    """A load that names no adapters turns them all off."""
+    style = [Adapter("style", 0.5)]
+    profile = msgspec.structs.replace(GGUF_PROFILE, adapters=style)
+
+    async def story(here: Setting) -> None:
+        here.registry.put("gguf", ProfileDocument(profile=profile, created=EPOCH, changed=EPOCH))
+        await here.do(ActivateProfile("gguf"))
+        assert here.llamacpp.adapters == {"gguf": style}
+        longer = one(ModelReport, await here.do(PreloadModel("gguf", "2h")))
+        assert (longer.changed, here.llamacpp.calls) == (False, [("load", "gguf"), ("load", "gguf")])
+        assert longer.expires_at == pytest.approx(here.clock.now() + 7200, abs=0.1)
+        assert here.llamacpp.adapters == {"gguf": style}
+        await here.llamacpp.unload("gguf")  # by somebody else, and no reconcile has seen it yet
+        await asyncio.sleep(2)
+        assert here.held == set()
+        again = one(ModelReport, await here.do(PreloadModel("gguf", "1m")))
+        assert (again.changed, here.llamacpp.adapters) == (True, {"gguf": style})
+        assert again.expires_at == pytest.approx(here.clock.now() + 300, abs=0.1), "what the profile keeps it for"
+
+    on(story)
+
+
+def test_a_preload_for_no_profile_has_no_adapters() -> None:
+    async def story(here: Setting) -> None:
+        profile = msgspec.structs.replace(GGUF_PROFILE, adapters=[Adapter("style", 0.5)])
+        here.registry.put("gguf", ProfileDocument(profile=profile, created=EPOCH, changed=EPOCH))
+        assert one(ModelReport, await here.do(PreloadModel("gguf"))).changed is True
+        assert here.llamacpp.adapters == {"gguf": []}
+        await here.do(ActivateProfile("gguf"))
+        assert here.llamacpp.adapters == {"gguf": [Adapter("style", 0.5)]}
 
     on(story)
 
