@@ -3,6 +3,7 @@ into its bucket first, then the head moves; so a head never points at nothing, a
 rebuilt from the buckets alone (repair.py). The stored form is in revisions.py.
 """
 
+from contextlib import suppress
 from typing import TypeVar, cast
 
 import msgspec
@@ -33,21 +34,33 @@ class DocumentRegistry:
         self._heads = heads
         self._decoded: dict[str, tuple[Sha256, Document]] = {}
         self._damaged: set[str] = set()  # left out by `all` and logged
+        self._own: dict[str, tuple[Head, int]] = {}  # heads where our own saves left them
 
     async def load(self, kind: type[D], name: str) -> tuple[D, int] | None:
         return await self._load(kind, head_key(kind_of_document(kind), name))
 
     async def save(self, name: str, document: D, *, expected: int | None, bucket: BucketName = "primary") -> int:
         kind = kind_of_document(type(document))
-        found = await self._head(head_key(kind, name))
+        key = head_key(kind, name)
+        own = self._own.pop(key, None)
+        if own is not None and own[0].revision == expected:
+            with suppress(Conflict):  # someone moved the head: it has to be read
+                return await self._save(key, kind, name, document, bucket, own)
+        found = await self._head(key)
         current = found[0].revision if found and not found[0].deleted else None
         if current != expected:
             raise Conflict(f"{kind} {name} is at revision {current}, not {expected}")
         if found is None:
             await self._refuse_headless(kind, name, bucket)
+        return await self._save(key, kind, name, document, bucket, found)
+
+    async def _save(
+        self, key: str, kind: str, name: str, document: Document, bucket: BucketName, found: tuple[Head, int] | None
+    ) -> int:
+        """On top of the head that was found. Raises Conflict when it isn't there any more."""
         head, body = revisions.pack(kind, name, found[0].revision + 1 if found else 1, document, bucket)
-        await self._move(head_key(kind, name), head, body, found[1] if found else None)
-        self._decoded[head_key(kind, name)] = (head.sha256, document)
+        self._own[key] = head, await self._move(key, head, body, found[1] if found else None)
+        self._decoded[key] = (head.sha256, document)
         if head.revision % PRUNE_EVERY == 0:
             await self._prune(kind, name, head)
         return head.revision
@@ -70,6 +83,7 @@ class DocumentRegistry:
                     raise
                 continue  # someone saved meanwhile: delete that
             self._decoded.pop(key, None)
+            self._own.pop(key, None)
             return
 
     async def all(self, kind: type[D]) -> list[tuple[str, D, int]]:
@@ -113,12 +127,12 @@ class DocumentRegistry:
         found = await self._heads.get(key)
         return (_decoded(key, found[0]), found[1]) if found else None
 
-    async def _move(self, key: str, head: Head, body: bytes, expected: int | None) -> None:
-        """Write the revision, then move the head; take the revision away again when another
-        writer won, but never when the outcome is unknown."""
+    async def _move(self, key: str, head: Head, body: bytes, expected: int | None) -> int:
+        """Write the revision, then move the head, and return where it is now; take the revision away
+        again when another writer won, but never when the outcome is unknown."""
         await self._buckets.put(head.bucket, head.key, body)
         try:
-            await self._heads.set(key, msgspec.json.encode(head), expected)
+            return await self._heads.set(key, msgspec.json.encode(head), expected)
         except Conflict:
             await self._buckets.delete(head.bucket, head.key)
             raise

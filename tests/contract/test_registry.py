@@ -108,6 +108,22 @@ async def test_another_process_reads_the_same(registry: DocumentRegistry, bucket
     assert await registry.load(Counter, "hits") == (Counter(value=2), 2)
 
 
+async def test_heads_that_others_moved_are_read_again(
+    registry: DocumentRegistry, buckets: ObjectBuckets, heads: Heads
+) -> None:
+    other = DocumentRegistry(buckets, heads)
+    for value in range(1, 6):
+        writer = registry if value % 2 else other
+        assert await writer.save("hits", Counter(value=value), expected=value - 1 or None) == value
+    with pytest.raises(Conflict):  # where it left the head itself
+        await other.save("hits", Counter(value=9), expected=4)
+    (key, (head, revision)) = next(iter((await heads.all()).items()))
+    await heads.set(key, head + b" ", revision)  # a repair writes the same head anew
+    assert await registry.save("hits", Counter(value=6), expected=5) == 6
+    assert await other.load(Counter, "hits") == (Counter(value=6), 6)
+    assert len(await revisions(buckets)) == 6, "nothing is left of what lost"
+
+
 @pytest.mark.parametrize("expected", [None, 1, 3])
 async def test_a_stale_expectation_is_a_conflict(registry: DocumentRegistry, expected: int | None) -> None:
     await registry.save("hits", Counter(value=1), expected=None)
