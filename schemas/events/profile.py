@@ -47,6 +47,7 @@ class LoadedModel(msgspec.Struct, frozen=True):
     size_vram: Bytes | None = None  # of it on the GPU
     expires_at: Timestamp | None = None  # leaves when unused until then; None: stays
     context_length: int | None = None
+    fixed: bool = False  # its server can't unload it: it leaves when the server ends
 
     @property
     def ref(self) -> ModelRef:
