@@ -60,6 +60,8 @@ class Departures:
         out = leaving(refs, view.running, others, before.profile)
         if not out and not holds:
             return [desk.info()]
+        if (refused := _fixed(out)) is not None:
+            return [refused]
         stuck = await self._leave(effects, out, gpus, "asked", name, refs if before.state == "empty" else None, origin)
         told: list[Left] = [*effects.departed, *desk.changed(before)]
         if stuck is not None:
@@ -78,6 +80,8 @@ class Departures:
         found = view.of([ref])
         if not found:
             return [ModelReport(ref.server, ref.model, loaded=False, changed=False, took_ms=self._ms(began))]
+        if (refused := _fixed(found)) is not None:
+            return [refused]
         stuck = await self._leave(
             effects, found, gpus, "asked", None, [ref] if before.state == "empty" else None, origin
         )
@@ -103,10 +107,17 @@ class Departures:
         holds = profile is not None and before.profile == profile
         own = holds or bool({model.ref for model in out} & set(before.models))
         if not own and doubtful is None:
-            stuck = await effects.unload(out, owed(gpus, out), reason)
+            debt = owed(gpus, out)
+            stuck = await effects.unload(out, debt, reason)
             if stuck is not None and profile is not None and before.state == "ready":
                 # What is in memory beside the active profile isn't known; a reconcile looks again.
-                desk.store.happen("in doubt", profile=before.profile, models=before.models, reason=stuck.reason)
+                desk.store.happen(
+                    "in doubt",
+                    profile=before.profile,
+                    models=before.models,
+                    reason=stuck.reason,
+                    awaits_free=effects.awaited(debt),
+                )
                 await desk.finish()
             return stuck
         stuck = await desk.depart(
@@ -135,6 +146,18 @@ class Departures:
 
     def _ms(self, began: float) -> float:
         return (self._desk.clock.monotonic() - began) * 1000
+
+
+def _fixed(out: Sequence[LoadedModel]) -> Refusal | None:
+    """A model that can't leave is said so at once: nothing is unloaded, and the slot stays what it is."""
+    fixed = next((model for model in out if model.fixed), None)
+    if fixed is None:
+        return None
+    return Refusal(
+        "conflict",
+        f"{fixed.ref} can't be unloaded: its server runs in single mode, and has it for as long as it runs",
+        "stop that llama-server, or run it in router mode (`llama-server --models-dir …`)",
+    )
 
 
 async def find_model(

@@ -87,6 +87,7 @@ class LlamaCppServer:
                 size=model.size,
                 expires_at=self._keeping.stopping(model) or await self._expiry(model),
                 context_length=model.context_length or None,
+                fixed=not model.router,
             )
             for model in await self._models()
             if model.status == "loaded" or (model.running and self._keeping.stopping(model))

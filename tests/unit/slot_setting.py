@@ -6,8 +6,10 @@ import random
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
+import msgspec
+
 from actors.base import Origin
-from actors.errors import Conflict, Refused
+from actors.errors import Conflict, ModelServerError, Refused
 from actors.profile.config import SlotConfig
 from actors.profile.slot import VramSlot
 from schemas.config import HnswConfig
@@ -16,7 +18,14 @@ from schemas.documents.index import IndexDocument
 from schemas.documents.profile import ProfileDocument, SlotDocument
 from schemas.events.base import Message, Progress, Refusal
 from schemas.events.index import EmbedderSpec, IndexServed, ServeIndex
-from schemas.events.profile import ActivateProfile, DeactivateProfile, ModelRef, PreloadModel, UnloadModel
+from schemas.events.profile import (
+    ActivateProfile,
+    DeactivateProfile,
+    LoadedModel,
+    ModelRef,
+    PreloadModel,
+    UnloadModel,
+)
 from schemas.names import BucketName
 from schemas.profile import Adapter, ModelProfile
 from tests.unit.model_play import GIB, PlayGpu, PlayServer, Recipe, Weather
@@ -57,6 +66,10 @@ class CountedServer(PlayServer):
         super().__init__(*args)
         self.calls: list[tuple[str, str]] = []
         self.adapters: dict[str, list[Adapter]] = {}  # of each model since it was loaded last
+        self.single = False  # llama.cpp's single mode: what it has stays
+
+    async def loaded(self) -> list[LoadedModel]:
+        return [msgspec.structs.replace(model, fixed=self.single) for model in await super().loaded()]
 
     async def load(self, model: str, keep_alive_s: float, adapters: Sequence[Adapter] = ()) -> None:
         self.calls.append(("load", model))
@@ -65,6 +78,8 @@ class CountedServer(PlayServer):
 
     async def unload(self, model: str) -> None:
         self.calls.append(("unload", model))
+        if self.single:
+            raise ModelServerError(f"it can't unload {model}: it runs in single mode")
         await super().unload(model)
 
 

@@ -601,6 +601,21 @@ def test_a_preload_that_isnt_whole_is_taken_back() -> None:
     on(story)
 
 
+def test_what_a_single_mode_server_has_is_refused_to_leave_at_once() -> None:
+    async def story(here: Setting) -> None:
+        await here.llamacpp.load("gguf", math.inf)
+        here.llamacpp.single = True
+        assert one(ProfileActivated, await here.do(ActivateProfile("gguf"))).kept == [ModelRef("llamacpp", "gguf")]
+        began, calls = here.clock.now(), list(here.calls)
+        for order in (DeactivateProfile("gguf"), UnloadModel("gguf"), UnloadModel("gguf", "llamacpp")):
+            refused(await here.do(order), "conflict", "llamacpp/gguf can't be unloaded", "single mode", "router mode")
+        assert here.clock.now() - began < 1
+        assert here.calls == calls, "nobody was asked in vain"
+        assert (here.stored.state, here.stored.profile) == ("ready", "gguf")
+
+    on(story)
+
+
 def test_unloading_the_active_profiles_model_deactivates_it() -> None:
     async def story(here: Setting) -> None:
         await here.do(ActivateProfile("chat"))
