@@ -32,10 +32,7 @@ def read_smi(timeout_s: float) -> GpuReading:
     deadline = time.monotonic() + timeout_s
     with contextlib.ExitStack() as running:
         try:
-            asked = [
-                running.enter_context(_query(program, what))
-                for what in (f"gpu={GPU_FIELDS}", f"compute-apps={APP_FIELDS}")
-            ]
+            asked = [running.enter_context(_query(program, what)) for what in QUERIES]
         except OSError as error:
             raise Unreadable(f"{program} can't be run: {error.strerror or error}") from error
         try:
