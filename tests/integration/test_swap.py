@@ -213,6 +213,24 @@ def test_vram_joins_the_driver_with_the_servers(swaps: Swaps) -> None:
     assert servers["llamacpp"]["reason"]
 
 
+def test_a_console_hears_the_memory_change(swaps: Swaps) -> None:
+    """The report itself comes over /events, so that a console that was told once needn't ask again."""
+    swaps.activate("coder")
+    swaps.until(lambda: swaps.call("GET", "/admin/vram")["accounted"] > 10 * GIB, "coder is counted", 5)
+    time.sleep(1.2)  # two rounds: what the last test did is told
+    with heard(swaps, "vram.*") as said:
+        swaps.activate("writer")
+        swaps.until(lambda: bool(said), "a reconcile tells of it", 5)
+    tags = {event["message"]["type"] for event in said}
+    assert tags == {"vram.changed"}
+    told = said[-1]["message"]["vram"]
+    assert told.keys() == swaps.call("GET", "/admin/vram").keys()
+    (ollama,) = [server for server in told["servers"] if server["server"] == "ollama"]
+    assert {model["model"] for model in ollama["models"]} == {WRITER, EMBEDDER}
+    assert (told["slot"]["state"], told["slot"]["profile"]) == ("ready", "writer")
+    assert told["used"] == pytest.approx(told["accounted"], abs=2 << 20)
+
+
 def test_preload_and_unload_are_idempotent_and_keep_the_slot_honest(swaps: Swaps) -> None:
     if swaps.active()["profile"]:
         swaps.call("POST", f"/vectors/profile/{swaps.active()['profile']}/deactivate")
