@@ -231,6 +231,7 @@ class _Order:
         )
         stuck = await desk.announcing(effects.unload(leaving, debt, "could not be used"))
         if stuck is not None:
+            awaits = effects.awaited(debt)
             desk.store.happen("unload stuck", profile=name, models=needs, reason=stuck.reason, awaits_free=awaits)
         else:
             desk.store.happen("unloaded", profile=None, models=[])

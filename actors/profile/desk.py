@@ -161,6 +161,8 @@ class Desk:
         )
         stuck = await self.announcing(effects.unload(leaving, debt, reason, earlier))
         if stuck is not None:
+            owes = [amount for amount in (earlier, effects.awaited(debt)) if amount is not None]
+            awaits = max(owes, default=None)
             self.store.happen(
                 "unload stuck", profile=profile, target=target, models=models, reason=stuck.reason, awaits_free=awaits
             )

@@ -27,6 +27,7 @@ class Leaving:
         self.answered: set[ModelRef] = set()  # by their servers: they have been told to leave
         self.was_listed: set[ModelRef] = set()
         self.listed: list[LoadedModel] = []
+        self.drift = 0  # bytes that came free meanwhile because other models left
         self._tolerance = tolerance
         self._awaits = awaits_free
         self._unseen: list[str] = []
@@ -46,6 +47,7 @@ class Leaving:
             self._since = sample.at
         left = sum(size for ref, size in self._beside.items() if ref not in here)
         came = sum(size for ref, size in here.items() if ref not in self._beside)
+        self.drift = left - came
         self.was_listed |= {model.ref for model in self.listed}
         heard = {model.ref for model in self.models} <= self.was_listed | answered
         self._samples = [*self._samples[-KEPT_SAMPLES:], sample]
@@ -53,7 +55,7 @@ class Leaving:
             heard
             and not self._unseen
             and not self.listed
-            and settled(self.debt, self._samples, self._tolerance, left - came)
+            and settled(self.debt, self._samples, self._tolerance, self.drift)
             and self._repaid(sample.gpus)
         )
 

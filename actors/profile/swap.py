@@ -13,7 +13,7 @@ from actors.ports import Bus, Clock, ModelServer
 from actors.profile.config import SlotConfig
 from actors.profile.core import placed
 from actors.profile.core_reconcile import Presence, presence, why
-from actors.profile.core_settle import Owed, Sample
+from actors.profile.core_settle import Owed, Sample, awaited
 from actors.profile.leaving import Leaving
 from actors.profile.look import Lookout, View
 from actors.profile.together import Stopwatch, together
@@ -85,10 +85,16 @@ class Effects:
         self.touched: list[ModelRef] = []
         self.view = View({})  # the last look
         self.baseline: GpuReading | None = None  # before anything was loaded
+        self._drift = 0  # bytes that other models, which left or came, made free during the last unload
 
     @property
     def departed(self) -> list[ModelUnloaded]:
         return [fact for fact in self.facts if isinstance(fact, ModelUnloaded)]
+
+    def awaited(self, debt: Owed) -> Bytes | None:
+        """Free memory from which on a debt is paid that an unload has left."""
+        amount = awaited(debt)
+        return None if amount is None else max(0, amount + self._drift)
 
     async def look(self) -> View:
         with self.watch:
@@ -116,6 +122,7 @@ class Effects:
                     await self._until_gone(watching)
                     for task in asking:
                         task.cancel()
+            self._drift = watching.drift
             if deadline.cancelled_caught:
                 return Trouble(
                     f"not out of memory after {self._config.unload_deadline_s:g} s: {watching.why()}",
