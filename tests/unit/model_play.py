@@ -90,7 +90,8 @@ class Moment(msgspec.Struct, frozen=True):
     held: frozenset[ModelRef]  # have any byte of the GPU's memory
     whole: frozenset[ModelRef]  # loaded, and nothing of them elsewhere
     leaving: frozenset[ModelRef] = frozenset()  # on their way out, and still holding memory
-    adrift: frozenset[ModelRef] = frozenset()  # of those, what nobody told to leave and no list shows
+    unlisted: frozenset[ModelRef] = frozenset()  # of those, what no list shows any more
+    adrift: frozenset[ModelRef] = frozenset()  # of those, what nobody told to leave
 
 
 class PlayGpu:
@@ -114,8 +115,9 @@ class PlayGpu:
         held = frozenset(resident.ref for resident in self.residents if resident.vram)
         whole = frozenset(resident.ref for resident in self.residents if resident.whole)
         staying = {resident.ref for resident in self.residents if not resident.stop_asked}
-        known = {resident.ref for resident in self.residents if resident.told or resident.phase != "freeing"}
-        moment = Moment(now, held, whole, held - staying, held - known)
+        shown = {resident.ref for resident in self.residents if resident.phase != "freeing"}
+        told = {resident.ref for resident in self.residents if resident.told}
+        moment = Moment(now, held, whole, held - staying, held - shown, held - shown - told)
         if moment != msgspec.structs.replace(self.history[-1], time=now):
             self.history.append(moment)
             self.on_change(moment)

@@ -46,6 +46,7 @@ class Witness:
         self.documents: list[tuple[float, SlotDocument]] = [(0.0, SlotDocument())]
         self.orders: list[Order] = []
         self.broken: list[str] = []
+        self.loads: list[tuple[float, ModelRef]] = []
         self.unsaved = -1.0  # when the registry last failed
         self.activated = self.unknown = self.ready = 0
         gpu.on_change = self.held
@@ -86,7 +87,7 @@ class Witness:
 
     def said_ready(self, who: str, name: str | None, at: float, since: float | None = None) -> None:
         """At a moment of the observation, which ended at `at`, the profile's models were loaded,
-        whole, and an exclusive one's alone."""
+        whole, and no list showed another beside an exclusive one's."""
         self.ready += 1
         if name is None:
             self.violated(f"{who} says ready, for no profile")
@@ -96,7 +97,7 @@ class Witness:
         seen = [moment for moment in moments if needs <= moment.whole]
         if not seen:
             self.violated(f"{who} says that {name} is ready, and loaded are {_names(self.gpu.history[-1].whole)}")
-        elif profile.exclusive and not any(self._seen(moment) <= needs | self.pinned for moment in seen):
+        elif profile.exclusive and not any(moment.held <= needs | self.pinned | moment.unlisted for moment in seen):
             self.violated(f"{who} says that exclusive {name} is ready, beside {_names(seen[-1].held - needs)}")
 
     def unloading(self, order: Order | None, ref: ModelRef, alive: Callable[[], bool]) -> None:
@@ -110,6 +111,8 @@ class Witness:
         def check() -> None:
             if not alive() or not all(ref in moment.held for moment in self._since(since)):
                 return
+            if any(at >= since and loaded == ref for at, loaded in self.loads):
+                return  # it was on its way out, with a rest that is lost in the estimates, and is back
             if of_nobody:
                 if order is not None and order.answered_at is None:
                     self.violated(f"{ref} doesn't leave, and who asked for it waits since {since:.3f}")
@@ -127,11 +130,10 @@ class Witness:
                 self.said_ready("an activation", profile, _now())
                 if moved := {*kept} & order.touched("unload"):
                     self.violated(f"{_names(moved)} was unloaded and is said to have stayed: {order}")
-                sizes = {ref: self.gpu.sizes.get(ref, 0) for ref in unloaded}
-                for ref, size in sizes.items():
-                    here = all(ref in moment.held for moment in self._since(order.asked_at))
-                    if here and size > UNSEEN * sum(sizes.values()):
-                        self.violated(f"{ref} is said to be unloaded, and is in memory: {order}")
+                still = {ref for ref in unloaded if all(ref in m.held for m in self._since(order.asked_at))}
+                held = sum(resident.vram for resident in self.gpu.residents if resident.ref in still)
+                if held > UNSEEN * sum(self.gpu.sizes.get(ref, 0) for ref in unloaded):
+                    self.violated(f"{_names(still)} is said to be unloaded, and is in memory: {order}")
             case SlotInfo(state="ready", profile=ready) if isinstance(order.request, GetSlot):
                 self.said_ready("a look", ready, _now(), order.asked_at - STALE_S)
             case Refusal(status="invalid" | "not_found") if self._moved(order):
@@ -188,12 +190,6 @@ class Witness:
         """It loaded something, or unloaded what wasn't on its way out already."""
         before = next(iter(self._since(order.calls[0][0] - SEEN_S))) if order.calls else None
         return before is not None and bool(order.touched("load") or order.touched("unload") - before.leaving)
-
-    def _seen(self, moment: Moment) -> frozenset[ModelRef]:
-        """What is in memory, but for what a slot can't know to be there: what left by itself and isn't
-        listed, and what is leaving and so small that it is lost in the servers' estimates."""
-        small = {ref for ref in moment.leaving if self.gpu.sizes[ref] <= UNSEEN * self.gpu.total}
-        return moment.held - moment.adrift - small
 
     def _since(self, since: float) -> list[Moment]:
         return list(self.gpu.between(since, _now()))

@@ -183,7 +183,9 @@ class Process:
         order = ORDER.get()
         if order is not None:
             order.calls.append((self.world.clock.monotonic(), what, ref))
-        if what == "unload":
+        if what == "load":
+            self.world.witness.loads.append((self.world.clock.monotonic(), ref))
+        else:
             self.world.witness.unloading(order, ref, lambda: not self.dead)
 
     async def held(self, call: Coroutine[Any, Any, T]) -> T:
