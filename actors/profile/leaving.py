@@ -6,20 +6,25 @@ from collections.abc import Sequence, Set
 
 from actors.profile.core import gib
 from actors.profile.core_settle import Owed, Sample, settled, shortfall
-from actors.profile.look import View
+from actors.profile.look import LAG_S, View
 from schemas.events.profile import GpuReading, LoadedModel, ModelRef
 from schemas.names import Bytes, Seconds
 
 KEPT_SAMPLES = 128
 
-LAG_S = 1.0
-"""A server's list may be so old: what it first shows within this time was there before."""
-
 
 class Leaving:
     """Models on their way out, and how far they are."""
 
-    def __init__(self, models: Sequence[LoadedModel], debt: Owed, tolerance: Bytes, awaits_free: Bytes | None) -> None:
+    def __init__(
+        self,
+        models: Sequence[LoadedModel],
+        debt: Owed,
+        tolerance: Bytes,
+        awaits_free: Bytes | None,
+        just_left: Set[ModelRef] = frozenset(),
+    ) -> None:
+        """`just_left`: what was free before all this, though a list may still show it."""
         self.models = models
         self.debt = debt
         self.servers = {model.server for model in models}
@@ -30,6 +35,7 @@ class Leaving:
         self.drift = 0  # bytes that came free meanwhile because other models left
         self._tolerance = tolerance
         self._awaits = awaits_free
+        self._just_left = just_left
         self._unseen: list[str] = []
         self._beside: dict[ModelRef, Bytes] = {}  # other models that were there at first
         self._samples: list[Sample] = []
@@ -41,12 +47,12 @@ class Leaving:
         self._unseen = list(view.reasons.values())
         self.listed = view.of([model.ref for model in self.models])
         here = {model.ref: model.size_vram or 0 for model in view.running if model not in self.listed}
-        if not self._samples or sample.at - self._since < LAG_S:
-            self._beside |= here
+        if not self._samples or sample.at - self._since < LAG_S:  # a list that lags first shows late what was there
+            self._beside |= {ref: size for ref, size in here.items() if ref not in self._just_left}
         if not self._samples:
             self._since = sample.at
         left = sum(size for ref, size in self._beside.items() if ref not in here)
-        came = sum(size for ref, size in here.items() if ref not in self._beside)
+        came = sum(size for ref, size in here.items() if ref not in self._beside and ref not in self._just_left)
         self.drift = left - came
         self.was_listed |= {model.ref for model in self.listed}
         heard = {model.ref for model in self.models} <= self.was_listed | answered

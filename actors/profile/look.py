@@ -48,6 +48,7 @@ class Lookout:
         self._clock = clock
         self._last: dict[ServerName, tuple[Seconds, Sequence[LoadedModel]]] = {}
         self._listed: dict[ModelRef, tuple[Seconds, LoadedModel]] = {}
+        self._left: dict[ModelRef, Seconds] = {}
         self._silent: dict[ServerName, str] = {}
 
     async def look(self, only: Collection[ServerName] | None = None, within_s: Seconds | None = None) -> View:
@@ -90,6 +91,14 @@ class Lookout:
         """They were seen to leave."""
         for ref in refs:
             self._listed.pop(ref, None)
+            self._left[ref] = self._clock.monotonic()
+
+    @property
+    def just_left(self) -> set[ModelRef]:
+        """What a list that lags may still show."""
+        now = self._clock.monotonic()
+        self._left = {ref: at for ref, at in self._left.items() if now - at < LAG_S}
+        return set(self._left)
 
     @property
     def anything(self) -> bool:

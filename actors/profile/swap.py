@@ -114,7 +114,8 @@ class Effects:
         """Ask for it, then wait until no server lists them and their memory is free; all of that by
         the deadline, also when a request hangs. `awaits_free`: bytes that an earlier order waits for."""
         began = self._clock.monotonic()
-        watching = Leaving(leaving, debt, self._config.settle_tolerance_mb << 20, awaits_free)
+        tolerance, just_left = self._config.settle_tolerance_mb << 20, self._lookout.just_left
+        watching = Leaving(leaving, debt, tolerance, awaits_free, just_left)
         with self.watch:
             with anyio.move_on_after(self._config.unload_deadline_s) as deadline:
                 async with together() as group:
