@@ -190,6 +190,15 @@ async def test_nats_pub_drives_it(swaps: Swaps) -> None:
             await client.publish("lakehouse.cmd.profile.activate", b'{"profile": "nobody"}')
             await client.flush()
         assert said[0]["message"]["about"] == "nobody"
+        for command, body, left in (
+            ("model.unload", {"model": "nomic-embed-text"}, {WRITER}),
+            ("profile.deactivate", {"profile": "writer"}, set()),
+            ("model.preload", {"model": "nomic-embed-text"}, {EMBEDDER}),
+            ("model.unload", {"model": "nomic-embed-text"}, set()),
+        ):
+            await client.publish(f"lakehouse.cmd.{command}", json.dumps(body).encode())
+            await client.flush()
+            swaps.until(lambda left=left: swaps.resident() == left, f"{command} is carried out", 10)
     finally:
         await client.close()
 
@@ -393,6 +402,18 @@ def test_the_command_line_swaps_too(swaps: Swaps) -> None:
     assert "huge" in lakehouse(swaps, "profile", "list")
     failed = lakehouse(swaps, "profile", "activate", "huge", code=1)
     assert "37.2 GiB" in failed
+    assert "writer" in lakehouse(swaps, "profile", "active")
+    assert "deactivate" in lakehouse(swaps, "profile", "delete", "writer", code=1)
+    assert "no longer active" in lakehouse(swaps, "profile", "deactivate", "writer")
+    assert "is loaded" in lakehouse(swaps, "preload", "mistral:7b", "--keep-alive", "1m")
+    assert "was loaded already" in lakehouse(swaps, "preload", "mistral:7b", "--keep-alive", "1m")
+    assert swaps.resident() == {WRITER}
+    assert "has left the memory" in lakehouse(swaps, "unload", "mistral:7b")
+    assert "wasn't loaded" in lakehouse(swaps, "unload", "mistral:7b")
+    lakehouse(swaps, "profile", "create", "short", "--model", "mistral:7b", "--keep-alive", "5m")
+    lakehouse(swaps, "profile", "set", "short", "--shared")
+    assert json.loads(lakehouse(swaps, "profile", "show", "short", "--json"))["profile"]["exclusive"] is False
+    assert "deleted" in lakehouse(swaps, "profile", "delete", "short")
 
 
 def lakehouse(swaps: Swaps, *words: str, code: int = 0) -> str:
