@@ -70,7 +70,7 @@ class Generations:
         """The answer to `serve` where it has nothing to do: what holds is served or ordered.
         Changes nothing, and may run while others change the index."""
         found = await self._registry.load(IndexDocument, name)
-        if found is None or default not in (None, found[0].config):
+        if found is None or _with_default(found[0], default) != found[0]:
             return None
         holds = await self._holds(found[0])
         head = await self._registry.load(GenerationDocument, name)
@@ -85,15 +85,14 @@ class Generations:
     async def serve(
         self, name: IndexName, default: HnswConfig | None, rows: Rows
     ) -> list[IndexServed | BuildGeneration | GenerationReady]:
-        """As `ensure`, after `default` has become the index's own; and where it then stands.
-        Nothing for an unknown index."""
+        """As `ensure`, after `default` has become what holds where nothing is promoted, or without one
+        the index's own again; and where it then stands. Nothing for an unknown index."""
         found = await self._registry.load(IndexDocument, name)
         if found is None:
             return []
-        document, revision = found
-        if default is not None and default != document.config:
-            document = msgspec.structs.replace(document, config=default)
-            await self._registry.save(name, document, expected=revision, bucket=document.bucket)
+        document = _with_default(found[0], default)
+        if document != found[0]:
+            await self._registry.save(name, document, expected=found[1], bucket=document.bucket)
         said = await self.ensure(name, "activated", rows)
         holds = await self._holds(document)
         head = await self._registry.load(GenerationDocument, name)
@@ -176,6 +175,13 @@ class Generations:
         for old in prunable(head, kept, self._keep, pending):
             await artifacts.remove(self._buckets, document.bucket, old)
         return _ready(head)
+
+
+def _with_default(document: IndexDocument, default: HnswConfig | None) -> IndexDocument:
+    """The index with a profile's configuration in the place of its own, or with its own back there."""
+    own = document.own or document.config
+    config = default or own
+    return msgspec.structs.replace(document, config=config, own=None if config == own else own)
 
 
 def _ready(head: GenerationDocument) -> GenerationReady:

@@ -32,7 +32,8 @@ class IndexDocument(Document, frozen=True, kw_only=True, tag="index"):
     embedder: EmbedderSpec
     embedder_key: str | None  # fitted model of the lexical embedder, an object of the bucket
     dim: int
-    config: HnswConfig  # what holds when nothing is promoted: as created, or as a profile last activated wants it
+    config: HnswConfig  # what holds when nothing is promoted: the index's own, or the active profile's
+    own: HnswConfig | None = None  # as created, while a profile's has its place
     created: Timestamp
     next_generation: int = 1  # numbers are allotted once and never used again
     failure: str = ""  # why the newest build failed; empty when it didn't

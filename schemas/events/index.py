@@ -279,8 +279,8 @@ class IndexServed(Reply, tag="index.served"):
 
 
 class ServeIndex(Request[IndexServed], tag="index.serve"):
-    """See to it that the promoted configuration is served, else `default`, which from now on
-    holds where nothing is promoted."""
+    """See to it that the promoted configuration is served, else `default`, which holds where
+    nothing is promoted until another is given, or none."""
 
     index: IndexName
-    default: HnswConfig | None = None  # None: the index's own
+    default: HnswConfig | None = None  # None: the index's own, as created

@@ -207,10 +207,24 @@ async def test_a_default_holds_from_then_on_where_nothing_is_promoted(shop):
     assert (await shop.document()).config == FASTER
     assert await shop.generations.standing("docs", FASTER) == served, "asked again while it is built"
     await shop.generations.built(await shop.finish(ordered))
-    assert await shop.generations.standing("docs", None) == IndexServed("docs", FASTER, 2)
+    assert await shop.generations.standing("docs", FASTER) == IndexServed("docs", FASTER, 2)
     served, ready = await shop.generations.serve("docs", WIDER, 1000)
     assert (served.generation, served.building, ready.generation) == (3, None, 3), "an earlier graph serves it at once"
     assert ready == GenerationReady("docs", 3, WIDER, "activated", None)
+
+
+async def test_without_a_default_the_index_s_own_is_back(shop):
+    """Another profile on the same index says nothing about it: it doesn't inherit the first one's."""
+    (order,) = await shop.generations.ensure("docs", "created", 1000)
+    await shop.generations.built(await shop.finish(order))
+    _, order = await shop.generations.serve("docs", FASTER, 1000)
+    await shop.generations.built(await shop.finish(order))
+    await shop.generations.serve("docs", WIDER, 1000)
+    assert await shop.generations.standing("docs", None) is None
+    served, ready = await shop.generations.serve("docs", None, 1000)
+    assert (served, ready.config) == (IndexServed("docs", FIRST, 4), FIRST), "its graph was kept: nothing is built"
+    assert ((await shop.document()).config, (await shop.document()).own) == (FIRST, None)
+    assert await shop.generations.standing("docs", None) == served
 
 
 async def test_a_promotion_goes_before_the_default(shop):
