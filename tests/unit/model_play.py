@@ -22,6 +22,7 @@ from schemas.events.profile import Gpu, GpuReading, LoadedModel, ModelRef
 from schemas.names import ServerName
 from schemas.profile import Adapter
 from tests.unit.simulation import EPOCH
+from tests.unit.weather import Weather
 
 MIB, GIB = 1024**2, 1024**3
 FOREVER = float("inf")
@@ -37,28 +38,6 @@ class Recipe(msgspec.Struct, frozen=True):
     load_s: float
 
 
-class Weather(msgspec.Struct):
-    """How likely each fault is, per request; all of them end with `clear`."""
-
-    rng: random.Random
-    chances: Mapping[str, float] = {}
-    clear: bool = False
-
-    def strikes(self, fault: str) -> bool:
-        return not self.clear and self.rng.random() < self.chances.get(fault, 0.0)
-
-
-FAULTS = (
-    "slow_unload",  # takes seconds, perhaps beyond the deadline
-    "stuck_unload",  # listed as stopping until the weather clears
-    "leak",  # unlisted, but its memory stays taken until the weather clears
-    "slow_load",
-    "failed_load",  # the server says no, after a while
-    "stuck_load",  # has memory, and doesn't end until the weather clears
-    "hang",  # a question, or an unload, that isn't answered in time; half the time it was heard
-    "busy",  # 503
-    "stale",  # `loaded` as it was up to STALE_S ago, but for what is being unloaded
-)
 STALE_S = 0.8
 HANG_S = 5.0
 """A question that isn't answered ends with its client's time limit."""
@@ -141,17 +120,9 @@ class PlayServer:
     As llama.cpp: a loading model isn't listed, an unload ends a load, a load goes on without its
     client, what is unlisted is free, and nothing is said about where a model is."""
 
-    def __init__(
-        self,
-        name: ServerName,
-        gpu: PlayGpu,
-        recipes: Mapping[str, Recipe],
-        weather: Weather,
-        *,
-        timeout_s: float = HANG_S,
-    ) -> None:
+    def __init__(self, name: ServerName, gpu: PlayGpu, recipes: Mapping[str, Recipe], weather: Weather) -> None:
         self.name, self.url = name, f"play://{name}"
-        self.gpu, self.recipes, self.weather, self.timeout_s = gpu, recipes, weather, timeout_s
+        self.gpu, self.recipes, self.weather = gpu, recipes, weather
         self.rng = weather.rng
         self.away = asyncio.Event()  # set: nobody answers
         self.mine: list[Resident] = []
@@ -207,13 +178,13 @@ class PlayServer:
                 resident.told = True
                 self._stop(resident)
                 if self.name == "ollama":  # which answers once the load is over
-                    await self._while_here(resident.settled.wait(), self.timeout_s)
+                    await self._while_here(resident.settled.wait(), HANG_S)
 
     async def embed(self, model: str, texts: Sequence[str]) -> NDArray[np.float32]:
-        raise ModelServerError("this GPU computes nothing")
+        raise NotImplementedError
 
     async def generate(self, model: str, prompt: str, *, max_tokens: int = 128) -> str:
-        raise ModelServerError("this GPU computes nothing")
+        raise NotImplementedError
 
     # --- what befalls it -----------------------------------------------------------------------
 
@@ -256,7 +227,7 @@ class PlayServer:
             if resident is not None and self.rng.random() < 0.5:
                 resident.told = True
                 self._stop(resident)  # heard, but the answer is lost
-            await asyncio.sleep(self.rng.choice((self.timeout_s, 20.0)) if unloading else self.timeout_s)
+            await asyncio.sleep(self.rng.choice((HANG_S, 20.0)) if unloading else HANG_S)
             raise Unavailable(f"{self.name} at {self.url} doesn't answer")
         yield
         if self.rng.random() < 0.25:  # others may act between what is said and what is heard
@@ -320,7 +291,7 @@ class PlayServer:
 
     def _renew(self, resident: Resident, keep_alive_s: float) -> None:
         resident.renewed += 1
-        resident.expires_at = None if keep_alive_s == FOREVER else self._now() + keep_alive_s
+        resident.expires_at = None if keep_alive_s == FOREVER else _now() + keep_alive_s
         if resident.expires_at is not None and self.name == "ollama":  # llama.cpp has no keep-alive of its own
             self._spawn(self._expire(resident, keep_alive_s, resident.renewed))
         self._changed()
@@ -335,7 +306,7 @@ class PlayServer:
         if resident.stop_asked:
             return
         resident.stop_asked = True
-        self.gpu.stops.append((self._now(), resident))
+        self.gpu.stops.append((_now(), resident))
         if resident.phase == "loaded":
             self._spawn(self._end(resident))
         elif self.name != "ollama":
@@ -343,7 +314,7 @@ class PlayServer:
 
     async def _end(self, resident: Resident) -> None:
         resident.phase = "stopping"
-        resident.expires_at = self._now()
+        resident.expires_at = _now()
         self._changed()
         if self.weather.strikes("stuck_unload"):
             resident.stuck = True
@@ -365,7 +336,7 @@ class PlayServer:
 
     def _outweighs(self, resident: Resident) -> bool:
         """What leaves with it is smaller: else nobody could tell a leak from a wrong estimate."""
-        now = self._now()
+        now = _now()
         others = [each for at, each in self.gpu.stops if each is not resident and now - at < 20]
         return resident.size > 2 * sum(each.size for each in others)
 
@@ -393,12 +364,10 @@ class PlayServer:
             if resident not in self.gpu.residents:
                 self.gpu.residents.append(resident)
         self.gpu.changed()
-        listed = [self._report(resident) for resident in self.mine if self._lists_it(resident)]
+        hides = "loading" if self.name != "ollama" else None
+        listed = [self._report(resident) for resident in self.mine if resident.phase != hides]
         if listed != self._lists[-1][1]:
             self._lists.append((asyncio.get_running_loop().time(), listed))
-
-    def _lists_it(self, resident: Resident) -> bool:
-        return self.name == "ollama" or resident.phase != "loading"
 
     def _report(self, resident: Resident) -> LoadedModel:
         ref = resident.ref
@@ -406,10 +375,11 @@ class PlayServer:
             return LoadedModel(ref.server, ref.model, resident.size, None, resident.expires_at)
         return LoadedModel(ref.server, ref.model, resident.size, resident.room, resident.expires_at, 4096)
 
-    def _now(self) -> float:
-        return EPOCH + asyncio.get_running_loop().time()
-
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _now() -> float:
+    return EPOCH + asyncio.get_running_loop().time()

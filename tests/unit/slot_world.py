@@ -35,10 +35,11 @@ from schemas.events.base import Refusal, Request
 from schemas.events.index import EmbedderSpec, IndexServed, ServeIndex
 from schemas.events.profile import GetSlot, ModelRef, SlotChanged, SlotInfo
 from schemas.names import BucketName
-from tests.unit.model_play import FAULTS, HANG_S, PlayGpu, PlayServer, Weather
+from tests.unit.model_play import HANG_S, PlayGpu, PlayServer
 from tests.unit.simulation import EPOCH, VirtualClock, simulate
 from tests.unit.slot_cast import LLAMACPP, OLLAMA, TOTAL, Order, cast_of, draw_request
 from tests.unit.slot_witness import Witness
+from tests.unit.weather import FAULTS, Weather
 
 D = TypeVar("D", bound=Document)
 T = TypeVar("T")
