@@ -13,6 +13,7 @@ from aiohttp import web
 DIM = 32
 BATCH = 200  # characters that an embedding takes
 SLOTS = 4
+STOP_TIMEOUT_S = 10  # a process that hasn't ended by then is killed
 
 Handler = Callable[[web.Request], Any]
 
@@ -38,12 +39,13 @@ class LlamaModel:
     fails: int = 0  # the exit code of a load that fails
     stop_s: float = 0.005  # from the order to stop until its process has ended
     task_s: float = 0.002
-    slots_s: float = 0.0  # until it tells about its slots: between two batches
+    slots_s: float = 0.002  # until it tells about its slots: between two batches
 
     # How it is.
     status: str = "unloaded"
     exit_code: int = 0
     stopping: bool = False
+    held: bool = False  # it can't end for a question that it will never answer
     moving: "asyncio.Task[None] | None" = None  # it is coming up or going down
     port: int = 0
     last_used: int = 0
@@ -94,6 +96,9 @@ class Processes:
 
     async def _slots(self, model: LlamaModel, _: web.Request) -> web.Response:
         await asyncio.sleep(model.slots_s)
+        if model.stopping:
+            model.held = True
+            await asyncio.sleep(STOP_TIMEOUT_S)
         if not self.slots_endpoint:
             words = "This server does not support slots endpoint. Start it with `--slots`"
             return no(501, words, "not_supported_error")

@@ -15,7 +15,7 @@ from typing import Any
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from tests.llama_process import DIM, SLOTS, Handler, LlamaModel, Processes, no
+from tests.llama_process import DIM, SLOTS, STOP_TIMEOUT_S, Handler, LlamaModel, Processes, no
 
 
 class LlamaServer(Processes):
@@ -220,10 +220,14 @@ class LlamaServer(Processes):
 
     async def _go_down(self, name: str, model: LlamaModel, *, killed: bool) -> None:
         await asyncio.sleep(0.002 if killed else model.stop_s)
+        if model.held:
+            await asyncio.sleep(STOP_TIMEOUT_S - model.stop_s)
+            killed = True
         await self._end(name, model, 1 if killed else 0)
 
     async def _end(self, name: str, model: LlamaModel, exit_code: int) -> None:
-        model.status, model.exit_code, model.stopping, model.busy = "unloaded", exit_code, False, 0
+        model.status, model.exit_code, model.busy = "unloaded", exit_code, 0
+        model.stopping = model.held = False
         if process := self._processes.pop(name, None):
             await process.aclose()
 

@@ -125,13 +125,16 @@ class LlamaCppServer:
                 f"{self._http.who} can't unload {found.name}: it runs in single mode and has its model for as long as"
                 " it runs; stop it, or run it in router mode (`llama-server --models-dir …`)"
             )
-        try:
-            await self._http.call("POST", "/models/unload", {"model": found.id})
-        except Answered as error:
-            if "not running" not in error.words:
-                raise
-            return
+        again = self._keeping.stopping(found) is not None
         self._keeping.stop(found)
+        try:
+            await self._keeping.quiet(found)
+            await self._http.call("POST", "/models/unload", {"model": found.id})
+        except BaseException as error:
+            if not again:
+                self._keeping.stay(found)
+            if not isinstance(error, Answered) or "not running" not in error.words:
+                raise
 
     async def embed(self, model: ModelName, texts: Sequence[str]) -> NDArray[np.float32]:
         """(n, d) float32. Sent in batches and tried again as [embedding] says."""
@@ -152,11 +155,12 @@ class LlamaCppServer:
         return answer.content
 
     async def _expiry(self, model: Model) -> Timestamp | None:
-        """Looks for activity only where it matters: `/slots` counts as use to --sleep-idle-seconds."""
+        """Looks for activity only where it matters: `/slots` counts as use to --sleep-idle-seconds. A
+        process that is asked while it ends doesn't end: `unload` waits for what is asked already."""
         if self._keeping.counts(model):
             path = f"/slots?model={quote(model.id, safe='')}&autoload=false"
             try:
-                with anyio.fail_after(SLOTS_S):
+                with self._keeping.question(model), anyio.fail_after(SLOTS_S):
                     self._keeping.look(model, await self._http.ask("GET", path, list[Slot]))
             except (TimeoutError, Unavailable, Transient):
                 # It answers between two batches, and a long prompt is a long batch.

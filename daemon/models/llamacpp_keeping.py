@@ -5,8 +5,10 @@ A model loaded again is another process (another port): what was said of the fir
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
+import anyio
 import msgspec
 
 from daemon.models.llamacpp_listing import Model
@@ -31,6 +33,7 @@ class Keeping:
         self._now = now
         self._kept: dict[tuple[str, int], _Kept] = {}
         self._stopping: dict[tuple[str, int], Timestamp] = {}  # since when
+        self._questions: dict[tuple[str, int], set[anyio.Event]] = {}  # that aren't answered yet
 
     def seen(self, models: Sequence[Model]) -> None:
         """Forgets the processes that are no more."""
@@ -39,8 +42,31 @@ class Keeping:
         self._stopping = {process: since for process, since in self._stopping.items() if process in alive}
 
     def stop(self, model: Model) -> None:
-        """It was asked to end."""
+        """It is asked to end."""
         self._stopping.setdefault(_process(model), self._now())
+
+    def stay(self, model: Model) -> None:
+        """Asking it to end has failed."""
+        self._stopping.pop(_process(model), None)
+
+    @contextmanager
+    def question(self, model: Model) -> Iterator[None]:
+        """While its process is asked something."""
+        done = anyio.Event()
+        asked = self._questions.setdefault(_process(model), set())
+        asked.add(done)
+        try:
+            yield
+        finally:
+            asked.discard(done)
+            if not asked:
+                self._questions.pop(_process(model), None)
+            done.set()
+
+    async def quiet(self, model: Model) -> None:
+        """Waits until what its process was asked is answered or given up."""
+        for done in list(self._questions.get(_process(model), ())):
+            await done.wait()
 
     def stopping(self, model: Model) -> Timestamp | None:
         """Since when."""

@@ -155,6 +155,30 @@ class Router(ModelServerContract):
         await asyncio.sleep(0.1)
         assert (await listed(setting.server, "tiny")).expires_at is None
 
+    async def test_a_model_leaves_at_once_while_others_look_at_it(self, setting):
+        """A process that is asked for its slots while it ends doesn't end: its router kills it after 10 s."""
+        seen = 0
+
+        async def look():
+            nonlocal seen
+            while True:
+                seen += len(await setting.server.loaded())
+
+        async with asyncio.TaskGroup() as group:
+            looking = [group.create_task(look()) for _ in range(3)]
+            try:
+                for _ in range(5):
+                    await setting.server.load("tiny", 300)
+                    await asyncio.sleep(0.05)
+                    began = time.monotonic()
+                    await setting.server.unload("tiny")
+                    await until_gone(setting.server, "tiny")
+                    assert time.monotonic() - began < 5
+            finally:
+                for task in looking:
+                    task.cancel()
+        assert seen
+
     async def test_two_loads_at_once_are_one(self, setting):
         await asyncio.gather(*(setting.server.load("tiny", INF) for _ in range(4)))
         assert len(await setting.server.loaded()) == 1
@@ -210,7 +234,14 @@ class Router(ModelServerContract):
     async def test_a_keep_alive_ends_with_its_process(self, setting):
         await setting.server.load("tiny", 300)
         assert await post(setting, "/models/unload", {"model": "tiny"}) == 200
-        await until_gone(setting.server, "tiny")
+
+        async def ended() -> bool:
+            async with setting._session().get(f"{setting.server.url}/models") as answer:
+                listing = (await answer.json())["data"]
+            return [model["status"]["value"] for model in listing if model["id"] == "tiny"] == ["unloaded"]
+
+        await until(ended, "the process that somebody else told to end")  # asked for its slots, it wouldn't
+        assert await setting.server.loaded() == []
         assert await post(setting, "/models/load", {"model": "tiny"}) == 200
 
         async def back() -> bool:
