@@ -47,6 +47,8 @@ def answer(error: Exception) -> web.Response:
             return _response(STATUS[error.body.error], error.body, error.headers)
         case Refused():
             return _refusal(error.refusal)
+        case msgspec.DecodeError() if str(error) == "Input data was truncated":  # or there was none
+            return _response(400, ErrorBody("malformed", "the body is not JSON: it is empty or breaks off"))
         case msgspec.DecodeError() | UnicodeDecodeError():
             return _response(400, ErrorBody("malformed", f"the body is not JSON: {error}"))
         case RecursionError():  # of msgspec, which follows the C stack no further

@@ -57,10 +57,11 @@ def hint_for(error: str, kind: type[msgspec.Struct]) -> str:
     """The hint for a msgspec.ValidationError's text: the bounds of the field that it names, or
     the nearest known field to an unknown one."""
     known = fields(kind)
-    if unknown := _UNKNOWN.search(error):
-        near = difflib.get_close_matches(unknown[1], known, n=1)
-        return f"did you mean `{near[0]}`?" if near else f"fields: {', '.join(sorted(known))}"
     at = _PATH.search(error)
+    if unknown := _UNKNOWN.search(error):
+        there = _fields_at(inspect.type_info(kind), at[1] if at else "$")
+        near = difflib.get_close_matches(unknown[1], there, n=1)
+        return f"did you mean `{near[0]}`?" if near else f"fields: {', '.join(sorted(there))}"
     name = re.sub(r"\[[^\]]*\]", "", at[1]).rpartition(".")[2] if at else ""
     allowed = known.get(name, "")
     return f"{name}: {allowed}" if allowed and not allowed.startswith(f"{name}: ") else allowed
@@ -72,6 +73,30 @@ def fields(kind: type[msgspec.Struct]) -> dict[str, str]:
     found: dict[str, str] = {}
     _collect(inspect.type_info(kind), found)
     return found
+
+
+def _fields_at(info: Any, path: str) -> list[str]:
+    """The fields of the struct that msgspec's path leads to: `$.adapters[0]`."""
+    level = [info]
+    for step in re.findall(r"[^.$\[\]]+|\[[^\]]*\]", path):
+        here = [one for inner in level for one in _plain(inner)]
+        if step.startswith("["):
+            level = [one.item_type for one in here if isinstance(one, inspect.ListType)]
+        else:
+            structs = [one for one in here if isinstance(one, inspect.StructType)]
+            level = [field.type for one in structs for field in one.fields if field.encode_name == step]
+    structs = [one for inner in level for one in _plain(inner) if isinstance(one, inspect.StructType)]
+    return [field.encode_name for one in structs for field in one.fields]
+
+
+def _plain(info: Any) -> list[Any]:
+    """A type without what is said about it, a union as what it is of."""
+    match info:
+        case inspect.Metadata():
+            return _plain(info.type)
+        case inspect.UnionType():
+            return [plain for one in info.types for plain in _plain(one)]
+    return [info]
 
 
 def _collect(info: Any, found: dict[str, str]) -> None:

@@ -72,8 +72,9 @@ SEARCH: dict[str, Any] = {"index": "docs", "text": "x"}
 @pytest.mark.parametrize(
     ("body", "status", "reason", "hint"),
     [
-        (b'{"index": "docs"', 400, "not JSON", ""),
-        (b"", 400, "not JSON", ""),
+        (b'{"index": "docs"', 400, "not JSON: it is empty or breaks off", ""),
+        (b"", 400, "not JSON: it is empty or breaks off", ""),
+        (b"docs", 400, "not JSON: JSON is malformed", ""),
         (b'"\xff"', 400, "", ""),
         (b"[]", 400, "Expected `object`, got `array`", ""),
         (b'{"text": "x"}', 400, "missing required field `index`", ""),

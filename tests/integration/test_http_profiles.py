@@ -83,8 +83,15 @@ async def test_defaults_are_the_profiles_own(here: House) -> None:
     [
         ({"modle": "x"}, 400, "unknown field `modle`", "did you mean `model`?"),
         ({"embedder": {"kind": "ollama", "modle": "x"}}, 400, "unknown field `modle` - at `$.embedder`", "`model`"),
+        ({"adapters": [{"nam": "a"}]}, 400, "unknown field `nam`", "did you mean `name`?"),
+        ({"embedder": {"scale": 1}}, 400, "unknown field `scale`", "fields: dim, kind, model, url"),
         ({"hnsw": {"efSearch": 5}}, 400, "unknown field `efSearch` - at `$.hnsw`", "ef_search"),
-        ({"adapters": [{"name": "a", "weight": 1}]}, 400, "unknown field `weight` - at `$.adapters[0]`", "fields:"),
+        (
+            {"adapters": [{"name": "a", "weight": 1}]},
+            400,
+            "unknown field `weight` - at `$.adapters[0]`",
+            "fields: name, scale",
+        ),
         ({"model": None}, 400, "Expected `str`, got `null` - at `$.model`", "model"),
         ({"server": "vllm"}, 422, "`$.server`", "one of llamacpp, ollama"),
         ({"vector_backend": "faiss"}, 422, "`$.vector_backend`", "one of hnsw, lance"),
