@@ -65,8 +65,9 @@ COMMANDS = {
 }
 
 
-def build() -> cyclopts.App:
-    """The app with every command registered and none imported."""
+def build(words: Sequence[str] = ()) -> cyclopts.App:
+    """The app with every command registered and none imported. The command that `words` name has
+    its own help, which says more than its line in the list."""
     app = cyclopts.App(
         name="lakehouse",
         help="Vector indexes over your own data that tune themselves.",
@@ -76,7 +77,7 @@ def build() -> cyclopts.App:
     for group, commands in COMMANDS.items():
         panel = cyclopts.Group(group, sort_key=list(COMMANDS).index(group))
         for name, (target, help_line) in commands.items():
-            app.command(f"daemon.cli.{target}", name=name, help=help_line, group=panel)
+            app.command(f"daemon.cli.{target}", name=name, help=None if name in words else help_line, group=panel)
     app.register_install_completion_command()
     return app
 
@@ -92,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _run(words: list[str], debug: bool) -> int:
     try:
-        result = build()(words, exit_on_error=False, print_error=False, result_action="return_value")
+        result = build(words)(words, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()
     except CliError as error:
         return _complain(str(error), error.hint, error.code)

@@ -84,9 +84,11 @@ def size(value: float | None) -> str:
 
 
 def memory(value: float | None) -> str:
-    """Bytes of memory, in binary units: `4.7 GiB`, `512 MiB`."""
+    """Bytes of memory, in binary units: `4.7 GiB`, `512 MiB`, `470 KiB`."""
     if value is None:
         return ""
+    if 0 < value < 2**20:
+        return f"{value / 2**10:.0f} KiB"
     return f"{value / 2**30:.1f} GiB" if value >= 2**30 else f"{value / 2**20:.0f} MiB"
 
 

@@ -233,17 +233,19 @@ def _named(profile: str, body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """A file's profile. What its fields may be, the daemon says."""
+    """A file's profile, plain or as `show --json` prints it. What its fields may be, the daemon says."""
     try:
         data = file.read_bytes()
         if file.suffix == ".toml":
             return tomllib.loads(data.decode())
-        return msgspec.json.decode(data, type=dict[str, Any])
+        read = msgspec.json.decode(data, type=dict[str, Any])
+        inner = read.get("profile")
+        return inner if isinstance(inner, dict) else read
     except OSError as error:
         raise CliError(f"{file} can't be read: {error.strerror}.", code=WRONG_USE) from None
     except (ValueError, msgspec.DecodeError) as error:
         kind = "TOML" if file.suffix == ".toml" else "a JSON object"
-        hint = "its fields are those that `lakehouse profile show NAME --json` prints under `profile`"
+        hint = "`lakehouse profile show NAME --json` prints one"
         raise CliError(f"{file} is not {kind}: {error}.", hint, WRONG_USE) from None
 
 

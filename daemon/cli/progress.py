@@ -33,6 +33,10 @@ WORDS = {
 }
 
 
+IN_TURN = frozenset({"slot"})
+"""Jobs whose phases don't overlap: one that begins says that those before it are over."""
+
+
 class Bars:
     """One bar for the step itself, and one for each phase that the daemon tells of meanwhile."""
 
@@ -62,9 +66,19 @@ class Bars:
                 self._progress.reset(task, total=total)
             else:
                 task = known[1]
+            if job in IN_TURN:
+                self._over(job, phase)
             self._phases[phase] = (job, task)
-            amount = _amount(done, total, message.get("unit", "rows"))
-            self._progress.update(task, completed=done, total=total, amount=amount)
+            unit = message.get("unit", "rows")
+            self._progress.update(task, completed=done, total=total, amount=_amount(done, total, unit), unit=unit)
+
+    def _over(self, job: str, but: str) -> None:
+        """The job's other phases have done what they were to do."""
+        for phase, (of, task) in self._phases.items():
+            bar = self._progress.tasks[self._progress.task_ids.index(task)]
+            if of == job and phase != but and bar.total:
+                amount = _amount(bar.total, bar.total, bar.fields["unit"])
+                self._progress.update(task, completed=bar.total, amount=amount)
 
 
 class Steps:

@@ -72,10 +72,11 @@ def active(*, json: Json = False, to: Connection = Connection()) -> int:
                 "since": f"{moment(slot['since'])}, {duration(max(0.0, time.time() - slot['since']))} ago"
                 if slot["since"]
                 else None,
-                "models": [f"{one['server']}/{one['model']} ({weight(one)})" for one in slot["models"]],
                 "waiting": f"{slot['waiting']} in line" if slot["waiting"] else None,
             }
         )
+        word = "last seen" if slot["state"] == "unknown" else "holds"
+        _print_lines([(word, f"{one['server']}/{one['model']}", weight(one)) for one in slot["models"]])
     return 1 if slot["state"] == "unknown" else 0
 
 

@@ -27,7 +27,7 @@ Server = Annotated[Literal["ollama", "llamacpp"] | None, Parameter(help="Default
 def vram(
     *,
     watch: Annotated[bool, Parameter(negative="")] = False,
-    json: Json = False,
+    json: Annotated[Json, Parameter(help="Print it as JSON; with --watch, a line a reading.")] = False,
     to: Connection = Connection(),
 ) -> None:
     """Show the GPU's memory: what the driver says, what the model servers have loaded, who has the slot.
@@ -36,8 +36,6 @@ def vram(
     ----------
     watch
         Draw it once a second until Ctrl-C.
-    json
-        Print what was read as JSON; with --watch, a line a reading.
     """
     if watch:
         _watch(to, as_json=json)
@@ -56,6 +54,9 @@ def preload(
     to: Connection = Connection(),
 ) -> None:
     """Load a model beside what is there. Nothing is evicted for it: it is refused when it doesn't fit.
+
+    A model that is loaded already stays as long as is asked, or as it would have stayed, whichever
+    is longer.
 
     Parameters
     ----------
@@ -101,7 +102,8 @@ def _watch(to: Connection, *, as_json: bool) -> None:
 
     with Live(console=console, auto_refresh=False) as live:
         for report, away in _readings(to):
-            live.update(Group(drawing(report), Text(away, style="red")) if away else drawing(report), refresh=True)
+            # the last line is left short: there the terminal echoes ^C without a break of its own
+            live.update(Group(drawing(report), Text(away, style="red")), refresh=True)
 
 
 def _readings(to: Connection) -> Iterator[tuple[dict[str, Any], str]]:
@@ -128,7 +130,7 @@ def drawing(report: dict[str, Any]) -> Group:
     rows.add_row(Text("slot", style="bold"), _slot(report["slot"], report["time"]))
     if (rest := _unaccounted(report)) is not None:
         rows.add_row(Text("memory", style="bold"), rest)
-    return Group(rows, Text(""), _models(report))
+    return Group(rows, Text(""), *_servers(report))
 
 
 def _gpu(gpu: dict[str, Any]) -> Group:
@@ -137,10 +139,9 @@ def _gpu(gpu: dict[str, Any]) -> Group:
     bar = Text("█" * full, style="red" if share > 0.9 else "yellow" if share > 0.7 else "green")
     bar.append("░" * (BAR - full), style="dim")
     bar.append(f"  {memory(gpu['used'])} of {memory(gpu['total'])} used, {memory(gpu['free'])} free", style="default")
-    bar.append(f"  {gpu['name']}", style="dim")
     if gpu["processes"] is None:
-        return Group(bar, Text("its processes can't be read", style="dim"))
-    return Group(bar, *(Text(_process(one), style="dim") for one in gpu["processes"]))
+        return Group(bar, Text(f"{gpu['name']}; its processes can't be read", style="dim"))
+    return Group(bar, *(Text(line, style="dim") for line in (gpu["name"], *map(_process, gpu["processes"]))))
 
 
 def _process(process: dict[str, Any]) -> str:
@@ -166,15 +167,22 @@ def _unaccounted(report: dict[str, Any]) -> Text | None:
     return text.append(": contexts, other programs", style="dim")
 
 
+def _servers(report: dict[str, Any]) -> Iterator[Table | Text]:
+    """What the model servers have loaded, then those that don't answer."""
+    if (table := _models(report)).row_count:
+        yield table
+    for server in report["servers"]:
+        if not server["reachable"]:
+            yield Text(f"{server['server']} is away: {server['reason']}", style="red")
+
+
 def _models(report: dict[str, Any]) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     for head in ("server", "model", "size", "on the GPU", "context", "stays"):
         table.add_column(head, justify="right" if head in ("size", "on the GPU", "context") else "left")
     for server in report["servers"]:
         name = Text(server["server"])
-        if not server["reachable"]:
-            table.add_row(name, Text(f"away: {server['reason']}", style="red"))
-        elif not server["models"]:
+        if server["reachable"] and not server["models"]:
             table.add_row(name, Text("nothing loaded", style="dim"))
         for model in server["models"]:
             context = f"{model['context_length']:,}" if model["context_length"] else ""

@@ -9,6 +9,7 @@ from daemon.cli.client import Client
 from daemon.cli.connection import Connection
 from daemon.cli.output import (
     Json,
+    cell,
     console,
     duration,
     moment,
@@ -61,7 +62,7 @@ def events(
     Parameters
     ----------
     match
-        Which: a tag such as trial.completed, or with wildcards: "dataset.*", "slot.*,vram.*", ">".
+        Which: a tag such as trial.completed, or with wildcards: `dataset.*`, `slot.*,vram.*`, `>`.
     progress
         Also progress of long jobs.
     """
@@ -85,6 +86,8 @@ def follow_events(client: Client, match: str, *, progress: bool = False, as_json
 def _value(value: Any) -> str:
     from rich.markup import escape
 
+    if isinstance(value, float):
+        return cell(value).replace(",", "")
     text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
     return escape(text if len(text) <= 100 else text[:99] + "…")
 

@@ -26,6 +26,7 @@ from schemas.events.autotune import (
 from schemas.events.base import Progress
 from schemas.events.dataset import ColumnInfo, CommitInfo, DatasetInfo, DatasetList, IngestReport, RejectedRow
 from schemas.events.index import Hit, IndexDropped, IndexInfo, IndexList, IndexStats, SearchResult
+from schemas.events.profile import ModelLoaded
 from schemas.events.promotion import ConfigPromoted, PromotionState, WhyChain, WhyLink
 from schemas.http import AgentSummary, Enqueued, SlotSummary, StatusReport, StreamedEvent
 from tests.unit.cli_daemon import CliDaemon, Run, ndjson
@@ -239,6 +240,15 @@ def test_events_are_tailed(run: Run, daemon: CliDaemon) -> None:
     assert (code, daemon.seen[0][1].match, daemon.seen[0][1].progress) == (0, "index.*", True)
     assert "index.dropped index=docs" in out
     assert json.loads(run("events", "--json")[1])["message"]["index"] == "docs"
+    loaded = ModelLoaded("ollama", "llama3", 4_700_000_000, 4_700_000_000, 1.003970155999923, "profile chat")
+    daemon.answers["GET /events"] = [b"data: " + msgspec.json.encode(StreamedEvent("m1", "m0", 1.0, loaded)) + b"\n\n"]
+    assert "size=4700000000 size_vram=4700000000 load_s=1.004 reason=profile chat" in run("events")[1]
+
+
+def test_a_commands_own_help_says_more_than_its_line_in_the_list(run: Run) -> None:
+    assert "The profile that needs it is deactivated" in run("unload", "--help")[1]
+    assert "The profile that needs it is deactivated" not in run("--help")[1]
+    assert "dataset.*, slot.*,vram.*" in " ".join(run("events", "--help")[1].replace("│", "").split())
 
 
 def test_dead_letters(run: Run, daemon: CliDaemon) -> None:

@@ -124,6 +124,15 @@ def test_a_profile_comes_from_a_file_with_options_on_top(run: Run, daemon: CliDa
         )  # fmt: skip
 
 
+def test_what_show_prints_as_json_makes_a_profile(run: Run, daemon: CliDaemon) -> None:
+    daemon.answers["GET /vectors/profiles/{profile}"] = info(CODER)
+    Path("p.json").write_text(run("profile", "show", "coder", "--json")[1])
+    daemon.answers["POST /vectors/profiles"] = info(CODER)
+    assert run("profile", "create", "coder", "--file", "p.json")[0] == 0
+    assert msgspec.to_builtins(daemon.seen[-1][2]) == msgspec.to_builtins(CODER)
+    assert "describes profile coder, not other" in run("profile", "create", "other", "--file", "p.json")[2]
+
+
 def test_set_changes_what_is_given_and_keeps_the_rest(run: Run, daemon: CliDaemon) -> None:
     daemon.answers["GET /vectors/profiles/{profile}"] = info(CODER)
     daemon.answers["PUT /vectors/profiles/{profile}"] = info(CODER)
@@ -235,12 +244,16 @@ def test_active_shows_the_slot_and_fails_when_nobody_knows(run: Run, daemon: Cli
     code, out, _ = run("profile", "active")
     assert (code, out.splitlines()[0]) == (0, "ready: coder")
     assert "1 min" in out
-    assert "ollama/qwen2.5-coder:7b (5.0 GiB, all of it on the GPU)" in out
+    assert "holds ollama/qwen2.5-coder:7b 5.0 GiB, all of it on the GPU" in " ".join(out.split())
     assert "line" not in out
     daemon.answers["GET /vectors/profile/active"] = STUCK
     code, out, _ = run("profile", "active")
     assert (code, out.splitlines()[0]) == (1, "unknown: chat for coder (llama3:latest is still listed after 15 s)")
     assert "2 in line" in out
+    lost = msgspec.structs.replace(STUCK, models=[QWEN])
+    daemon.answers["GET /vectors/profile/active"] = lost
+    assert "last seen ollama/qwen2.5-coder:7b 5.0 GiB" in " ".join(run("profile", "active")[1].split())
+    daemon.answers["GET /vectors/profile/active"] = STUCK
     code, out, _ = run("profile", "active", "--json")
     assert (code, json.loads(out)) == (1, msgspec.to_builtins(STUCK))
     daemon.answers["GET /vectors/profile/active"] = SlotInfo("empty", None, None, 0.0)
@@ -266,7 +279,7 @@ def test_the_phases_of_a_swap_are_drawn(run: Run, daemon: CliDaemon, monkeypatch
 
     def facts() -> Answer:
         hearing.set()
-        phases = [("coder", "unload llama3:latest", 1), ("coder", "settle", 0), ("other", "load mistral", 0)]
+        phases = [("coder", "unload llama3:latest", 0), ("coder", "settle", 0), ("other", "load mistral", 0)]
         told = [Progress("slot", about, phase, done, 1, "models") for about, phase, done in phases]
         return [b"data: " + msgspec.json.encode(StreamedEvent("m", "c", 1.0, one)) + b"\n\n" for one in told]
 
@@ -282,7 +295,7 @@ def test_the_phases_of_a_swap_are_drawn(run: Run, daemon: CliDaemon, monkeypatch
     assert (daemon.seen[0][1].match, daemon.seen[0][1].progress) == ("none", True)
     assert "activating coder" in err
     assert "unload llama3:latest" in err
-    assert "1 of 1 models" in err
+    assert "1 of 1 models" in err  # unloaded: what comes after it has begun
     assert "waiting until the memory is free" in err
     assert "mistral" not in err  # another profile's turn
 

@@ -1,6 +1,7 @@
 """Commands about the GPU's memory: drawn once, drawn live, one model in, one out."""
 
 import json
+import re
 import time
 
 import msgspec
@@ -53,7 +54,8 @@ def test_the_memory_is_drawn(run: Run, daemon: CliDaemon) -> None:
     code, out, err = run("vram")
     assert (code, err) == (0, "")
     assert squeezed(out) == [
-        "GPU 0 ████████████░░░░░░░░░░░░ 12.0 GiB of 24.0 GiB used, 12.0 GiB free NVIDIA Test",
+        "GPU 0 ████████████░░░░░░░░░░░░ 12.0 GiB of 24.0 GiB used, 12.0 GiB free",
+        "NVIDIA Test",
         "11.0 GiB ollama (pid 4711)",
         "slot ready: coder, for 2 min 5 s, 1 in line",
         "memory 9.0 GiB in models, 3.0 GiB unaccounted for: contexts, other programs",
@@ -63,7 +65,7 @@ def test_the_memory_is_drawn(run: Run, daemon: CliDaemon) -> None:
         "ollama llama3:latest 4.0 GiB 75% for 4 min 12 s unused",
         "ollama old:latest 1.0 GiB 100% is leaving",
         "ollama odd[bold] 1.0 GiB not said for ever",
-        "llamacpp away: connection refused",
+        "llamacpp is away: connection refused",
     ]
     assert json.loads(run("vram", "--json")[1]) == msgspec.to_builtins(REPORT)
 
@@ -82,9 +84,9 @@ def test_what_cant_be_read_of_a_gpu_is_said(run: Run, daemon: CliDaemon) -> None
     nameless = msgspec.structs.replace(GPU, index=1, used=24 * GIB, free=0, processes=[GpuProcess(7, "", None)])
     daemon.answers["GET /admin/vram"] = msgspec.structs.replace(REPORT, gpus=[silent, nameless])
     lines = squeezed(run("vram")[1])
-    assert lines[1] == "its processes can't be read"
+    assert lines[1] == "NVIDIA Test; its processes can't be read"
     assert lines[2].startswith("GPU 1 ████████████████████████ 24.0 GiB of 24.0 GiB used, 0 MiB free")
-    assert lines[3] == "? a process (pid 7)"
+    assert lines[3:5] == ["NVIDIA Test", "? a process (pid 7)"]
 
 
 # --- live ----------------------------------------------------------------------------------------
@@ -136,6 +138,28 @@ def test_watching_draws_over_itself_on_a_terminal(run: Run, monkeypatch: pytest.
     assert "Asking again; the last reading is of " in out
     assert "\x1b[1A" in out  # the cursor goes up: the second drawing replaces the first
     assert out.rindex("Asking again") < out.rindex("empty")
+
+
+def test_it_fits_a_narrow_terminal(run: Run, daemon: CliDaemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the last line of a live drawing stays short: the terminal's echo of ^C would break a full one."""
+    from rich.console import Console
+
+    narrow = Console(force_terminal=True, width=80, highlight=False, color_system=None)
+    monkeypatch.setattr(vram, "console", narrow)
+    away = ServerReport("llamacpp", "http://127.0.0.1:8080", False, "llama.cpp at http://127.0.0.1:8080: refused")
+    full = msgspec.structs.replace(GPU, used=120 * GIB, total=141 * GIB, free=21 * GIB)
+    servers = [ServerReport("ollama", "http://127.0.0.1:11434", True, models=MODELS), away]
+    daemon.answers["GET /admin/vram"] = msgspec.structs.replace(REPORT, gpus=[full], servers=servers)
+    lines = squeezed(run("vram")[1])
+    assert "GPU 0 ████████████████████░░░░ 120.0 GiB of 141.0 GiB used, 21.0 GiB free" in lines
+    assert "ollama llama3:latest 4.0 GiB 75% for 4 min 12 s unused" in lines
+    assert lines[-1] == "llamacpp is away: llama.cpp at http://127.0.0.1:8080: refused"
+
+    def sleep(_: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(vram.time, "sleep", sleep)
+    assert ": refused\n\n" in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", run("vram", "--watch")[1])
 
 
 def test_watching_needs_a_first_reading(run: Run, daemon: CliDaemon) -> None:
