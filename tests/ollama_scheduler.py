@@ -171,7 +171,8 @@ class Scheduler:
     async def _make_room(self, needs: int) -> None:
         while True:
             idle = [runner for runner in self.listed.values() if not runner.users]
-            if not idle or (needs <= self.free and len(self.listed) < self.play.max_loaded):
+            fits = needs <= self.free or not self.play.vram  # into main memory, of which there is enough
+            if not idle or (fits and len(self.listed) < self.play.max_loaded):
                 return
             victim = min(idle, key=lambda runner: (runner.keep_alive_s, runner.name))
             self._stop(victim)
