@@ -25,8 +25,12 @@ _BY_ONE_TEXT = ("NaN", "context length", "input length", "context size", "too la
 answers 500 when a vector holds a NaN (ollama#9639) and 400 for a text over the model's context;
 llama.cpp 400 for one over the context size and 500 for one over the physical batch size."""
 
+_NOT_LOADED = "model is not loaded"
+"""Words of a llama.cpp router, with 400, for a model that it may not load by itself. Another profile
+has the GPU: what is to be embedded waits, nothing is wrong with it."""
+
 AWAY_S = 5.0
-"""When to come back to a server that is away."""
+"""When to come back to a server that is away, or hasn't the model in memory."""
 
 
 class ServerEmbedder(ABC):
@@ -155,7 +159,7 @@ def _as_embedder() -> Iterator[None]:
     try:
         yield
     except (Unavailable, Transient, ModelServerError) as error:
-        if _again(error):
+        if _again(error) or (isinstance(error, Answered) and _NOT_LOADED in error.words):
             raise Transient(str(error), delay_s=AWAY_S) from error
         raise ValueError(str(error)) from None
 

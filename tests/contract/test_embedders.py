@@ -202,6 +202,14 @@ class TestServers:
             await embedder.embed(["x"])
         assert len(server.failures) == 7  # attempts = 2
 
+    async def test_a_model_that_a_router_has_not_loaded_is_transient(self, fitted, server, kind):
+        embedder = await fitted.make(kind)
+        words = {"error": {"code": 400, "message": "model is not loaded", "type": "invalid_request_error"}}
+        server.failures = [web.json_response(words, status=400) for _ in range(9)]
+        with pytest.raises(Transient, match="400 model is not loaded"):
+            await embedder.embed(TEXTS)
+        assert len(server.failures) == 8, "it is no use to ask again at once"
+
     async def test_a_server_that_is_away_is_transient(self, fitted, kind):
         factory = fitted.factory(attempts=1)
         embedder = await factory.load(spec(kind, dim=DIM, url="http://127.0.0.1:9"), None)
