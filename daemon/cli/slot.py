@@ -43,7 +43,7 @@ def activate(profile: Profile, /, *, wait: Wait = True, json: Json = False, to: 
         (word, f"{ref['server']}/{ref['model']}", sizes.get((ref["server"], ref["model"]), "")) for word, ref in shown
     ]
     lines += [("index", one["index"], _standing(one)) for one in answer["indexes"]]
-    lines += [("bucket", "", "its bucket was made")] if answer["bucket_made"] else []
+    lines += [("made", "its bucket", "")] if answer["bucket_made"] else []
     _print_lines(lines)
 
 

@@ -197,7 +197,7 @@ def test_activate_says_what_became_of_everything(run: Run, daemon: CliDaemon) ->
         "index notes generation 7; generation 8 is being built (M 24 · efc 120 · ef 64)",
         "index new no generation yet; generation 1 is being built",
         "index lost nobody answers",
-        "bucket its bucket was made",
+        "made its bucket",
     ]
     assert json.loads(run("profile", "activate", "coder", "--json", "--no-wait")[1]) == msgspec.to_builtins(ACTIVATED)
     assert daemon.seen[1][1].wait is False
