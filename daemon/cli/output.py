@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-Json = Annotated[bool, Parameter(name="--json", negative="", help="Print what was read as JSON.", show_default=False)]
+Json = Annotated[bool, Parameter(name="--json", negative="", help="Print the answer as JSON.", show_default=False)]
 """The `--json` that every reading command has."""
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)

@@ -27,7 +27,7 @@ Server = Annotated[Literal["ollama", "llamacpp"] | None, Parameter(help="Default
 def vram(
     *,
     watch: Annotated[bool, Parameter(negative="")] = False,
-    json: Annotated[Json, Parameter(help="Print it as JSON; with --watch, a line a reading.")] = False,
+    json: Annotated[Json, Parameter(help="Print the answer as JSON; with --watch, a line a reading.")] = False,
     to: Connection = Connection(),
 ) -> None:
     """Show the GPU's memory: what the driver says, what the model servers have loaded, who has the slot.
