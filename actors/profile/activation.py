@@ -129,7 +129,6 @@ class _Order:
                 profile=before.profile,
                 models=doubtful,
                 target=self._profile.id,
-                cause=self._origin.id,
             )
             if stuck is not None:
                 desk.store.note([], self._origin)
@@ -147,7 +146,7 @@ class _Order:
     ) -> Trouble | None:
         """Through `loading` to `ready`; on failure the slot is left `loading`."""
         desk, name = self._desk, self._profile.id if profile is self._profile else self.before.profile
-        desk.store.happen("load begun", profile=name, models=needs, cause=self._origin.id)
+        desk.store.happen("load begun", profile=name, models=needs)
         effect = self._effects.load(load, renew, needs, desk.terms(profile, f"profile {name}"))
         # Nothing to load is done in no time: the answer's save is the only one then.
         trouble = await (desk.announcing(effect) if load else effect)

@@ -2,7 +2,7 @@
 
 Values in, values out. What leaves for a target is decided in core_eviction.py, what the servers'
 reports mean in core_reconcile.py, when memory counts as free in core_settle.py; deploy/slot.md is
-drawn from the table (core_diagram.py). Effects are in swap.py, the order of things in slot.py.
+drawn from the table (core_diagram.py). Effects are in swap.py, the shell's map in slot.py.
 """
 
 import math
@@ -132,8 +132,8 @@ def keep_alive_s(text: KeepAlive) -> Seconds:
 
 
 def gib(size: Bytes) -> str:
-    """`5.2 GiB`."""
-    return f"{size / 2**30:.1f} GiB"
+    """`5.2 GiB`; less than one in MiB, `256 MiB`, so that sums add up for who reads them."""
+    return f"{size / 2**30:.1f} GiB" if abs(size) >= 2**30 else f"{size / 2**20:.0f} MiB"
 
 
 def placed(model: LoadedModel) -> str:

@@ -128,11 +128,11 @@ def reclaimed(model: LoadedModel, memory: Memory) -> Bytes:
     return memory.sizes.get(model.ref, 0) if model.size_vram is None else model.size_vram
 
 
-def leaving(
+def unshared(
     refs: Sequence[ModelRef], running: Sequence[LoadedModel], others: Iterable[Member], active: ProfileName | None
 ) -> tuple[LoadedModel, ...]:
-    """Which of a profile's models leave when it is deactivated: not those that another resident
-    profile needs. `others` are all profiles but that one, `active` the one of them that is active."""
+    """Of a profile's models those that no other resident profile needs: they leave when it is
+    deactivated. `others` are all profiles but that one, `active` the one of them that is active."""
     own = set(refs)
     names = [model.ref for model in running]
     staying = {

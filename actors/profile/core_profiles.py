@@ -2,7 +2,7 @@
 while it is active, and which index a search with its rights may reach.
 
 Values in, values out. Whether the GPU has room for it, and whether its indexes and models are
-there, is asked at activation (core_eviction.py, slot.py).
+there, is asked at activation (checks.py, core_eviction.py).
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,7 @@
 """What the servers' reports mean: whether a model is whole, and what the slot must then be.
 
 A model that is listed with its time run out is being stopped: neither ready nor gone. One look
-never decides; slot.py looks twice before it believes a change.
+never decides; reconciler.py looks twice before it believes a change.
 """
 
 from collections.abc import Mapping, Sequence

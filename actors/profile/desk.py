@@ -149,16 +149,13 @@ class Desk:
         profile: ProfileName | None,
         models: list[ModelRef],
         target: ProfileName | None = None,
-        cause: str = "",
     ) -> Trouble | None:
         """Through `unloading` to `empty`, or to `unknown`. `profile` and its `models` are what is in
         doubt meanwhile. Whatever an earlier order waits for is waited for too."""
         owes = [amount for amount in (self.slot.awaits_free, awaited(debt)) if amount is not None]
         awaits = max(owes, default=None)
         earlier = self.slot.awaits_free
-        self.store.happen(
-            "unload begun", profile=profile, target=target, models=models, awaits_free=awaits, cause=cause
-        )
+        self.store.happen("unload begun", profile=profile, target=target, models=models, awaits_free=awaits)
         stuck = await self.announcing(effects.unload(leaving, debt, reason, earlier))
         if stuck is not None:
             owes = [amount for amount in (earlier, effects.awaited(debt)) if amount is not None]

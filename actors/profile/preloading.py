@@ -6,10 +6,10 @@ from actors.errors import ModelServerError, Transient, Unavailable
 from actors.profile.core import keep_alive_s
 from actors.profile.core_eviction import Memory, no_room, unwelcome
 from actors.profile.core_settle import taken
-from actors.profile.departures import find_model
 from actors.profile.desk import Desk
 from actors.profile.swap import Effects, Terms
 from actors.profile.together import together
+from actors.profile.unloading import find_model
 from schemas.events.base import Refusal
 from schemas.events.profile import LoadedModel, ModelLoaded, ModelRef, ModelReport, ModelUnloaded, PreloadModel
 from schemas.names import Seconds

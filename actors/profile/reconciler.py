@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import anyio
 
 from actors.profile.core import Happened, member
-from actors.profile.core_eviction import leaving
+from actors.profile.core_eviction import unshared
 from actors.profile.core_reconcile import Presence, decide, is_stopping, presence, why
 from actors.profile.core_settle import owed
 from actors.profile.core_vram import changed, report
@@ -104,7 +104,7 @@ class Reconciler:
         desk, before = self._desk, self._desk.slot
         gpus, members = await desk.lookout.gpus(), await desk.members()
         others = [each for each in members if each.profile != before.profile]
-        out = list(leaving(before.models, view.running, others, None))
+        out = list(unshared(before.models, view.running, others, None))
         unlisted: list[LoadedModel] = []
         if before.state != "ready":
             here = {model.ref for model in view.running}

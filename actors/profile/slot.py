@@ -1,8 +1,11 @@
 """The slot's shell: one order after another, and what is true about the GPU's memory.
 
-Orders are in activation.py, departures.py and preloading.py, their effects in swap.py, looking in
-look.py, the document in store.py; what they decide is in the cores. Whoever waits, waits in one
-line, in order.
+activation.py, unloading.py, preloading.py   the orders; checks.py: what an activation asks first
+reconciler.py                                what has happened when nobody ordered anything
+desk.py                                      what all of those work with
+swap.py, unload_watch.py                     effects on the servers, and seeing them come about
+look.py, store.py                            what the servers list; what the document says
+core*.py                                     what is decided, without effects
 """
 
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -14,10 +17,10 @@ from actors.base import Actor, Origin, concurrent, every, handles
 from actors.ports import Buckets, Bus, Clock, Gpus, ModelServer, Registry
 from actors.profile.activation import Activation
 from actors.profile.config import SlotConfig
-from actors.profile.departures import Departures
 from actors.profile.desk import Desk
 from actors.profile.preloading import Preloading
 from actors.profile.reconciler import Reconciler
+from actors.profile.unloading import Unloading
 from schemas.events.base import Refusal
 from schemas.events.profile import (
     ActivateProfile,
@@ -65,7 +68,7 @@ class VramSlot(Actor):
         self._desk = Desk(registry, servers, gpus, buckets, bus, clock, config)
         self._reconciler = Reconciler(self._desk)
         self._activation = Activation(self._desk)
-        self._departures = Departures(self._desk)
+        self._unloading = Unloading(self._desk)
         self._preloading = Preloading(self._desk)
         self._turn = anyio.Lock()
         self._orders: list[str] = []  # the one that runs, then those in line
@@ -100,7 +103,7 @@ class VramSlot(Actor):
         if not command.wait and self._orders:
             return [self._busy()]
         async with self._order(f"the deactivation of {command.profile}"):
-            return await self._departures.deactivate(command, origin)
+            return await self._unloading.deactivate(command, origin)
 
     @handles
     @concurrent(AT_ONCE)
@@ -114,7 +117,7 @@ class VramSlot(Actor):
         self, command: UnloadModel, origin: Origin
     ) -> Sequence[ModelReport | ModelUnloaded | ProfileDeactivated | SlotChanged | SlotFailed | Refusal]:
         async with self._order(f"unloading {command.model}"):
-            return await self._departures.unload(command, origin)
+            return await self._unloading.unload(command, origin)
 
     @handles
     @concurrent(AT_ONCE)

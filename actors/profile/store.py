@@ -44,7 +44,6 @@ class SlotStore:
         target: ProfileName | None = None,
         reason: str = "",
         awaits_free: Bytes | None = None,
-        cause: str = "",
     ) -> None:
         """The next state, in memory. Raises Undefined."""
         before = self.document
@@ -57,7 +56,6 @@ class SlotStore:
             since=self._clock.now(),
             reason=reason,
             awaits_free=awaits_free,
-            cause=cause or before.cause,
         )
         log.info(
             "the slot",

@@ -1,6 +1,6 @@
 """The effects of one order on the GPU: models leave, models come, each checked by what is listed and
 by the driver's readings. Nothing here decides; a failure is returned as `Trouble`, in words for
-people, and slot.py's order goes on from there.
+people, and the order (activation.py, unloading.py, preloading.py) goes on from there.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,9 +14,9 @@ from actors.profile.config import SlotConfig
 from actors.profile.core import placed
 from actors.profile.core_reconcile import Presence, presence, why
 from actors.profile.core_settle import Owed, Sample, awaited
-from actors.profile.leaving import Leaving
 from actors.profile.look import Lookout, View
 from actors.profile.together import Stopwatch, together
+from actors.profile.unload_watch import UnloadWatch
 from schemas.documents.profile import ModelMeasure
 from schemas.events.base import Progress, Refusal, RefusalStatus
 from schemas.events.profile import GpuReading, LoadedModel, ModelLoaded, ModelRef, ModelUnloaded
@@ -115,7 +115,7 @@ class Effects:
         the deadline, also when a request hangs. `awaits_free`: bytes that an earlier order waits for."""
         began = self._clock.monotonic()
         tolerance, just_left = self._config.settle_tolerance_mb << 20, self._lookout.just_left
-        watching = Leaving(leaving, debt, tolerance, awaits_free, just_left)
+        watching = UnloadWatch(leaving, debt, tolerance, awaits_free, just_left)
         with self.watch:
             with anyio.move_on_after(self._config.unload_deadline_s) as deadline:
                 async with together() as group:
@@ -139,7 +139,7 @@ class Effects:
             self.facts.append(ModelUnloaded(model.server, model.model, freed, took, reason))
         return None
 
-    async def _ask_out(self, model: LoadedModel, watching: Leaving) -> None:
+    async def _ask_out(self, model: LoadedModel, watching: UnloadWatch) -> None:
         problems = watching.problems
         await self._say("unload", model.ref, 0, 1)
         while True:
@@ -157,7 +157,7 @@ class Effects:
                     pause = ASK_S  # still listed by then: it hasn't heard, or has forgotten
             await self._clock.sleep(pause)
 
-    async def _until_gone(self, watching: Leaving) -> None:
+    async def _until_gone(self, watching: UnloadWatch) -> None:
         began, said = self._clock.monotonic(), False
         while True:
             answered = set(watching.answered)

@@ -34,7 +34,6 @@ class SlotDocument(Document, frozen=True, kw_only=True, tag="slot"):
     models: list[ModelRef] = []  # what `profile` needs in memory
     since: Timestamp = 0.0
     reason: str = ""  # why it is in this state, where that isn't plain
-    cause: str = ""  # id of the command that brought it here; empty: none did
     done: list[MessageId] = []  # the last commands carried out from the stream, newest first
     awaits_free: Bytes | None = None  # GPU memory to be free before what was unloaded counts as gone
     measured: list[ModelMeasure] = []  # the last figures of each model, newest first

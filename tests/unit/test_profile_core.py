@@ -13,6 +13,7 @@ from actors.profile.core import (
     ModelRef,
     Undefined,
     embedder_ref,
+    gib,
     keep_alive_s,
     member,
     step,
@@ -130,6 +131,15 @@ def test_an_embedder_without_a_name_or_a_server_is_nobodys() -> None:
 )
 def test_keep_alive(text: str, seconds: float) -> None:
     assert keep_alive_s(text) == seconds
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(0, "0 MiB"), (256 * MIB, "256 MiB"), (GIB - 1, "1024 MiB"), (GIB, "1.0 GiB"), (37 * GIB + GIB // 4, "37.2 GiB")],
+)
+def test_sizes_as_people_read_them(size: int, text: str) -> None:
+    """37.2 GiB + 256 MiB are 37.5 GiB; with 0.2 GiB they wouldn't be."""
+    assert gib(size) == text
 
 
 @pytest.mark.parametrize("text", ["", "5", "m", "-5m", "1d", "1.5h"])

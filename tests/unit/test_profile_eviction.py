@@ -13,10 +13,10 @@ from actors.profile.core_eviction import (
     Plan,
     cheapest,
     cost,
-    leaving,
     no_room,
     plan,
     reclaimed,
+    unshared,
     unwelcome,
 )
 from schemas.events.base import Refusal
@@ -148,7 +148,7 @@ def test_what_cant_fit_is_refused_with_the_arithmetic() -> None:
     assert isinstance(refused, Refusal)
     assert refused.status == "invalid"
     assert refused.reason == (
-        "profile t needs 9.6 GiB of GPU memory (t 9.0 GiB + e 0.3 GiB + headroom 0.3 GiB), but 8.1 GiB can be had: "
+        "profile t needs 9.6 GiB of GPU memory (t 9.0 GiB + e 307 MiB + headroom 307 MiB), but 8.1 GiB can be had: "
         "2.0 GiB free + 6.1 GiB of models that may leave (a 6.1 GiB)"
     )
     assert "nothing was unloaded" in refused.hint
@@ -296,7 +296,7 @@ def test_beyond_the_exact_the_set_is_enough_and_nobody_leaves_for_nothing(
     assert all(freed - reclaimed(model, known) < short * GIB for model in chosen)
 
 
-# --- leaving and coming beside others ----------------------------------------------------------
+# --- going and coming beside others ------------------------------------------------------------
 
 
 def test_a_deactivated_profile_leaves_what_others_need() -> None:
@@ -307,8 +307,8 @@ def test_a_deactivated_profile_leaves_what_others_need() -> None:
     ]
     running = [run("a"), run("e"), run("x"), run("y"), run("b")]
     refs = [ref("a"), ref("e"), ref("x"), ref("y"), ref("z")]
-    assert [model.model for model in leaving(refs, running, others, None)] == ["a", "x", "y"]
-    assert [model.model for model in leaving([ref("a")], running, others, "twin")] == []
+    assert [model.model for model in unshared(refs, running, others, None)] == ["a", "x", "y"]
+    assert [model.model for model in unshared([ref("a")], running, others, "twin")] == []
 
 
 def test_nothing_is_loaded_beside_an_exclusive_profile_but_its_own_and_persistent_ones() -> None:
@@ -335,6 +335,6 @@ def test_an_exclusive_profiles_model_isnt_loaded_beside_strangers() -> None:
 def test_no_room_beside() -> None:
     refused = no_room(ref("t"), memory(4, 0.5, t=4))
     assert isinstance(refused, Refusal)
-    assert "4.0 GiB + 0.5 GiB headroom = 4.5 GiB, but 4.0 GiB" in refused.reason
+    assert "4.0 GiB + 512 MiB headroom = 4.5 GiB, but 4.0 GiB" in refused.reason
     assert no_room(ref("t"), memory(4.5, 0.5, t=4)) is None
     assert no_room(ref("t"), memory(None, t=4)) is None

@@ -160,7 +160,7 @@ def test_what_cant_fit_is_refused_with_the_arithmetic_and_nothing_is_unloaded() 
         await here.do(ActivateProfile("chat"))
         calls, saves = list(here.calls), len(here.registry.saves)
         said = await here.do(ActivateProfile("huge"))
-        refused(said, "invalid", "needs 40.2 GiB", "huge:latest 40.0 GiB + headroom 0.2 GiB", "12.6 GiB free", "11.0")
+        refused(said, "invalid", "needs 40.2 GiB", "huge:latest 40.0 GiB + headroom 256 MiB", "12.6 GiB free", "11.0")
         assert (here.calls, len(here.registry.saves), here.held) == (calls, saves, {BIG, EMB})
 
     on(story)
@@ -293,7 +293,7 @@ def test_memory_that_stays_taken_is_not_free() -> None:
     async def story(here: Setting) -> None:
         await here.do(ActivateProfile("talk"))
         here.weather.chances = {"leak": 1.0}
-        refused(await here.do(DeactivateProfile("talk")), "conflict", "only 0.0 GiB of 10.0 GiB came free")
+        refused(await here.do(DeactivateProfile("talk")), "conflict", "only 0 MiB of 10.0 GiB came free")
         await here.actor.reconcile()
         assert here.stored.state == "unknown"
         here.actor = here.daemon()  # also not after a restart
@@ -548,7 +548,7 @@ def test_preload_and_unload_are_idempotent() -> None:
 
 def test_a_preload_never_evicts() -> None:
     async def story(here: Setting) -> None:
-        refused(await here.do(PreloadModel("huge")), "invalid", "40.0 GiB + 0.2 GiB headroom", "23.6 GiB")
+        refused(await here.do(PreloadModel("huge")), "invalid", "40.0 GiB + 256 MiB headroom", "23.6 GiB")
         refused(await here.do(PreloadModel("nowhere")), "not_found", "ollama pull nowhere")
         await here.do(ActivateProfile("chat"))
         refused(await here.do(PreloadModel("side")), "conflict", "exclusive profile chat")

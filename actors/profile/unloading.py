@@ -1,11 +1,11 @@
-"""Orders to leave: a profile is deactivated, a model is unloaded."""
+"""Orders to unload: a profile is deactivated, or one model leaves."""
 
 from collections.abc import Sequence
 
 from actors.base import Origin
 from actors.errors import ModelServerError, Transient, Unavailable
 from actors.profile.core import member
-from actors.profile.core_eviction import leaving
+from actors.profile.core_eviction import unshared
 from actors.profile.core_settle import owed
 from actors.profile.desk import Desk, deactivated
 from actors.profile.look import View
@@ -30,7 +30,7 @@ from schemas.names import ModelName, ProfileName, ServerName
 Left = ModelUnloaded | SlotChanged | SlotFailed | ProfileDeactivated | Refusal
 
 
-class Departures:
+class Unloading:
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
 
@@ -57,7 +57,7 @@ class Departures:
         if not holds and not view.of([ref for ref in refs[:1] if ref not in before.models]):
             return [desk.info()]  # its own model isn't there, or is there for the active one
         others = [each for each in await desk.members() if each.profile != name] if view.running else []
-        out = leaving(refs, view.running, others, before.profile)
+        out = unshared(refs, view.running, others, before.profile)
         if not out and not holds:
             return [desk.info()]
         if (refused := _fixed(out)) is not None:
@@ -127,7 +127,6 @@ class Departures:
             reason,
             profile=before.profile if doubtful is None else profile,
             models=before.models if doubtful is None else doubtful,
-            cause=origin.id,
         )
         if stuck is None and before.state == "unknown":
             await self._rest(effects, before, {model.ref for model in out})

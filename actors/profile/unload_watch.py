@@ -13,7 +13,7 @@ from schemas.names import Bytes, Seconds
 KEPT_SAMPLES = 128
 
 
-class Leaving:
+class UnloadWatch:
     """Models on their way out, and how far they are."""
 
     def __init__(
