@@ -119,6 +119,6 @@ def build(config: Config, state: StateDir, bus: MessageBus, heads: Heads, bucket
         Lab(registry, journal, snapshots, buckets, lab, graphs, query_log, embedders, bus, clock, host, config.agent),
         Promotion(registry, journal, tables, clock),
         Profiles(registry, bus, clock, servers.servers),
-        VramSlot(registry, servers.servers, SystemGpus(), buckets, bus, clock, config.slot),
+        VramSlot(registry, servers.servers, SystemGpus(config.slot.gpus), buckets, bus, clock, config.slot),
     ]
     return House(actors, [lab, builds, embed], embedders, servers)

@@ -1,12 +1,15 @@
 """[slot] of lakehouse.toml."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
 
 class SlotConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    gpus: Literal["auto", "nvml", "nvidia-smi", "none"] = "auto"
+    """How GPU memory is read: NVML, else nvidia-smi; or only one of them; `none` where the model servers' GPUs are
+    those of another machine."""
     reconcile_s: Annotated[float, Meta(gt=0)] = 5.0
     """How often the slot is compared with what the model servers report."""
     unload_deadline_s: Annotated[float, Meta(gt=0)] = 15.0

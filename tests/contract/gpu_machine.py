@@ -51,6 +51,7 @@ class Machine:
         self._nvml, self._smi, self._smi_calls = folder / "nvml", folder / "smi.json", folder / "smi.calls"
         self._smi_calls.touch()
         self.log = folder / "log"  # of the reading process
+        self.source = "auto"  # [slot] gpus
         self._process: subprocess.Popen[str] | None = None
 
     def install_driver(self, *flags: str) -> None:
@@ -96,7 +97,7 @@ class Machine:
                 "PATH": str(self.programs),
                 "FAKE_NVML": str(self._nvml),
             }
-            command = [sys.executable, "-m", "tests.contract.gpu_machine"]
+            command = [sys.executable, "-m", "tests.contract.gpu_machine", self.source]
             pipe = subprocess.PIPE
             with self.log.open("ab") as log:
                 self._process = subprocess.Popen(
@@ -120,6 +121,7 @@ class Machine:
             self._process.kill()
             self._process.wait()
             self._process.stdout.close()
+            self._process = None
 
 
 SMI = """
@@ -156,7 +158,7 @@ def compiled(flags: tuple[str, ...]) -> bytes:
 async def main() -> None:
     """The reading process: a line "at_once cancelled" in, a Heard out."""
     setup(LogConfig())  # to stderr: stdout is for the answers
-    gpus = SystemGpus(remember_s=REMEMBER_S)
+    gpus = SystemGpus(sys.argv[1], remember_s=REMEMBER_S)  # type: ignore[arg-type]
     while line := await asyncio.to_thread(sys.stdin.readline):
         at_once, cancelled = map(int, line.split())
         began = time.monotonic()

@@ -308,3 +308,27 @@ def test_a_driver_that_is_installed_meanwhile_is_found(bare: Machine, way: Calla
     way(bare)
     time.sleep(REMEMBER_S)
     assert bare.read().reading.free == 100 * GIB
+
+
+def test_only_the_source_that_was_chosen_is_read(machine: Machine) -> None:
+    machine.install_driver()
+    machine.driver_says(TWO)
+    machine.install_smi()
+    machine.smi_says(gpus=[FIRST])
+    found = {}
+    for source in ("auto", "nvml", "nvidia-smi", "none"):
+        machine.source = source
+        found[source] = machine.read().reading
+        assert machine.close() == 0
+    assert {source: (reading.source, len(reading.gpus)) for source, reading in found.items()} == {
+        "auto": ("nvml", 2), "nvml": ("nvml", 2), "nvidia-smi": ("nvidia-smi", 1), "none": ("none", 0),
+    }  # fmt: skip
+    assert "[slot] gpus" in found["none"].reason
+
+
+def test_nvml_alone_leaves_nvidia_smi_alone(bare: Machine) -> None:
+    bare.install_smi()
+    bare.smi_says(gpus=[FIRST])
+    bare.source = "nvml"
+    assert bare.read().reading.source == "none"
+    assert bare.smi_pids == []

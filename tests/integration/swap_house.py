@@ -65,7 +65,7 @@ def swap_house(folder: Path, *, vram: float = 12, play: Any = None, **settings: 
     folder.mkdir(parents=True, exist_ok=True)
     programs, memory = folder / "bin", folder / "gpu.json"
     command = [sys.executable, "-m", "tests.ollama_server", "--vram", str(vram), "--play", json.dumps(play or {})]
-    environ = {}
+    environ, source = {}, "nvidia-smi" if vram else "none"  # whatever this machine has
     if vram:
         programs.mkdir()
         smi = programs / "nvidia-smi"
@@ -77,7 +77,7 @@ def swap_house(folder: Path, *, vram: float = 12, play: Any = None, **settings: 
         try:
             assert ollama.stdout is not None
             url = ollama.stdout.readline().split()[-1]
-            with house(folder, environ=environ, models__ollama_url=url, **settings) as daemon:
+            with house(folder, environ=environ, models__ollama_url=url, slot__gpus=source, **settings) as daemon:
                 yield Swaps(daemon, url)
         finally:
             ollama.terminate()
