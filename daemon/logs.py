@@ -20,6 +20,10 @@ SECRET_NAME = re.compile(r"password|passwd|secret|token|authorization|api_?key|c
 SECRET_TEXT = re.compile(r"(?i)\b(bearer\s+)\S+|(//[^/\s:@]*:)[^@\s]+(?=@)")
 MASK = "***"
 
+TRACEBACKS = structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False))
+PLAIN = structlog.dev.plain_traceback
+"""Without the values of variables: they hold people's rows and queries, and a page a line."""
+
 
 def setup(config: LogConfig, stream: TextIO | None = None) -> None:
     """Sets the process's logging up; calling it again replaces what was set."""
@@ -32,9 +36,9 @@ def setup(config: LogConfig, stream: TextIO | None = None) -> None:
         structlog.processors.TimeStamper(fmt="%H:%M:%S" if console else "iso", utc=not console),
     )
     last: Sequence[Processor] = (
-        (mask_secrets, structlog.dev.ConsoleRenderer(colors=stream.isatty()))
+        (mask_secrets, structlog.dev.ConsoleRenderer(stream.isatty(), exception_formatter=PLAIN))
         if console
-        else (structlog.processors.dict_tracebacks, mask_secrets, structlog.processors.JSONRenderer())
+        else (TRACEBACKS, mask_secrets, structlog.processors.JSONRenderer())
     )
     structlog.configure(
         processors=[

@@ -4,6 +4,7 @@ import io
 import json
 import logging
 from collections.abc import Iterator
+from typing import Literal
 
 import pytest
 import structlog
@@ -40,6 +41,21 @@ def test_a_traceback_is_in_the_line(lines: io.StringIO) -> None:
         structlog.get_logger().exception("failed")
     record = json.loads(lines.getvalue())
     assert "bad row" in json.dumps(record["exception"])
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+def test_a_traceback_holds_no_values(lines: io.StringIO, form: Literal["json", "console"]) -> None:
+    setup(LogConfig(format=form), lines)
+
+    def failing(row: str) -> None:
+        raise ValueError(f"a row of {len(row)} characters")
+
+    try:
+        failing("somebody's diary")
+    except ValueError:
+        structlog.get_logger().exception("failed")
+    assert "failing" in lines.getvalue()
+    assert "diary" not in lines.getvalue().replace('failing("somebody', "")
 
 
 def test_secrets_are_masked_by_name_and_inside_texts(lines: io.StringIO) -> None:
