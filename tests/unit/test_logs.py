@@ -51,11 +51,11 @@ def test_a_traceback_holds_no_values(lines: io.StringIO, form: Literal["json", "
         raise ValueError(f"a row of {len(row)} characters")
 
     try:
-        failing("somebody's diary")
+        failing("diary of somebody"[:5])
     except ValueError:
         structlog.get_logger().exception("failed")
     assert "failing" in lines.getvalue()
-    assert "diary" not in lines.getvalue().replace('failing("somebody', "")
+    assert "'diary'" not in lines.getvalue()
 
 
 def test_secrets_are_masked_by_name_and_inside_texts(lines: io.StringIO) -> None:
