@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.house import House, house
+from tests.integration.house import House, HttpError, house
 from tests.llama_models import VARIABLE, LlamaServer, find_llama_server, llama_server, write_tiny_gguf, write_tiny_lora
 
 
@@ -166,6 +166,19 @@ def llama_house(folder: Path, arguments: Sequence[str], **settings: Any) -> Iter
         urls = {"models__llamacpp_url": made.server.url, "embedding__openai_url": made.server.url}
         made.daemon = running.enter_context(house(folder, **urls, **settings))
         yield made
+
+
+def refused(status: int, call: Any, *arguments: Any) -> str:
+    """The refusal's reason and hint."""
+    with pytest.raises(HttpError) as caught:
+        call(*arguments)
+    assert caught.value.status == status, caught.value
+    return f"{caught.value.body['reason']} | {caught.value.body['hint']}"
+
+
+def ready(llamas: Llamas, profile: str) -> None:
+    slot = llamas.active()
+    assert (slot["state"], slot["profile"]) == ("ready", profile), slot
 
 
 def _processes() -> Iterator[tuple[int, list[str]]]:

@@ -1,23 +1,18 @@
 """The slot, end to end, on a real llama-server and a real daemon: in router mode models come and go as
-processes, their adapters are scaled, everything that can break breaks; in single mode the one model
-stays, and nobody says that it has left."""
+processes, their adapters are scaled, and everything that can break breaks."""
 
-import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from http.client import HTTPException
-from typing import Any
 
 import pytest
 
-from tests.integration.house import ROOT, HttpError
-from tests.integration.llama_house import Llamas, alive, llama_house, router_arguments, single_arguments
+from tests.integration.house import HttpError
+from tests.integration.llama_house import Llamas, alive, llama_house, ready, refused, router_arguments
 
 pytestmark = pytest.mark.slow
 
@@ -52,19 +47,6 @@ def emptied(llamas: Llamas) -> None:
     for model in llamas.resident():
         llamas.call("POST", "/admin/unload", {"model": model})
     assert llamas.resident() == set()
-
-
-def refused(status: int, call: Any, *arguments: Any) -> str:
-    """The refusal's reason and hint."""
-    with pytest.raises(HttpError) as caught:
-        call(*arguments)
-    assert caught.value.status == status, caught.value
-    return f"{caught.value.body['reason']} | {caught.value.body['hint']}"
-
-
-def ready(llamas: Llamas, profile: str) -> None:
-    slot = llamas.active()
-    assert (slot["state"], slot["profile"]) == ("ready", profile), slot
 
 
 # --- swaps --------------------------------------------------------------------------------------
@@ -397,65 +379,3 @@ def test_a_router_that_comes_back_with_the_model_is_the_profiles_again(llamas: L
     ready(llamas, "styled")
     assert llamas.resident() == {"tiny"}
     assert llamas.scales() == {"style": 0.5, "law": 0.0}
-
-
-# --- single mode --------------------------------------------------------------------------------
-
-
-@contextmanager
-def ollama() -> Iterator[str]:
-    """An Ollama of the tests, by its URL."""
-    command = [sys.executable, "-m", "tests.ollama_server", "--vram", "12", "--play", json.dumps({"load_s": 0.02})]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            yield process.stdout.readline().split()[-1]
-        finally:
-            process.terminate()
-
-
-@pytest.fixture(scope="module")
-def single(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Llamas]:
-    """Beside an Ollama."""
-    folder = tmp_path_factory.mktemp("single")
-    settings = {"agent__enabled": False, "slot__reconcile_s": 0.5}
-    with ollama() as url, llama_house(folder, single_arguments(folder), models__ollama_url=url, **settings) as made:
-        made.profile("alone", "alone", adapters=[{"name": "style", "scale": 0.5}])
-        made.profile("other", "other")
-        made.profile("elsewhere", "mistral:7b", server="ollama")
-        yield made
-
-
-def test_a_single_mode_servers_profile_is_activated_and_can_not_be_emptied(single: Llamas) -> None:
-    answer = single.activate("alone")
-    assert (answer["loaded"], [ref["model"] for ref in answer["kept"]]) == ([], ["alone"])
-    assert single.scales("alone") == {"style": 0.5, "law": 0.0}
-    ready(single, "alone")
-    began = time.monotonic()
-    assert "router mode" in refused(409, single.deactivate, "alone")
-    assert "router mode" in refused(409, single.call, "POST", "/admin/unload", {"model": "alone"})
-    assert "single mode and has alone" in refused(404, single.activate, "other")
-    assert time.monotonic() - began < 3
-    assert single.slot()["state"] == "ready"
-    ready(single, "alone")
-    (listed,) = single.vram().values()
-    assert listed["fixed"]
-
-
-def test_a_profile_in_whose_way_a_single_mode_server_is_is_refused_and_the_slot_stays_true(single: Llamas) -> None:
-    single.activate("alone")
-    assert "single mode" in refused(409, single.activate, "elsewhere")
-    assert single.completes("alone")
-    single.until(lambda: single.slot()["state"] == "ready", "the slot is sure again", 10)
-    ready(single, "alone")
-
-
-def test_a_single_mode_server_that_is_ended_leaves_the_slot_to_others_when_a_router_is_in_its_place(
-    single: Llamas,
-) -> None:
-    single.activate("alone")
-    single.kill_server()
-    single.until(lambda: single.slot()["state"] == "unknown", "the slot is in doubt", 15)
-    single.start_server(router_arguments(single.daemon.folder / "routed"))
-    single.until(lambda: single.slot()["state"] == "empty", "the slot sees that nothing is loaded", 20)
-    assert single.activate("elsewhere")["profile"] == "elsewhere"
