@@ -12,7 +12,7 @@ from actors.profile.checks import Checks, Grounds
 from actors.profile.core import Member
 from actors.profile.core_eviction import Plan
 from actors.profile.core_settle import awaited, owed, taken
-from actors.profile.desk import Desk, deactivated
+from actors.profile.desk import Desk, Fact, deactivated
 from actors.profile.swap import Effects, Trouble
 from actors.profile.together import together
 from schemas.documents.profile import SlotDocument
@@ -22,12 +22,8 @@ from schemas.events.profile import (
     ActivatedIndex,
     ActivateProfile,
     LoadedModel,
-    ModelLoaded,
     ModelRef,
-    ModelUnloaded,
     ProfileActivated,
-    ProfileDeactivated,
-    SlotChanged,
     SlotFailed,
 )
 from schemas.names import IndexName, ProfileName
@@ -35,7 +31,7 @@ from schemas.profile import ModelProfile
 
 log = structlog.get_logger("lakehouse.slot")
 
-Said = ProfileActivated | ProfileDeactivated | ModelLoaded | ModelUnloaded | SlotChanged | SlotFailed | Refusal
+Said = Fact | Refusal
 
 
 class Activation:
@@ -52,7 +48,7 @@ class Activation:
         effects = desk.effects(command.profile)
         async with together() as group:
             asked = group.create_task(desk.profile(command.profile))
-            group.create_task(effects.look())
+            group.create_task(effects.look({ref.server for ref in desk.slot.models}))
         profile = asked.result()
         if profile is None:
             return [Refusal("not_found", f"there is no profile {command.profile}", "lakehouse profile list")]
@@ -72,7 +68,7 @@ class Activation:
             return failed
         desk.store.note(effects.measured, origin)
         async with together() as group:
-            group.create_task(desk.finish())
+            saving = group.create_task(desk.finish())
             serving = [group.create_task(self._serve(index, profile, origin)) for index in profile.indexes]
         plan, before = grounds.plan, order.before
         activated = ProfileActivated(
@@ -88,7 +84,7 @@ class Activation:
             servers_ms=effects.watch.seconds * 1000,
         )
         gone = deactivated(before, desk.slot, f"replaced by {profile.id}", activated.unloaded)
-        return [*effects.facts, *desk.changed(before), *gone, activated]
+        return desk.say([*effects.facts, *desk.changed(before), *gone, activated], saving.result(), ProfileActivated)
 
     async def _serve(self, index: IndexName, profile: ModelProfile, origin: Origin) -> ActivatedIndex:
         """What the index is to serve now; a failure is a reason, the models are in memory anyway."""
@@ -132,9 +128,9 @@ class _Order:
             )
             if stuck is not None:
                 desk.store.note([], self._origin)
-                await desk.finish()
                 failed = SlotFailed(self._profile.id, "unknown", stuck.reason)
-                return [*desk.changed(before), failed, stuck.refusal()]
+                said = [*self._effects.facts, *desk.changed(before), failed, stuck.refusal()]
+                return await desk.conclude(said, ProfileActivated)
         self._effects.baseline = self._effects.baseline or self._grounds.gpus
         trouble = await self._come(self._profile, list(self._target.needs), plan.load, self._renewals())
         if trouble is None:
@@ -152,6 +148,8 @@ class _Order:
         trouble = await (desk.announcing(effect) if load else effect)
         if trouble is None:
             desk.store.happen("loaded", profile=name, models=needs)
+        elif self.before.state not in ("ready", "empty"):
+            self._effects.touched += renew  # listed, in doubt before, and still: they leave with the others
         return trouble
 
     def _renewals(self) -> list[ModelRef]:
@@ -184,7 +182,6 @@ class _Order:
         elif old is not None:
             restored, why = await self._restore(old)
         desk.store.note(self._effects.measured, self._origin)
-        await desk.finish()
         told = [
             *self._effects.facts,
             *desk.changed(before),
@@ -192,7 +189,8 @@ class _Order:
             SlotFailed(name, desk.slot.state, trouble.reason, restored),
         ]
         where = f"profile {restored} is back" if restored else f"the slot is {desk.slot.state}: {why}"
-        return [*told, trouble.refusal(f"profile {name}: {trouble.reason}; {where}")]
+        refusal = trouble.refusal(f"profile {name}: {trouble.reason}; {where}")
+        return await desk.conclude([*told, refusal], ProfileActivated)
 
     async def _restore(self, old: ProfileName) -> tuple[ProfileName | None, str]:
         """The old profile's models, those that it really had: its document may have changed since."""
@@ -202,7 +200,7 @@ class _Order:
         except (Transient, Unavailable, CorruptState) as error:  # its models can be put back without it
             log.warning("a profile is put back without its document", profile=old, reason=str(error))
             profile = None
-        view = await self._effects.look()
+        view = await self._effects.look({ref.server for ref in refs})
         found = self._effects.presences(refs, view)
         missing = [ref for ref in refs if found[ref] != "whole"]
         trouble = await self._come(profile, refs, missing, [])
@@ -217,7 +215,7 @@ class _Order:
         """What was loaded in vain leaves: `loading` through `unloading` to `empty`, or `unknown`."""
         desk, effects = self._desk, self._effects
         touched, effects.touched = list(dict.fromkeys(effects.touched)), []
-        view, gpus = await effects.both()
+        view, gpus = await effects.both({ref.server for ref in touched})
         listed = {model.ref: model for model in view.of(touched)}
         leaving: list[LoadedModel] = [
             listed.get(ref) or LoadedModel(ref.server, ref.model)

@@ -41,10 +41,11 @@ class Checks:
 
     async def examine(self, profile: ModelProfile, effects: Effects) -> Grounds | Refusal:
         """The plan, or why not. `effects.view` is a fresh look. Raises Transient when the registry is away."""
-        desk, view = self._desk, effects.view
+        desk = self._desk
         if profile.server not in desk.servers:
             return Refusal("unavailable", f"no server {profile.server} is configured", "see [models] in lakehouse.toml")
         target = member(profile, desk.servers)
+        view = await effects.insist({ref.server for ref in target.needs})
         silent = desk.silent(view, [*target.needs, *desk.slot.models]) or self._holding(target, view)
         if silent is not None:
             return silent

@@ -7,7 +7,7 @@ never decides; reconciler.py looks twice before it believes a change.
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from actors.profile.core import Happened, placed
+from actors.profile.core import Happened, Member, placed
 from schemas.events.profile import LoadedModel, ModelRef, SlotState
 from schemas.names import ProfileName, ServerName, Timestamp
 
@@ -61,6 +61,22 @@ def decide(
     if freed or kinds & {"whole", "partial"}:  # what is left is told to leave, and its memory waited for
         return "seen empty"
     return None if state == "unknown" else "in doubt"
+
+
+def holder(
+    members: Sequence[Member], running: Sequence[LoadedModel], now: Timestamp, *, allow_partial: bool = False
+) -> Member | None:
+    """Whose the slot is when nobody knows, by what runs: the one profile that has all of its models there, whole,
+    and beside an exclusive one nothing but persistent profiles' models. None when several could have it, or none."""
+    seen: Seen = {model.server: [each for each in running if each.server == model.server] for model in running}
+    whole = {model.ref for model in running if presence(model.ref, seen, now, allow_partial=allow_partial) == "whole"}
+    there = [each for each in members if set(each.needs) <= whole]
+    there = [each for each in there if not any(set(each.needs) < set(other.needs) for other in there)]
+    if len(there) != 1:
+        return None
+    (found,) = there
+    stays = {ref for each in members if each.persistent for ref in each.needs} | set(found.needs)
+    return found if not found.exclusive or {model.ref for model in running} <= stays else None
 
 
 def why(found: Mapping[ModelRef, Presence], seen: Seen, reasons: Mapping[ServerName, str]) -> str:

@@ -12,17 +12,32 @@ from actors.ports import Buckets, Bus, Clock, Gpus, ModelServer, Registry
 from actors.profile.config import SlotConfig
 from actors.profile.core import Member, keep_alive_s, member
 from actors.profile.core_settle import Owed, awaited
+from actors.profile.line import Line
 from actors.profile.look import Lookout, View
 from actors.profile.store import SlotStore
 from actors.profile.swap import Effects, Terms, Trouble
 from actors.profile.together import together
 from schemas.documents.profile import ProfileDocument, SlotDocument
-from schemas.events.base import Refusal
-from schemas.events.profile import LoadedModel, ModelRef, ProfileDeactivated, SlotChanged, SlotInfo
+from schemas.events.base import Message, Refusal
+from schemas.events.profile import (
+    LoadedModel,
+    ModelLoaded,
+    ModelRef,
+    ModelUnloaded,
+    ProfileActivated,
+    ProfileDeactivated,
+    SlotChanged,
+    SlotFailed,
+    SlotInfo,
+)
 from schemas.names import Bytes, ProfileName, ServerName
 from schemas.profile import ModelProfile
 
 T = TypeVar("T")
+M = TypeVar("M", bound=Message)
+
+Fact = ProfileActivated | ProfileDeactivated | ModelLoaded | ModelUnloaded | SlotChanged | SlotFailed
+"""What becomes of the slot, for all who listen."""
 
 MB = 1 << 20
 SAVE_S = 5.0
@@ -50,7 +65,8 @@ class Desk:
         self.config = config
         self.lookout = Lookout(servers, gpus, clock)
         self.store = SlotStore(registry, clock)
-        self.waiting = 0  # orders in line
+        self.line = Line()
+        self.unsaid: list[Fact] = []  # of orders that couldn't be saved
 
     @property
     def slot(self) -> SlotDocument:
@@ -66,7 +82,7 @@ class Desk:
     def info(self, view: View | None = None) -> SlotInfo:
         slot = self.slot
         models = self.lookout.last(slot.models) if view is None else view.of(slot.models)
-        return SlotInfo(slot.state, slot.profile, slot.target, slot.since, slot.reason, models, self.waiting)
+        return SlotInfo(slot.state, slot.profile, slot.target, slot.since, slot.reason, models, self.line.waiting)
 
     def changed(self, before: SlotDocument) -> list[SlotChanged]:
         """The fact that the slot isn't what it was before an order."""
@@ -126,18 +142,37 @@ class Desk:
             group.create_task(self.store.announce())
         return result.result()
 
-    async def finish(self) -> None:
-        """Save what an order has come to. When that can't be done now, whoever asked is told so, and
-        the next reconcile saves it."""
-        with anyio.move_on_after(SAVE_S, shield=True) as scope:
+    async def finish(self) -> Transient | None:
+        """Save what an order has come to; or why that can't be done now."""
+        with anyio.move_on_after(SAVE_S, shield=True):
             try:
                 await self.store.save()
+            except Transient as error:
+                return error
             except Unavailable as error:
-                raise Transient(f"the slot is {self.slot.state}, which can't be saved: {error}") from error
+                return Transient(f"the slot is {self.slot.state}, which can't be saved: {error}")
             except Conflict as error:
-                raise Transient(f"the slot's document is being changed by somebody else: {error}") from error
-        if scope.cancelled_caught:
-            raise Transient(f"the slot is {self.slot.state}, which couldn't be saved within {SAVE_S:g} s")
+                return Transient(f"the slot's document is being changed by somebody else: {error}")
+            return None
+        return Transient(f"the slot is {self.slot.state}, which couldn't be saved within {SAVE_S:g} s")
+
+    def say(self, said: Sequence[M], unsaved: Transient | None, answer: type[Message] | None = None) -> list[M | Fact]:
+        """What an order has come to, once it is saved. While it isn't, whoever asked is told so by the error that
+        is raised, and the facts wait for the next save, be it a reconcile's. Facts that waited come first, but
+        for those of the kind that is the order's own `answer`: they would be taken for it."""
+        if unsaved is not None:
+            self.unsaid += [each for each in said if isinstance(each, Fact)]
+            raise unsaved
+        return [*(each for each in self.late() if answer is None or not isinstance(each, answer)), *said]
+
+    async def conclude(self, said: Sequence[M], answer: type[Message] | None = None) -> list[M | Fact]:
+        """As `say`, after saving. Raises Transient."""
+        return self.say(said, await self.finish(), answer)
+
+    def late(self) -> list[Fact]:
+        """What couldn't be said at its time, to be said now."""
+        late, self.unsaid = self.unsaid, []
+        return late
 
     async def depart(
         self,

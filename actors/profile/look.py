@@ -2,6 +2,7 @@
 that can't answer is a reason, never an error.
 """
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 
 import anyio
@@ -24,12 +25,19 @@ taken to have ended, unless the slot itself waits for it."""
 LAG_S = 1.0
 """No server's list was seen to lag longer behind."""
 
+LOOK_S = 2.0
+"""How long a server is waited for that an order doesn't need; and one poll of many."""
+
+SILENT_S = 0.2
+"""As LOOK_S, for a server that didn't answer the last time either: it must not hold up every order."""
+
 
 class View(msgspec.Struct, frozen=True):
     """What each server listed at a moment; None where it didn't answer, with the reason."""
 
     seen: Mapping[ServerName, Sequence[LoadedModel] | None]
     reasons: Mapping[ServerName, str] = {}
+    hurried: Collection[ServerName] = ()  # of those, whom more time might have made answer
 
     @property
     def running(self) -> list[LoadedModel]:
@@ -46,36 +54,58 @@ class Lookout:
         self._servers = servers
         self._gpus = gpus
         self._clock = clock
-        self._last: dict[ServerName, tuple[Seconds, Sequence[LoadedModel]]] = {}
+        self._last: dict[ServerName, tuple[Seconds, Sequence[LoadedModel]]] = {}  # by when it was asked
         self._listed: dict[ModelRef, tuple[Seconds, LoadedModel]] = {}
         self._left: dict[ModelRef, Seconds] = {}
-        self._silent: dict[ServerName, str] = {}
+        self._silent: set[ServerName] = set()  # at the last look
 
-    async def look(self, only: Collection[ServerName] | None = None, within_s: Seconds | None = None) -> View:
-        """Ask the servers (`only` some) what is loaded, each for at most `within_s`."""
+    async def look(
+        self,
+        only: Collection[ServerName] | None = None,
+        within_s: Seconds | None = None,
+        needed: Collection[ServerName] | None = None,
+    ) -> View:
+        """Ask the servers (`only` some) what is loaded, each for at most `within_s`. `needed`: what is to be done
+        depends on these, which get the time that [models] gives them; as do those that may have something in
+        memory. The others' silence means little, and is waited for `within_s`, or less."""
+        at = self._clock.monotonic()
         async with together() as group:
             asked = {
-                name: group.create_task(self._ask(server, within_s))
+                name: group.create_task(self._ask(server, self._patience(name, within_s, needed)))
                 for name, server in self._servers.items()
                 if only is None or name in only
             }
         answers = {name: task.result() for name, task in asked.items()}
         for name, answer in answers.items():
-            self._remember(name, answer)
+            self._remember(name, answer, at)
         return View(
-            {name: None if isinstance(answer, str) else answer for name, answer in answers.items()},
-            {name: answer for name, answer in answers.items() if isinstance(answer, str)},
+            {name: None if isinstance(answer, _Silence) else answer for name, answer in answers.items()},
+            {name: answer.reason for name, answer in answers.items() if isinstance(answer, _Silence)},
+            {name for name, answer in answers.items() if isinstance(answer, _Silence) and answer.hurried},
         )
+
+    async def insist(self, view: View, needed: Collection[ServerName]) -> View:
+        """The same look, once those have had their time which turned out to be needed."""
+        again = [name for name in needed if name in view.hurried]
+        if not again:
+            return view
+        more = await self.look(again)
+        reasons = {name: reason for name, reason in view.reasons.items() if name not in again}
+        return View({**view.seen, **more.seen}, {**reasons, **more.reasons}, set(view.hurried) - set(again))
 
     async def gpus(self) -> GpuReading:
         return await self._gpus.read()
 
     async def both(
-        self, only: Collection[ServerName] | None = None, within_s: Seconds | None = None
+        self,
+        only: Collection[ServerName] | None = None,
+        within_s: Seconds | None = None,
+        needed: Collection[ServerName] | None = None,
     ) -> tuple[View, GpuReading]:
         """Servers and GPU at the same time."""
         async with together() as group:
-            view, gpus = group.create_task(self.look(only, within_s)), group.create_task(self._gpus.read())
+            view = group.create_task(self.look(only, within_s, needed))
+            gpus = group.create_task(self._gpus.read())
         return view.result(), gpus.result()
 
     def last(self, refs: Sequence[ModelRef]) -> list[LoadedModel]:
@@ -97,8 +127,7 @@ class Lookout:
     def just_left(self) -> set[ModelRef]:
         """What a list that lags may still show."""
         now = self._clock.monotonic()
-        self._left = {ref: at for ref, at in self._left.items() if now - at < LAG_S}
-        return set(self._left)
+        return {ref for ref, at in self._left.items() if now - at < LAG_S}
 
     @property
     def anything(self) -> bool:
@@ -118,22 +147,46 @@ class Lookout:
             for name, models in view.seen.items()
         ]
 
-    async def _ask(self, server: ModelServer, within_s: Seconds | None) -> list[LoadedModel] | str:
+    def _patience(
+        self, name: ServerName, within_s: Seconds | None, needed: Collection[ServerName] | None
+    ) -> Seconds | None:
+        if needed is None:
+            return within_s
+        if name in needed or self.may_hold(name):
+            return None
+        if within_s is not None:
+            return within_s
+        return SILENT_S if name in self._silent else LOOK_S
+
+    async def _ask(self, server: ModelServer, within_s: Seconds | None) -> "list[LoadedModel] | _Silence":
         with anyio.move_on_after(within_s):
             try:
                 return await server.loaded()
             except (Unavailable, Transient, ModelServerError) as error:
-                return str(error)
-        return f"{server.name} at {server.url}: no answer within {within_s:g} s"
+                return _Silence(str(error))
+        return _Silence(f"{server.name} at {server.url}: no answer within {within_s:g} s", hurried=True)
 
-    def _remember(self, name: ServerName, answer: list[LoadedModel] | str) -> None:
-        if isinstance(answer, str):
+    def _remember(self, name: ServerName, answer: "list[LoadedModel] | _Silence", asked: Seconds) -> None:
+        """Looks may overlap: the one that asked later knows better, whichever is answered first."""
+        before, _ = self._last.get(name, (-math.inf, ()))
+        if isinstance(answer, _Silence):
             if name not in self._silent:
-                log.info("a model server doesn't answer", server=name, reason=answer)
-            self._silent[name] = answer
+                log.info("a model server doesn't answer", server=name, reason=answer.reason)
+            self._silent.add(name)
             return
-        if self._silent.pop(name, None) is not None:
+        if name in self._silent:
+            self._silent.discard(name)
             log.info("a model server answers again", server=name)
+        if asked < before:
+            return
+        self._last[name] = (asked, answer)
         now = self._clock.monotonic()
-        self._last[name] = (now, answer)
-        self._listed |= {model.ref: (now, model) for model in answer}
+        self._left = {ref: at for ref, at in self._left.items() if now - at < BELIEVED_S}
+        self._listed |= {model.ref: (now, model) for model in answer if self._left.get(model.ref, -1.0) < asked}
+
+
+class _Silence(msgspec.Struct, frozen=True):
+    """A server's answer that didn't come."""
+
+    reason: str
+    hurried: bool = False  # it might have come, had there been more time

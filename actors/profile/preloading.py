@@ -32,10 +32,11 @@ class Preloading:
                 )
             ]
         effects = desk.effects(command.model)
-        view, gpus = await effects.both()
-        ref = await find_model(desk, effects, view, command.model, command.server)
+        _, gpus = await effects.both({command.server} if command.server is not None else ())
+        ref = await find_model(desk, effects, command.model, command.server)
         if isinstance(ref, Refusal):
             return [ref]
+        view = effects.view
         seconds = keep_alive_s(command.keep_alive)
         here = view.of([ref])
         if here and effects.presences([ref], view)[ref] == "whole":
@@ -66,7 +67,7 @@ class Preloading:
             desk.store.note(effects.measured)
             await desk.store.announce()
             return [*effects.facts, self._report(effects.view.of([ref])[0], True, began)]
-        view, gpus = await effects.both()
+        view, gpus = await effects.both({ref.server})
         leaving = view.of([ref]) or [LoadedModel(ref.server, ref.model)]
         stuck = await effects.unload(leaving, taken(effects.baseline, gpus, leaving), "could not be used")
         left = f"; it is still there: {stuck.reason}" if stuck is not None else ""

@@ -6,27 +6,26 @@ from collections.abc import Sequence
 
 import anyio
 
+from actors.errors import CorruptState, Transient, Unavailable
 from actors.profile.core import Happened, member
 from actors.profile.core_eviction import unshared
-from actors.profile.core_reconcile import Presence, decide, is_stopping, presence, why
+from actors.profile.core_reconcile import Presence, decide, holder, is_stopping, presence, why
 from actors.profile.core_settle import owed
 from actors.profile.core_vram import changed, report
-from actors.profile.desk import MB, Desk, deactivated
-from actors.profile.look import LAG_S, View
-from schemas.documents.profile import ProfileDocument
+from actors.profile.desk import MB, Desk, Fact, deactivated
+from actors.profile.look import BELIEVED_S, LAG_S, LOOK_S, View
+from schemas.documents.profile import ProfileDocument, SlotDocument
 from schemas.events.profile import (
     GpuReading,
     LoadedModel,
     ModelRef,
-    ModelUnloaded,
-    ProfileDeactivated,
     SlotChanged,
     SlotFailed,
     SlotInfo,
     VramChanged,
     VramReport,
 )
-from schemas.names import ProfileName
+from schemas.names import ProfileName, ServerName
 
 AGAIN_S = LAG_S
 """Between two looks."""
@@ -38,25 +37,40 @@ GIVEN_UP_S = 600.0
 """Memory that hasn't come free for so long, with nothing of it listed, is somebody else's: what can
 be loaded is then decided by what is free."""
 
-Said = SlotChanged | SlotFailed | ProfileDeactivated | ModelUnloaded
-
 
 class Reconciler:
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
         self._told: VramReport | None = None
 
-    async def reconcile(self) -> Sequence[Said | VramChanged]:
-        """One round, when no order is under way. No server is contacted for a slot that nobody uses."""
-        desk = self._desk
-        await desk.store.save()  # what an order could not save
-        idle = desk.slot.state == "empty" and not desk.lookout.anything
-        if idle and not await desk.registry.all(ProfileDocument):
+    async def begin(self, damaged: str) -> Sequence[Fact]:
+        """The slot as the last process left it, by what the servers list. `damaged`: why its document couldn't be
+        read; then it is `unknown` until the next round."""
+        desk, slot = self._desk, self._desk.slot
+        if damaged:
+            return [SlotChanged(desk.info(), "unknown"), SlotFailed(None, slot.state, slot.reason)]
+        if slot.state == "empty":
             return []
-        view, gpus = await desk.lookout.both()
-        said = [*await self._expire(view, gpus), *await self.resolve(view, gpus)]
+        turns = desk.line.turns
+        return await self._resolve(await desk.lookout.look(needed=self._servers()), None, turns)
+
+    async def reconcile(self) -> Sequence[Fact | VramChanged]:
+        """One round, when no order is under way. Looking holds nobody up: what has happened is acted upon in a
+        turn of its own, unless somebody else had one since. No server is contacted for a slot that nobody uses."""
+        desk, line = self._desk, self._desk.line
+        if line.taken:
+            return []
+        if await desk.store.announce() and desk.unsaid:  # what an order could not save, nor say
+            return desk.late()
+        if not await self._used():
+            return []
+        turns = line.turns
+        view, gpus = await desk.lookout.both(within_s=LOOK_S, needed=self._servers())
+        said = await self._expire(view, gpus, turns) or await self._resolve(view, gpus, turns)
         if said:
-            view, gpus = await desk.lookout.both()
+            view, gpus = await desk.lookout.both(within_s=LOOK_S, needed=self._servers())
+        elif not line.still(turns):
+            return []
         return [*said, *self._vram(view, gpus)]
 
     def report(self, view: View, gpus: GpuReading) -> VramReport:
@@ -74,20 +88,30 @@ class Reconciler:
         reason = why(found, view.seen, view.reasons)
         return SlotInfo("unknown", info.profile, info.target, info.since, reason, info.models, info.waiting)
 
-    async def resolve(self, view: View, gpus: GpuReading | None = None) -> Sequence[Said]:
+    async def _resolve(self, view: View, gpus: GpuReading | None, turns: int) -> Sequence[Fact]:
         """What has happened to the slot since, by this look and another."""
         desk, before = self._desk, self._desk.slot
-        happened, profile, models = await self._judge(view, gpus)
+        judged = await self._judge(view, gpus)
+        happened, profile, models = judged
         if happened is None:
             return []
         await desk.clock.sleep(AGAIN_S)
-        servers = {ref.server for ref in (*models, *before.models)}
+        servers = set(desk.servers) if _lost(before) else {ref.server for ref in (*models, *before.models)}
         view = await desk.lookout.look(servers)
-        again, profile, models = await self._judge(view, None)
-        if again != happened:
+        again = await self._judge(view, None)
+        if again[0] != happened or (_lost(before) and again != judged):
             if before.state in ("ready", "unknown"):
                 return []
             happened, profile, models = "in doubt", before.profile, before.models
+        if not desk.line.still(turns):
+            return []  # an order that came meanwhile has looked for itself
+        async with desk.line.turn(_named(happened, profile)):
+            return await self._act(happened, profile, models, view)
+
+    async def _act(
+        self, happened: Happened, profile: ProfileName | None, models: list[ModelRef], view: View
+    ) -> Sequence[Fact]:
+        before = self._desk.slot
         reason = why(self._find(models, view), view.seen, view.reasons)
         if happened in ("model lost", "seen empty"):
             return await self._clear(view, reason or "its models are gone")
@@ -97,12 +121,18 @@ class Reconciler:
             happened, profile, models, reason = "in doubt", before.profile, before.models, doubt
         return await self._accept(happened, profile, models, reason)
 
-    async def _clear(self, view: View, reason: str) -> Sequence[Said]:
+    async def _clear(self, view: View, reason: str) -> Sequence[Fact]:
         """The profile is no longer as it should be: what is left of it leaves, so that an empty slot
         is one. After an order that was cut short everything is told to leave once more: a load may
         go on that no server lists."""
         desk, before = self._desk, self._desk.slot
-        gpus, members = await desk.lookout.gpus(), await desk.members()
+        try:
+            members = await desk.members()
+        except (Transient, Unavailable) as error:  # who needs what is left can't be told
+            if before.state == "unknown":
+                return []
+            return await self._accept("in doubt", None, [], f"{reason}; {error}")
+        gpus = await desk.lookout.gpus()
         others = [each for each in members if each.profile != before.profile]
         out = list(unshared(before.models, view.running, others, None))
         unlisted: list[LoadedModel] = []
@@ -123,17 +153,19 @@ class Reconciler:
             )
         debt = owed(gpus, out, unlisted=bool(unlisted))
         stuck = await desk.depart(effects, out, debt, reason, profile=before.profile, models=before.models)
-        await desk.finish()
-        said: list[Said] = [*effects.departed, *desk.changed(before), *deactivated(before, desk.slot, reason)]
+        said: list[Fact] = [*effects.facts, *desk.changed(before), *deactivated(before, desk.slot, reason)]
         if stuck is not None and before.state != "unknown":
             said.append(SlotFailed(before.profile, desk.slot.state, stuck.reason))
-        return said
+        return await desk.conclude(said)
 
     async def _doubt(self, name: ProfileName | None, models: Sequence[ModelRef]) -> str:
         """Why listed models may not be in memory: Ollama lists one while it loads, and only answers a
         load, which renews what is there, when it is loaded."""
         desk = self._desk
-        terms = desk.terms(await desk.profile(name), "")
+        try:
+            terms = desk.terms(await desk.profile(name), "")
+        except (Transient, Unavailable, CorruptState) as error:
+            return str(error)
         with anyio.move_on_after(SURE_S):
             trouble = await desk.effects(name or "").load([], models, models, terms)
             return trouble.reason if trouble is not None else ""
@@ -141,7 +173,7 @@ class Reconciler:
 
     async def _accept(
         self, happened: Happened, profile: ProfileName | None, models: list[ModelRef], reason: str
-    ) -> Sequence[Said]:
+    ) -> Sequence[Fact]:
         desk, before = self._desk, self._desk.slot
         if happened in ("model lost", "seen empty"):
             desk.store.happen(happened, profile=None, models=[])
@@ -156,11 +188,10 @@ class Reconciler:
                 reason=reason or "what was under way was cut short",
                 awaits_free=before.awaits_free,
             )
-        await desk.finish()
-        said: list[Said] = [*desk.changed(before), *deactivated(before, desk.slot, reason or "its models are gone")]
+        said: list[Fact] = [*desk.changed(before), *deactivated(before, desk.slot, reason or "its models are gone")]
         if happened == "in doubt":
             said.append(SlotFailed(before.profile, "unknown", desk.slot.reason))
-        return said
+        return await desk.conclude(said)
 
     async def _judge(
         self, view: View, gpus: GpuReading | None
@@ -168,6 +199,8 @@ class Reconciler:
         """By one look: what has happened, and whose models it is about. A daemon that ended during a
         swap may find the old profile's models gone and those of the one that it swapped to."""
         slot = self._desk.slot
+        if _lost(slot):
+            return await self._holder(view)
         found = self._find(slot.models, view)
         if slot.state == "unloading" and slot.target is not None and set(found.values()) != {"whole"}:
             needs = list(await self._needs(slot.target))
@@ -176,6 +209,17 @@ class Reconciler:
                 return "seen ready", slot.target, needs
         happened = decide(slot.state, slot.profile, found, freed=await self._freed(gpus, view))
         return happened, slot.profile, slot.models
+
+    async def _holder(self, view: View) -> tuple[Happened | None, ProfileName | None, list[ModelRef]]:
+        """Whose models are in memory, for a slot that has lost its document."""
+        desk, slot = self._desk, self._desk.slot
+        members = await desk.members()
+        needed = {ref.server for each in members for ref in each.needs}
+        silent = any(view.seen.get(server) is None for server in needed)
+        if silent and desk.clock.now() - slot.since <= BELIEVED_S:
+            return None, None, []
+        found = holder(members, view.running, desk.clock.now(), allow_partial=desk.config.allow_partial)
+        return ("seen ready", found.profile, list(found.needs)) if found is not None else ("seen empty", None, [])
 
     async def _freed(self, gpus: GpuReading | None, view: View) -> bool:
         desk, slot = self._desk, self._desk.slot
@@ -190,8 +234,11 @@ class Reconciler:
         return free + there >= slot.awaits_free - desk.config.settle_tolerance_mb * MB
 
     async def _needs(self, name: ProfileName | None) -> tuple[ModelRef, ...]:
-        """A profile's models; none when it is gone."""
-        profile = await self._desk.profile(name)
+        """A profile's models; none when it is gone, or can't be read: then less is known to be free."""
+        try:
+            profile = await self._desk.profile(name)
+        except (Transient, Unavailable, CorruptState):
+            return ()
         known = profile is not None and profile.server in self._desk.servers
         return member(profile, self._desk.servers).needs if profile is not None and known else ()
 
@@ -200,28 +247,44 @@ class Reconciler:
         now = desk.clock.now()
         return {ref: presence(ref, view.seen, now, allow_partial=desk.config.allow_partial) for ref in refs}
 
-    async def _expire(self, view: View, gpus: GpuReading) -> Sequence[Said]:
+    async def _expire(self, view: View, gpus: GpuReading, turns: int) -> Sequence[Fact]:
         """llama.cpp's server has no keep-alive of its own: what is past its time is unloaded here."""
-        desk, before = self._desk, self._desk.slot
-        now = desk.clock.now()
+        desk, now = self._desk, self._desk.clock.now()
         expired = [model for model in view.seen.get("llamacpp") or () if is_stopping(model, now)]
-        if not expired:
+        if not expired or not desk.line.still(turns):
             return []
         names = ", ".join(model.model for model in expired)
+        async with desk.line.turn(f"unloading {names}, unused for its keep-alive,"):
+            return await self._out(expired, gpus, names)
+
+    async def _out(self, expired: Sequence[LoadedModel], gpus: GpuReading, names: str) -> Sequence[Fact]:
+        desk, before = self._desk, self._desk.slot
         effects = desk.effects(before.profile or names)
         gone = [model.ref for model in expired]
+        debt = owed(gpus, expired)
         if before.state == "ready" and set(gone) & set(before.models):
-            stuck = await desk.depart(
-                effects, expired, owed(gpus, expired), "unused", profile=before.profile, models=before.models
-            )
-            await desk.finish()
+            stuck = await desk.depart(effects, expired, debt, "unused", profile=before.profile, models=before.models)
         else:
-            stuck = await effects.unload(expired, owed(gpus, expired), "unused")
-        said: list[Said] = [*effects.departed, *desk.changed(before)]
+            stuck = await effects.unload(expired, debt, "unused")
+        said: list[Fact] = [*effects.facts, *desk.changed(before)]
         said += deactivated(before, desk.slot, f"unused for its keep-alive: {names}", gone)
         if stuck is not None:
             said.append(SlotFailed(before.profile, desk.slot.state, stuck.reason))
-        return said
+        return await desk.conclude(said)
+
+    def _servers(self) -> set[ServerName]:
+        """That the slot's own models are on."""
+        return {ref.server for ref in self._desk.slot.models}
+
+    async def _used(self) -> bool:
+        """Whether there is anything to look for: while the registry is away there may be."""
+        desk = self._desk
+        if desk.slot.state != "empty" or desk.lookout.anything:
+            return True
+        try:
+            return bool(await desk.registry.all(ProfileDocument))
+        except (Transient, Unavailable):
+            return True
 
     def _vram(self, view: View, gpus: GpuReading) -> list[VramChanged]:
         vram = self.report(view, gpus)
@@ -229,3 +292,17 @@ class Reconciler:
             return []
         self._told = vram
         return [VramChanged(vram)]
+
+
+def _lost(slot: SlotDocument) -> bool:
+    """Its document is gone: what it had isn't known, and it waits for nothing."""
+    return slot.state == "unknown" and slot.profile is None and not slot.models and slot.awaits_free is None
+
+
+def _named(happened: Happened, profile: ProfileName | None) -> str:
+    """What is done about it, for those who would have to wait."""
+    if happened in ("model lost", "seen empty"):
+        return f"unloading what is left of {profile or 'what was unloaded'}"
+    if happened == "seen ready":
+        return f"making sure that the models of {profile} are loaded"
+    return "a comparison with the model servers"

@@ -1,23 +1,22 @@
 """The slot's shell: one order after another, and what is true about the GPU's memory.
 
-activation.py, unloading.py, preloading.py   the orders; checks.py: what an activation asks first
-reconciler.py                                what has happened when nobody ordered anything
-desk.py                                      what all of those work with
-swap.py, unload_watch.py                     effects on the servers, and seeing them come about
-look.py, store.py                            what the servers list; what the document says
-core*.py                                     what is decided, without effects
+    activation.py, unloading.py, preloading.py   the orders; checks.py: what an activation asks first
+    reconciler.py                                what has happened when nobody ordered anything
+    desk.py, line.py                             what all of those work with, and whose turn it is
+    swap.py, unload_watch.py                     effects on the servers, and seeing them come about
+    look.py, store.py                            what the servers list; what the document says
+    core*.py                                     what is decided, without effects
+
+Profiles as documents, and searches with their rights, are another actor's: profiles.py.
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
-
-import anyio
+from collections.abc import Mapping, Sequence
 
 from actors.base import Actor, Origin, concurrent, every, handles
 from actors.ports import Buckets, Bus, Clock, Gpus, ModelServer, Registry
 from actors.profile.activation import Activation
 from actors.profile.config import SlotConfig
-from actors.profile.desk import Desk
+from actors.profile.desk import Desk, Fact
 from actors.profile.preloading import Preloading
 from actors.profile.reconciler import Reconciler
 from actors.profile.unloading import Unloading
@@ -31,10 +30,6 @@ from schemas.events.profile import (
     ModelReport,
     ModelUnloaded,
     PreloadModel,
-    ProfileActivated,
-    ProfileDeactivated,
-    SlotChanged,
-    SlotFailed,
     SlotInfo,
     UnloadModel,
     VramChanged,
@@ -70,53 +65,39 @@ class VramSlot(Actor):
         self._activation = Activation(self._desk)
         self._unloading = Unloading(self._desk)
         self._preloading = Preloading(self._desk)
-        self._turn = anyio.Lock()
-        self._orders: list[str] = []  # the one that runs, then those in line
+        self._line = self._desk.line
 
-    async def start(self) -> Sequence[SlotChanged | SlotFailed | ProfileDeactivated]:
+    async def start(self) -> Sequence[Fact]:
         """Finds the slot as the last process left it, by what the servers list."""
-        async with self._turn:
-            await self._desk.store.open()
-            if self._desk.slot.state == "empty":
-                return []
-            view = await self._desk.lookout.look()
-            said = await self._reconciler.resolve(view)
-        return [each for each in said if not isinstance(each, ModelUnloaded)]
+        self._desk.unsaid.clear()  # a start that failed is tried again from what is stored
+        return await self._reconciler.begin(await self._desk.store.open())
 
     @handles
     @concurrent(AT_ONCE)
-    async def on_activate(
-        self, command: ActivateProfile, origin: Origin
-    ) -> Sequence[
-        ProfileActivated | ProfileDeactivated | ModelLoaded | ModelUnloaded | SlotChanged | SlotFailed | Refusal
-    ]:
-        if not command.wait and self._orders:
-            return [self._busy()]
-        async with self._order(f"the activation of {command.profile}"):
+    async def on_activate(self, command: ActivateProfile, origin: Origin) -> Sequence[Fact | Refusal]:
+        if not command.wait and self._line.taken:
+            return [self._line.busy()]
+        async with self._line.turn(f"the activation of {command.profile}"):
             return await self._activation.carry_out(command, origin)
 
     @handles
     @concurrent(AT_ONCE)
-    async def on_deactivate(
-        self, command: DeactivateProfile, origin: Origin
-    ) -> Sequence[ProfileDeactivated | SlotInfo | ModelUnloaded | SlotChanged | SlotFailed | Refusal]:
-        if not command.wait and self._orders:
-            return [self._busy()]
-        async with self._order(f"the deactivation of {command.profile}"):
+    async def on_deactivate(self, command: DeactivateProfile, origin: Origin) -> Sequence[Fact | SlotInfo | Refusal]:
+        if not command.wait and self._line.taken:
+            return [self._line.busy()]
+        async with self._line.turn(f"the deactivation of {command.profile}"):
             return await self._unloading.deactivate(command, origin)
 
     @handles
     @concurrent(AT_ONCE)
     async def on_preload(self, command: PreloadModel) -> Sequence[ModelReport | ModelLoaded | ModelUnloaded | Refusal]:
-        async with self._order(f"preloading {command.model}"):
+        async with self._line.turn(f"preloading {command.model}"):
             return await self._preloading.carry_out(command)
 
     @handles
     @concurrent(AT_ONCE)
-    async def on_unload(
-        self, command: UnloadModel, origin: Origin
-    ) -> Sequence[ModelReport | ModelUnloaded | ProfileDeactivated | SlotChanged | SlotFailed | Refusal]:
-        async with self._order(f"unloading {command.model}"):
+    async def on_unload(self, command: UnloadModel, origin: Origin) -> Sequence[Fact | ModelReport | Refusal]:
+        async with self._line.turn(f"unloading {command.model}"):
             return await self._unloading.unload(command, origin)
 
     @handles
@@ -137,24 +118,5 @@ class VramSlot(Actor):
     @every("reconcile_s")
     async def reconcile(
         self,
-    ) -> Sequence[VramChanged | SlotChanged | SlotFailed | ProfileDeactivated | ModelUnloaded]:
-        if self._turn.locked():
-            return []
-        async with self._turn:
-            return await self._reconciler.reconcile()
-
-    @asynccontextmanager
-    async def _order(self, what: str) -> AsyncIterator[None]:
-        """A place in line, then the slot."""
-        self._orders.append(what)
-        self._desk.waiting = len(self._orders) - 1
-        try:
-            async with self._turn:
-                yield
-        finally:
-            self._orders.remove(what)
-            self._desk.waiting = max(0, len(self._orders) - 1)
-
-    def _busy(self) -> Refusal:
-        more = f", and {len(self._orders) - 1} more wait" if len(self._orders) > 1 else ""
-        return Refusal("conflict", f"{self._orders[0]} is under way{more}", "wait for it (wait=true), or try later")
+    ) -> Sequence[Fact | VramChanged]:
+        return await self._reconciler.reconcile()

@@ -7,7 +7,7 @@ import msgspec
 import structlog
 
 from actors.base import Origin
-from actors.errors import Conflict, Transient, Unavailable
+from actors.errors import Conflict, CorruptState, Transient, Unavailable
 from actors.ports import Clock, Registry
 from actors.profile.core import SLOT, Happened, step
 from schemas.documents.profile import ModelMeasure, SlotDocument
@@ -19,6 +19,9 @@ log = structlog.get_logger("lakehouse.slot")
 KEEP_MEASURED = 64
 KEEP_DONE = 64
 
+INTENT_S = 2.0
+"""A registry that hangs must not hold up an order for longer: its effects have deadlines of their own."""
+
 
 class SlotStore:
     def __init__(self, registry: Registry, clock: Clock) -> None:
@@ -29,11 +32,21 @@ class SlotStore:
         self._revision: int | None = None
         self.document = SlotDocument()
 
-    async def open(self) -> None:
-        """Take the stored document for what is known. Raises CorruptState, Transient."""
-        found = await self._registry.load(SlotDocument, SLOT)
+    async def open(self) -> str:
+        """Take the stored document for what is known. One that is damaged is set aside: the slot is then `unknown`
+        until the model servers have been asked, and why is returned; otherwise nothing. Raises Transient."""
+        try:
+            found = await self._registry.load(SlotDocument, SLOT)
+        except CorruptState as error:
+            await self._set_aside(error)
+            self._saved = self._revision = None
+            reason = f"its document is damaged: {error}"
+            self.document = SlotDocument(state="unknown", since=self._clock.now(), reason=reason)
+            await self.announce()
+            return reason
         self._saved, self._revision = found if found is not None else (None, None)
         self.document = found[0] if found is not None else SlotDocument(since=self._clock.now())
+        return ""
 
     def happen(
         self,
@@ -89,8 +102,8 @@ class SlotStore:
 
     async def save(self) -> None:
         """Make what is in memory durable, as it is when its turn comes. Whoever saved meanwhile is
-        overwritten: one slot carries out the effects, and this is it. Raises Transient, Unavailable,
-        Conflict when others don't stop."""
+        overwritten: one slot carries out the effects, and this is it. Raises Transient, Unavailable (also
+        when the registry itself is damaged), Conflict when others don't stop."""
         async with self._saving:
             for attempt in range(5):
                 document = self.document
@@ -100,17 +113,39 @@ class SlotStore:
                     self._revision = await self._registry.save(SLOT, document, expected=self._revision)
                 except Conflict:
                     # Also after a save whose answer got lost: it was our own.
-                    found = await self._registry.load(SlotDocument, SLOT)
-                    self._saved, self._revision = found if found is not None else (None, None)
+                    self._saved, self._revision = await self._reload()
                     if attempt == 4:
                         raise
+                except CorruptState as error:
+                    raise Unavailable(str(error)) from error
                 else:
                     self._saved = document
                     return
 
-    async def announce(self) -> None:
-        """Save an intent: when it can't be saved the effect goes on, as a start asks the servers."""
+    async def announce(self) -> bool:
+        """Save an intent. When it can't be saved, or not soon, the effect goes on, as a start asks the servers."""
+        reason = f"the registry took longer than {INTENT_S:g} s"
+        with anyio.move_on_after(INTENT_S):
+            try:
+                await self.save()
+            except (Transient, Unavailable, Conflict) as error:
+                reason = str(error)
+            else:
+                return True
+        log.warning("the slot's document isn't saved yet", reason=reason)
+        return False
+
+    async def _reload(self) -> tuple[SlotDocument | None, int | None]:
         try:
-            await self.save()
-        except (Transient, Unavailable, Conflict) as error:
-            log.warning("the slot's intent isn't saved", reason=str(error))
+            return await self._registry.load(SlotDocument, SLOT) or (None, None)
+        except CorruptState as error:
+            await self._set_aside(error)
+            return None, None
+
+    async def _set_aside(self, error: CorruptState) -> None:
+        """The head leaves a damaged object, which stays in its bucket for whoever wants to know what befell it."""
+        log.error("the slot's document is damaged and set aside", why=str(error), kept="in registry/slot of its bucket")
+        try:
+            await self._registry.delete(SlotDocument, SLOT)
+        except CorruptState as worse:  # the head too: only a repair can mend that, and until then nothing is saved
+            log.error("the slot can't be saved", why=str(worse))

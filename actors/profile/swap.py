@@ -3,7 +3,7 @@ by the driver's readings. Nothing here decides; a failure is returned as `Troubl
 people, and the order (activation.py, unloading.py, preloading.py) goes on from there.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import anyio
 import msgspec
@@ -14,7 +14,7 @@ from actors.profile.config import SlotConfig
 from actors.profile.core import placed
 from actors.profile.core_reconcile import Presence, presence, why
 from actors.profile.core_settle import Owed, Sample, awaited
-from actors.profile.look import Lookout, View
+from actors.profile.look import LOOK_S, Lookout, View
 from actors.profile.together import Stopwatch, together
 from actors.profile.unload_watch import UnloadWatch
 from schemas.documents.profile import ModelMeasure
@@ -26,9 +26,6 @@ from schemas.profile import Adapter
 FIRST_POLL_S, LAST_POLL_S, POLL_SHARE = 0.004, 0.25, 0.04
 """The pause between polls is a share of the wait so far, within these: what is noticed late stays a
 few per cent of what was waited for."""
-
-LOOK_S = 2.0
-"""Of a poll: one that isn't answered must not take the whole deadline."""
 
 ASK_S = 5.0
 """An unload that isn't answered is asked for again."""
@@ -87,23 +84,24 @@ class Effects:
         self.baseline: GpuReading | None = None  # before anything was loaded
         self._drift = 0  # bytes that other models, which left or came, made free during the last unload
 
-    @property
-    def departed(self) -> list[ModelUnloaded]:
-        return [fact for fact in self.facts if isinstance(fact, ModelUnloaded)]
-
     def awaited(self, debt: Owed) -> Bytes | None:
         """Free memory from which on a debt is paid that an unload has left."""
         amount = awaited(debt)
         return None if amount is None else max(0, amount + self._drift)
 
-    async def look(self) -> View:
+    async def look(self, needed: Collection[ServerName]) -> View:
         with self.watch:
-            self.view = await self._lookout.look()
+            self.view = await self._lookout.look(needed=needed)
         return self.view
 
-    async def both(self) -> tuple[View, GpuReading]:
+    async def insist(self, needed: Collection[ServerName]) -> View:
         with self.watch:
-            self.view, gpus = await self._lookout.both()
+            self.view = await self._lookout.insist(self.view, needed)
+        return self.view
+
+    async def both(self, needed: Collection[ServerName]) -> tuple[View, GpuReading]:
+        with self.watch:
+            self.view, gpus = await self._lookout.both(needed=needed)
         return self.view, gpus
 
     # --- leaving -------------------------------------------------------------------------------
@@ -125,19 +123,22 @@ class Effects:
                         task.cancel()
             self._drift = watching.drift
             if deadline.cancelled_caught:
+                self._gone(watching.left(), watching, began, reason)
                 return Trouble(
                     f"not out of memory after {self._config.unload_deadline_s:g} s: {watching.why()}",
                     hint="`lakehouse vram` shows what is there; restart the model server when it doesn't let go",
                 )
-        took = self._clock.monotonic() - began
         self.baseline = watching.reading
-        self._lookout.forget([model.ref for model in leaving])
-        for model in leaving:
-            if model.ref not in watching.was_listed:
-                continue  # it had left by itself
-            freed = watching.freed(model)
-            self.facts.append(ModelUnloaded(model.server, model.model, freed, took, reason))
+        self._gone(leaving, watching, began, reason)
         return None
+
+    def _gone(self, left: Sequence[LoadedModel], watching: UnloadWatch, began: Seconds, reason: str) -> None:
+        took = self._clock.monotonic() - began
+        self._lookout.forget([model.ref for model in left])
+        for model in left:
+            if model.ref in watching.was_listed:  # otherwise it had left by itself
+                freed = watching.freed(model, left)
+                self.facts.append(ModelUnloaded(model.server, model.model, freed, took, reason))
 
     async def _ask_out(self, model: LoadedModel, watching: UnloadWatch) -> None:
         problems = watching.problems

@@ -5,10 +5,10 @@ they aren't, why.
 from collections.abc import Sequence, Set
 
 from actors.profile.core import gib
-from actors.profile.core_settle import Owed, Sample, settled, shortfall
+from actors.profile.core_settle import Owed, Sample, owed, settled, shortfall
 from actors.profile.look import LAG_S, View
 from schemas.events.profile import GpuReading, LoadedModel, ModelRef
-from schemas.names import Bytes, Seconds
+from schemas.names import Bytes, Seconds, ServerName
 
 KEPT_SAMPLES = 128
 
@@ -37,6 +37,7 @@ class UnloadWatch:
         self._awaits = awaits_free
         self._just_left = just_left
         self._unseen: list[str] = []
+        self._silent: set[ServerName] = set()
         self._beside: dict[ModelRef, Bytes] = {}  # other models that were there at first
         self._samples: list[Sample] = []
         self._since: Seconds = 0.0  # the first of all samples
@@ -44,7 +45,7 @@ class UnloadWatch:
     def gone(self, view: View, sample: Sample, answered: Set[ModelRef]) -> bool:
         """After one more look. That a model isn't listed says that it has left when it was listed
         before, or was told to leave before the look: one that is still loading isn't listed everywhere."""
-        self._unseen = list(view.reasons.values())
+        self._unseen, self._silent = list(view.reasons.values()), set(view.reasons)
         self.listed = view.of([model.ref for model in self.models])
         here = {model.ref: model.size_vram or 0 for model in view.running if model not in self.listed}
         if not self._samples or sample.at - self._since < LAG_S:  # a list that lags first shows late what was there
@@ -70,14 +71,25 @@ class UnloadWatch:
         """The last one."""
         return self._samples[-1].gpus
 
-    def freed(self, model: LoadedModel) -> Bytes | None:
-        """By the GPU's readings; where several left together, by what each of them held."""
+    def left(self) -> list[LoadedModel]:
+        """Of models that don't all leave, those that did: listed no longer, and their memory is free."""
+        here = {model.ref for model in self.listed}
+        gone = [
+            model
+            for model in self.models
+            if model.ref in self.was_listed and model.ref not in here and model.server not in self._silent
+        ]
+        debt = owed(self.debt.before, gone)
+        return gone if gone and settled(debt, self._samples, self._tolerance, self.drift) else []
+
+    def freed(self, model: LoadedModel, left: Sequence[LoadedModel]) -> Bytes | None:
+        """By the GPU's readings; where several `left` together, by what each of them held."""
         before, after = self.debt.before.free, self.reading.free
         if before is None or after is None:
             return None
-        if len(self.models) == 1:
+        if len(left) == 1:
             return max(0, after - before)
-        held = sum(each.size_vram or 0 for each in self.models)
+        held = sum(each.size_vram or 0 for each in left)
         return max(0, int((after - before) * (model.size_vram or 0) / held)) if held else None
 
     def why(self) -> str:

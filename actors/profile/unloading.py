@@ -7,8 +7,7 @@ from actors.errors import ModelServerError, Transient, Unavailable
 from actors.profile.core import member
 from actors.profile.core_eviction import unshared
 from actors.profile.core_settle import owed
-from actors.profile.desk import Desk, deactivated
-from actors.profile.look import View
+from actors.profile.desk import Desk, Fact, deactivated
 from actors.profile.swap import Effects, Trouble
 from schemas.documents.profile import SlotDocument
 from schemas.events.base import Refusal
@@ -18,23 +17,19 @@ from schemas.events.profile import (
     LoadedModel,
     ModelRef,
     ModelReport,
-    ModelUnloaded,
     ProfileDeactivated,
-    SlotChanged,
     SlotFailed,
     SlotInfo,
     UnloadModel,
 )
 from schemas.names import ModelName, ProfileName, ServerName
 
-Left = ModelUnloaded | SlotChanged | SlotFailed | ProfileDeactivated | Refusal
-
 
 class Unloading:
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
 
-    async def deactivate(self, command: DeactivateProfile, origin: Origin) -> Sequence[Left | SlotInfo]:
+    async def deactivate(self, command: DeactivateProfile, origin: Origin) -> Sequence[Fact | Refusal | SlotInfo]:
         desk, before, name = self._desk, self._desk.slot, command.profile
         if origin.delivery > 1 and origin.id in before.done:
             return [desk.info()]
@@ -50,7 +45,7 @@ class Unloading:
                 return [desk.info()]
             refs = list(member(profile, desk.servers).needs)
         effects = desk.effects(name)
-        view, gpus = await effects.both()
+        view, gpus = await effects.both({ref.server for ref in refs})
         silent = desk.silent(view, refs)
         if silent is not None:
             return [silent]
@@ -63,33 +58,36 @@ class Unloading:
         if (refused := _fixed(out)) is not None:
             return [refused]
         stuck = await self._leave(effects, out, gpus, "asked", name, refs if before.state == "empty" else None, origin)
-        told: list[Left] = [*effects.departed, *desk.changed(before)]
+        said: list[Fact | Refusal] = [*effects.facts, *desk.changed(before)]
         if stuck is not None:
-            return [*told, SlotFailed(name, desk.slot.state, stuck.reason), stuck.refusal()]
-        return [*told, ProfileDeactivated(name, "asked", [model.ref for model in out])]
+            said += [SlotFailed(name, desk.slot.state, stuck.reason), stuck.refusal()]
+        else:
+            said.append(ProfileDeactivated(name, "asked", [model.ref for model in out]))
+        return await desk.conclude(said, ProfileDeactivated)
 
-    async def unload(self, command: UnloadModel, origin: Origin) -> Sequence[Left | ModelReport]:
+    async def unload(self, command: UnloadModel, origin: Origin) -> Sequence[Fact | Refusal | ModelReport]:
         desk, before, began = self._desk, self._desk.slot, self._desk.clock.monotonic()
-        if origin.delivery > 1 and origin.id in before.done:
-            return [ModelReport(command.server or "ollama", command.model, loaded=False, changed=False)]
         effects = desk.effects(command.model)
-        view, gpus = await effects.both()
-        ref = await find_model(desk, effects, view, command.model, command.server)
+        _, gpus = await effects.both({command.server} if command.server is not None else ())
+        ref = await find_model(desk, effects, command.model, command.server)
         if isinstance(ref, Refusal):
             return [ref]
-        found = view.of([ref])
-        if not found:
-            return [ModelReport(ref.server, ref.model, loaded=False, changed=False, took_ms=self._ms(began))]
+        found = effects.view.of([ref])
+        carried_out = origin.delivery > 1 and origin.id in before.done  # what is there now came later
+        if not found or carried_out:
+            return [ModelReport(ref.server, ref.model, loaded=bool(found), changed=False, took_ms=self._ms(began))]
         if (refused := _fixed(found)) is not None:
             return [refused]
         stuck = await self._leave(
             effects, found, gpus, "asked", None, [ref] if before.state == "empty" else None, origin
         )
-        told: list[Left] = [*effects.departed, *desk.changed(before)]
-        told += deactivated(before, desk.slot, f"its model {ref} was unloaded", [ref])
+        said: list[Fact | Refusal | ModelReport] = [*effects.facts, *desk.changed(before)]
+        said += deactivated(before, desk.slot, f"its model {ref} was unloaded", [ref])
         if stuck is not None:
-            return [*told, SlotFailed(before.profile, desk.slot.state, stuck.reason), stuck.refusal()]
-        return [*told, ModelReport(ref.server, ref.model, loaded=False, changed=True, took_ms=self._ms(began))]
+            said += [SlotFailed(before.profile, desk.slot.state, stuck.reason), stuck.refusal()]
+        else:
+            said.append(ModelReport(ref.server, ref.model, loaded=False, changed=True, took_ms=self._ms(began)))
+        return await desk.conclude(said)
 
     async def _leave(
         self,
@@ -118,7 +116,6 @@ class Unloading:
                     reason=stuck.reason,
                     awaits_free=effects.awaited(debt),
                 )
-                await desk.finish()
             return stuck
         stuck = await desk.depart(
             effects,
@@ -131,14 +128,13 @@ class Unloading:
         if stuck is None and before.state == "unknown":
             await self._rest(effects, before, {model.ref for model in out})
         desk.store.note([], origin)
-        await desk.finish()
         return stuck
 
     async def _rest(self, effects: Effects, before: SlotDocument, out: set[ModelRef]) -> None:
         """One model of a profile in doubt is gone; the others may still be."""
         desk = self._desk
         rest = [ref for ref in before.models if ref not in out]
-        found = effects.presences(rest, await effects.look())
+        found = effects.presences(rest, await effects.look({ref.server for ref in rest}))
         if {"stopping", "unseen"} & set(found.values()):
             desk.store.happen("unload begun", profile=before.profile, models=rest)
             desk.store.happen("in doubt", profile=before.profile, models=rest, reason=before.reason)
@@ -159,27 +155,29 @@ def _fixed(out: Sequence[LoadedModel]) -> Refusal | None:
     )
 
 
-async def find_model(
-    desk: Desk, effects: Effects, view: View, model: ModelName, server: ServerName | None
-) -> ModelRef | Refusal:
-    """At the server that was named; else at the one that has it in memory; else at the one that knows it."""
+async def find_model(desk: Desk, effects: Effects, model: ModelName, server: ServerName | None) -> ModelRef | Refusal:
+    """At the server that was named; else at the one that has it in memory; else at the one that knows it. Servers
+    that were hurried are asked last, with time: `effects.view` is then another one."""
     if server is not None and server not in desk.servers:
         return Refusal("not_found", f"no server {server} is configured", "see [models] in lakehouse.toml")
     names = list(desk.servers) if server is None else [server]
     refs = [ModelRef(name, desk.servers[name].canonical(model)) for name in names]
-    listed = [found.ref for found in view.of(refs)]
+    listed = [found.ref for found in effects.view.of(refs)]
     if len(listed) > 1:
         both = " and ".join(ref.server for ref in listed)
         return Refusal("invalid", f"{model} is in memory at {both}", "say which with server")
     if listed:
         return listed[0]
     silent: dict[ServerName, Refusal] = {}
-    for ref in refs:
-        if view.seen.get(ref.server) is None:
-            refusal = desk.silent(view, [ref])
-            assert refusal is not None
+    hurried = effects.view.hurried
+    for ref in sorted(refs, key=lambda ref: ref.server in hurried):
+        view = await effects.insist({ref.server})
+        refusal = desk.silent(view, [ref])
+        if refusal is not None:
             silent[ref.server] = refusal
             continue
+        if view.of([ref]):
+            return ref
         try:
             with effects.watch:
                 await desk.servers[ref.server].size(ref.model)

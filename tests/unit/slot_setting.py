@@ -2,6 +2,7 @@
 those that a test asks for, a registry whose documents can be looked at."""
 
 import asyncio
+import math
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
@@ -9,7 +10,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from actors.base import Origin
-from actors.errors import Conflict, ModelServerError, Refused
+from actors.errors import Conflict, CorruptState, ModelServerError, Refused, Transient, Unavailable
 from actors.profile.config import SlotConfig
 from actors.profile.slot import VramSlot
 from schemas.config import HnswConfig
@@ -28,7 +29,7 @@ from schemas.events.profile import (
 )
 from schemas.names import BucketName
 from schemas.profile import Adapter, ModelProfile
-from tests.unit.model_play import GIB, PlayGpu, PlayServer, Recipe, Weather
+from tests.unit.model_play import GIB, HANG_S, PlayGpu, PlayServer, Recipe, Weather
 from tests.unit.simulation import EPOCH, VirtualClock, simulate
 
 T = TypeVar("T")
@@ -67,8 +68,14 @@ class CountedServer(PlayServer):
         self.calls: list[tuple[str, str]] = []
         self.adapters: dict[str, list[Adapter]] = {}  # of each model since it was loaded last
         self.single = False  # llama.cpp's single mode: what it has stays
+        self.hole = False  # nothing comes back from it
+        self.looks = 0
 
     async def loaded(self) -> list[LoadedModel]:
+        self.looks += 1
+        if self.hole:
+            await asyncio.sleep(HANG_S)
+            raise Unavailable(f"{self.name}: no answer within {HANG_S:g} s")
         return [msgspec.structs.replace(model, fixed=self.single) for model in await super().loaded()]
 
     async def load(self, model: str, keep_alive_s: float, adapters: Sequence[Adapter] = ()) -> None:
@@ -84,17 +91,30 @@ class CountedServer(PlayServer):
 
 
 class QuickRegistry:
-    """The port `Registry` over a dict, with a disk's delay for every save."""
+    """The port `Registry` over a dict, with a disk's delay for every save. `away`: it can't be reached; `hangs`:
+    it doesn't answer a save; what is in `damaged` can be neither read nor saved over until it is deleted."""
 
     def __init__(self) -> None:
         self.stored: dict[tuple[str, str], tuple[Any, int]] = {}
         self.saves: list[SlotDocument] = []
+        self.away = self.hangs = False
+        self.damaged: set[tuple[str, str]] = set()
+        self.set_aside: list[Any] = []
 
     async def load(self, kind: type[D], name: str) -> tuple[D, int] | None:
+        self._reach()
+        if (kind_of_document(kind), name) in self.damaged:
+            raise CorruptState(f"{name} fails its checksum; run `lakehouse repair`")
         return self.stored.get((kind_of_document(kind), name))
 
+    async def delete(self, kind: type[D], name: str, *, expected: int | None = None) -> None:
+        self._reach()
+        self.damaged.discard((kind_of_document(kind), name))
+        self.set_aside.append(self.stored.pop((kind_of_document(kind), name), (None, 0))[0])
+
     async def save(self, name: str, document: Document, *, expected: int | None) -> int:
-        await asyncio.sleep(SAVE_S)
+        self._reach()
+        await asyncio.sleep(math.inf if self.hangs else SAVE_S)
         key = (kind_of_document(type(document)), name)
         current = self.stored[key][1] if key in self.stored else None
         if current != expected:
@@ -105,7 +125,12 @@ class QuickRegistry:
         return (current or 0) + 1
 
     async def all(self, kind: type[D]) -> list[tuple[str, D, int]]:
+        self._reach()
         return [(name, *value) for (tag, name), value in self.stored.items() if tag == kind_of_document(kind)]
+
+    def _reach(self) -> None:
+        if self.away:
+            raise Transient("the registry can't be reached")
 
     def put(self, name: str, document: Document, revision: int = 1) -> None:
         self.stored[kind_of_document(type(document)), name] = (document, revision)
