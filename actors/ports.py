@@ -16,7 +16,7 @@ from schemas.documents.base import Document
 from schemas.documents.trial import TrialPoint
 from schemas.events.base import Message, Request
 from schemas.events.dataset import CommitInfo
-from schemas.events.index import EmbedderSpec
+from schemas.events.index import EmbedderKind, EmbedderSpec
 from schemas.events.profile import GpuReading, LoadedModel
 from schemas.names import (
     BucketName,
@@ -324,6 +324,8 @@ class ModelServer(Protocol):
 
     name: ServerName
     url: str
+    default_for: Collection[EmbedderKind]
+    """Kinds of embedder that are sent here when they name no URL."""
 
     def canonical(self, model: ModelName) -> ModelName:
         """The server's full name for a model: `llama3` is `llama3:latest` at Ollama."""

@@ -116,7 +116,7 @@ class Checks:
                 f"index {name} is served by {index.backend}, profile {profile.id} asks for {profile.vector_backend}",
                 f"set the profile's vector_backend to {index.backend}, or take the index out of it",
             )
-        embeds = embedder_ref(index.embedder, profile.server, self._desk.servers)
+        embeds = embedder_ref(index.embedder, self._desk.servers)
         if embeds is not None and embeds not in target.needs:
             return Refusal(
                 "invalid",

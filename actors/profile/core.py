@@ -6,12 +6,13 @@ drawn from the table (core_diagram.py). Effects are in swap.py, the shell's map 
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Literal, Protocol
 
 import msgspec
 
-from schemas.events.index import EmbedderSpec
+from actors.urls import address
+from schemas.events.index import EmbedderKind, EmbedderSpec
 from schemas.events.profile import LoadedModel, ModelRef, SlotState
 from schemas.names import Bytes, GroupName, KeepAlive, ModelName, ProfileName, Seconds, ServerName
 from schemas.profile import ModelProfile
@@ -77,6 +78,7 @@ class Named(Protocol):
     """What a core may know of a model server."""
 
     url: str
+    default_for: Collection[EmbedderKind]
 
     def canonical(self, model: ModelName) -> ModelName: ...
 
@@ -96,26 +98,23 @@ def member(profile: ModelProfile, servers: Mapping[ServerName, Named]) -> Member
     """Raises KeyError when its server isn't among `servers`."""
     needs = [ModelRef(profile.server, servers[profile.server].canonical(profile.model))]
     if profile.embedder is not None:
-        embedder = embedder_ref(profile.embedder, profile.server, servers)
+        embedder = embedder_ref(profile.embedder, servers)
         if embedder is not None and embedder not in needs:
             needs.append(embedder)
     return Member(profile.id, tuple(needs), profile.group, profile.exclusive, profile.persistent)
 
 
-def embedder_ref(spec: EmbedderSpec, server: ServerName, servers: Mapping[ServerName, Named]) -> ModelRef | None:
-    """The model that embeds, when one of our servers runs it; None for the lexical embedder and
-    for servers elsewhere. `server` is the profile's: llama.cpp is spoken to as `openai`."""
-    runs: ServerName
-    if spec.kind == "ollama":
-        runs = "ollama"
-    elif spec.kind == "openai" and server == "llamacpp":
-        runs = "llamacpp"
-    else:
+def embedder_ref(spec: EmbedderSpec, servers: Mapping[ServerName, Named]) -> ModelRef | None:
+    """The model that embeds, when the URL that the embedder really uses is one of our servers'; None for the
+    lexical embedder and for servers elsewhere. Ollama answers OpenAI's API too."""
+    if spec.kind not in ("ollama", "openai") or not spec.model:
         return None
-    known = servers.get(runs)
-    if known is None or not spec.model or spec.url.rstrip("/").removesuffix("/v1") not in ("", known.url.rstrip("/")):
-        return None
-    return ModelRef(runs, known.canonical(spec.model))
+    for name, server in servers.items():
+        speaks = spec.kind == "openai" or name == "ollama"
+        here = address(spec.url) == address(server.url) if spec.url else spec.kind in server.default_for
+        if speaks and here:
+            return ModelRef(name, server.canonical(spec.model))
+    return None
 
 
 def keep_alive_s(text: KeepAlive) -> Seconds:

@@ -124,7 +124,7 @@ def embeds(
 ) -> ModelRef | Refusal | None:
     """The model in the GPU's memory that a text search on the index takes; None when it takes
     none. Refused when it isn't one that the profile brings there."""
-    needed = embedder_ref(index.embedder, profile.server, servers)
+    needed = embedder_ref(index.embedder, servers)
     if needed is None or needed in member(profile, servers).needs:
         return needed
     own = profile.embedder.model or profile.embedder.kind if profile.embedder else "none"

@@ -17,6 +17,10 @@ import anyio
 import msgspec
 
 from actors.errors import ModelServerError, Transient, Unavailable
+from actors.urls import address
+from daemon.embedding.config import EmbeddingConfig
+from schemas.events.index import EmbedderKind
+from schemas.names import ServerName
 
 T = TypeVar("T")
 
@@ -107,6 +111,15 @@ def words(answer: bytes) -> str:
     if isinstance(error, dict):
         error = error.get("message")
     return str(error) if error else answer[:200].decode(errors="replace").strip()
+
+
+def default_for(server: ServerName, url: str, embedding: EmbeddingConfig) -> frozenset[EmbedderKind]:
+    """Which kinds of embedder go to a server when they name no URL (embedding/factory.py): Ollama's to Ollama,
+    and OpenAI's to whatever is at `[embedding] openai_url`."""
+    kinds: set[EmbedderKind] = {"ollama"} if server == "ollama" else set()
+    if address(embedding.openai_url) == address(url):
+        kinds.add("openai")
+    return frozenset(kinds)
 
 
 async def read_key(file: str, setting: str) -> str:

@@ -10,7 +10,7 @@
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import NoReturn
 from urllib.parse import quote
@@ -24,10 +24,11 @@ from actors.errors import ModelServerError, Transient, Unavailable
 from daemon.embedding.config import EmbeddingConfig
 from daemon.embedding.http import OpenAIEmbedder
 from daemon.models.config import ModelsConfig
-from daemon.models.http import Answered, ServerHttp, Sessions, read_key
+from daemon.models.http import Answered, ServerHttp, Sessions, default_for, read_key
 from daemon.models.llamacpp_adapters import apply_adapters, check_adapters, is_local
 from daemon.models.llamacpp_keeping import Keeping, Slot
 from daemon.models.llamacpp_listing import Listing, Model, Props, find_model, is_single, plain, read_models, shards
+from schemas.events.index import EmbedderKind
 from schemas.events.profile import LoadedModel
 from schemas.names import Bytes, ModelName, Seconds, ServerName, Timestamp
 from schemas.profile import Adapter
@@ -70,6 +71,7 @@ class LlamaCppServer:
         self._seen: list[Model] = []  # when it was last asked
         self._sizes: dict[ModelName, Bytes] = {}  # as seen when they were loaded
         self.url = self._http.url
+        self.default_for: Collection[EmbedderKind] = default_for("llamacpp", self.url, embedding)
 
     def canonical(self, model: ModelName) -> ModelName:
         """The id, or its file's name for an id that is a path. Aliases are known once the server

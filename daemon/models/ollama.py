@@ -11,7 +11,7 @@
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -23,7 +23,8 @@ from actors.errors import ModelServerError
 from daemon.embedding.config import EmbeddingConfig
 from daemon.embedding.http import OllamaEmbedder
 from daemon.models.config import ModelsConfig
-from daemon.models.http import Answered, ServerHttp, Sessions
+from daemon.models.http import Answered, ServerHttp, Sessions, default_for
+from schemas.events.index import EmbedderKind
 from schemas.events.profile import LoadedModel
 from schemas.names import Bytes, ModelName, Seconds, ServerName, Timestamp
 from schemas.profile import Adapter
@@ -77,6 +78,7 @@ class OllamaServer:
         self._spelled: dict[ModelName, str] = {}  # as the server writes it: before 0.5 it took no other case
         self._announced: dict[ModelName, Timestamp | None] = {}  # `expires_at` while it lay ahead
         self.url = self._http.url
+        self.default_for: Collection[EmbedderKind] = default_for("ollama", self.url, embedding)
 
     def canonical(self, model: ModelName) -> ModelName:
         """In lower case, with its tag, without the default registry and namespace."""

@@ -30,11 +30,13 @@ from schemas.names import (
 
 Target = Annotated[float, Meta(gt=0, lt=1, description="recall@10 to hold")]
 
+EmbedderKind = Literal["lexical", "ollama", "openai", "none"]
+
 
 class EmbedderSpec(msgspec.Struct, frozen=True):
     """Which embedder turns a text column into vectors, and where it is reached."""
 
-    kind: Literal["lexical", "ollama", "openai", "none"] = "lexical"
+    kind: EmbedderKind = "lexical"
     model: str = ""  # ollama, openai: the server's model name
     url: str = ""  # ollama, openai: base URL; default from lakehouse.toml
     dim: int | None = None  # lexical: 384; others: found at the first call

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import random
 from bisect import bisect_right
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.errors import ModelServerError, Transient, Unavailable
+from schemas.events.index import EmbedderKind
 from schemas.events.profile import Gpu, GpuReading, LoadedModel, ModelRef
 from schemas.names import ServerName
 from schemas.profile import Adapter
@@ -122,6 +123,7 @@ class PlayServer:
 
     def __init__(self, name: ServerName, gpu: PlayGpu, recipes: Mapping[str, Recipe], weather: Weather) -> None:
         self.name, self.url = name, f"play://{name}"
+        self.default_for: Collection[EmbedderKind] = ["ollama" if name == "ollama" else "openai"]
         self.gpu, self.recipes, self.weather = gpu, recipes, weather
         self.rng = weather.rng
         self.away = asyncio.Event()  # set: nobody answers

@@ -21,7 +21,8 @@ from actors.profile.core import (
 from actors.profile.core_reconcile import decide, presence, why
 from actors.profile.core_settle import STEADY_S, Sample, awaited, freed, owed, settled, shortfall, taken
 from actors.profile.core_vram import changed, report
-from schemas.events.index import EmbedderSpec
+from actors.urls import address
+from schemas.events.index import EmbedderKind, EmbedderSpec
 from schemas.events.profile import Gpu, GpuProcess, GpuReading, LoadedModel, ServerReport, SlotInfo, SlotState
 from schemas.profile import ModelProfile
 
@@ -87,14 +88,16 @@ def test_the_tables_shape() -> None:
 
 
 class Server:
-    def __init__(self, url: str, suffix: str) -> None:
-        self.url, self._suffix = url, suffix
+    def __init__(self, url: str, suffix: str, *default_for: EmbedderKind) -> None:
+        self.url, self._suffix, self.default_for = url, suffix, default_for
 
     def canonical(self, model: str) -> str:
         return model if ":" in model else model + self._suffix
 
 
-SERVERS = {"ollama": Server("http://o:1", ":latest"), "llamacpp": Server("http://l:2/", "")}
+SERVERS = {"ollama": Server("http://o:1", ":latest", "ollama"), "llamacpp": Server("http://l:2/", "", "openai")}
+ELSEWHERE = SERVERS | {"llamacpp": Server("http://l:2", "")}
+"""With an [embedding] openai_url that is none of the model servers'."""
 
 
 @pytest.mark.parametrize(
@@ -107,7 +110,10 @@ SERVERS = {"ollama": Server("http://o:1", ":latest"), "llamacpp": Server("http:/
         ("ollama", EmbedderSpec("ollama", "e", "http://o:1/"), [ModelRef("ollama", "e:latest")]),
         ("ollama", EmbedderSpec("ollama", "e", "http://elsewhere:1"), []),
         ("ollama", EmbedderSpec("ollama", "m:latest"), []),  # its own model: once
-        ("ollama", EmbedderSpec("openai", "e"), []),
+        ("ollama", EmbedderSpec("openai", "e"), [ModelRef("llamacpp", "e")]),  # whatever the profile's server is
+        ("ollama", EmbedderSpec("openai", "e", "http://o:1"), [ModelRef("ollama", "e:latest")]),
+        ("ollama", EmbedderSpec("ollama", "e", "http://l:2"), []),  # which doesn't speak Ollama's API
+        ("llamacpp", EmbedderSpec("openai", "e", "HTTP://L:2"), [ModelRef("llamacpp", "e")]),
         ("llamacpp", EmbedderSpec("openai", "e"), [ModelRef("llamacpp", "e")]),
         ("llamacpp", EmbedderSpec("openai", "e", "http://l:2/v1"), [ModelRef("llamacpp", "e")]),
         ("llamacpp", EmbedderSpec("openai", "e", "https://api.example.com/v1"), []),
@@ -122,8 +128,31 @@ def test_needs(server: str, spec: EmbedderSpec | None, needs: list[ModelRef]) ->
 
 
 def test_an_embedder_without_a_name_or_a_server_is_nobodys() -> None:
-    assert embedder_ref(EmbedderSpec("ollama"), "ollama", SERVERS) is None  # type: ignore[arg-type]
-    assert embedder_ref(EmbedderSpec("ollama", "e"), "llamacpp", {}) is None
+    assert embedder_ref(EmbedderSpec("ollama"), SERVERS) is None  # type: ignore[arg-type]
+    assert embedder_ref(EmbedderSpec("ollama", "e"), {}) is None
+
+
+def test_an_embedder_without_a_url_is_ours_when_its_default_is() -> None:
+    assert embedder_ref(EmbedderSpec("openai", "e"), ELSEWHERE) is None  # type: ignore[arg-type]
+    here = EmbedderSpec("openai", "e", "http://l:2")
+    assert embedder_ref(here, ELSEWHERE) == ModelRef("llamacpp", "e")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("http://127.0.0.1:8080", "http://localhost:8080/v1/", True),
+        ("http://GPU.lan", "http://gpu.lan:80/", True),
+        ("https://gpu.lan", "https://gpu.lan:443", True),
+        ("http://gpu.lan/ollama", "http://gpu.lan/ollama/", True),
+        ("http://gpu.lan", "https://gpu.lan", False),
+        ("http://gpu.lan:8080", "http://gpu.lan:8081", False),
+        ("http://gpu.lan/one", "http://gpu.lan/other", False),
+        ("http://gpu:port", "http://gpu:port", True),  # nonsense is itself
+    ],
+)
+def test_the_same_server(one: str, other: str, same: bool) -> None:
+    assert (address(one) == address(other)) is same
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Profiles on a real registry and the in-memory bus: kept, protected while active, and searched
 with their rights. The slot and the searcher are stand-ins that count what they are asked."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from schemas.documents.base import Document
 from schemas.documents.index import IndexDocument
 from schemas.documents.profile import ProfileDocument
 from schemas.events.base import CommandRefused, Message, Refusal
-from schemas.events.index import EmbedderSpec, Hit, IndexDropped, Search, SearchResult
+from schemas.events.index import EmbedderKind, EmbedderSpec, Hit, IndexDropped, Search, SearchResult
 from schemas.events.profile import (
     CreateProfile,
     DeleteProfile,
@@ -80,6 +80,7 @@ class Server:
 
     def __init__(self, name: Any, url: str) -> None:
         self.name, self.url = name, url
+        self.default_for: Collection[EmbedderKind] = ["ollama" if name == "ollama" else "openai"]
 
     def canonical(self, model: str) -> str:
         return model if ":" in model or self.name != "ollama" else f"{model}:latest"
@@ -466,7 +467,8 @@ async def test_a_text_that_takes_the_profile_s_model_needs_the_profile_ready(
         (EmbedderSpec("ollama", "nomic:latest"), NOMIC, "ollama", "conflict"),  # one model, two spellings
         (None, EmbedderSpec("ollama", "m"), "ollama", "conflict"),  # the profile's own model embeds
         (EmbedderSpec("openai", "e"), EmbedderSpec("openai", "e", "", 3), "llamacpp", "conflict"),
-        (None, EmbedderSpec("openai", "e", "", 3), "ollama", None),  # a server that isn't on this GPU
+        (None, EmbedderSpec("openai", "e", "", 3), "ollama", "invalid"),  # llama.cpp's, beside a profile at Ollama
+        (None, EmbedderSpec("openai", "e", "https://api.example.com", 3), "ollama", None),  # isn't on this GPU
         (None, EmbedderSpec("ollama", "nomic", "http://elsewhere:1"), "ollama", None),
         (None, EmbedderSpec("none"), "ollama", None),
     ],
