@@ -9,7 +9,7 @@ import structlog
 
 from actors.errors import ModelServerError, Transient, Unavailable
 from actors.profile.core import Member, embedder_ref, member
-from actors.profile.core_eviction import Memory, Plan, plan
+from actors.profile.core_eviction import Memory, Plan, known_sizes, plan
 from actors.profile.core_reconcile import find
 from actors.profile.desk import Desk
 from actors.profile.look import View
@@ -71,8 +71,8 @@ class Checks:
             if isinstance(refusal, Refusal):
                 return refusal
         gpus = reading.result() if reading is not None else UNREAD
-        known = {ref: size for ref, size in sizes.items() if isinstance(size, int)}
-        memory = Memory(gpus.free, desk.headroom, {**known, **desk.store.sizes}, desk.store.load_s)
+        told = {ref: size for ref, size in sizes.items() if not isinstance(size, Refusal)}
+        memory = Memory(gpus.free, desk.headroom, known_sizes(told, desk.store.sizes), desk.store.load_s)
         decided = plan(
             target,
             [*view.of(target.needs), *others],
@@ -85,7 +85,7 @@ class Checks:
         if isinstance(decided, Refusal):
             return decided
         if decided.blind:
-            log.info("GPU memory can't be read: loading without knowing that it fits", reason=gpus.reason)
+            log.info("loading without knowing that it fits", why=decided.blind, gpus=gpus.reason)
         if desk.slot.state == "unknown":
             decided = _doubts_leave(decided, desk.slot.models, view)
         return Grounds(target, decided, view, gpus)

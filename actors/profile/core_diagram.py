@@ -3,7 +3,7 @@
 from typing import get_args
 
 from actors.profile.core import MEANING, TRANSITIONS, Happened
-from actors.profile.core_reconcile import Presence, decide
+from actors.profile.core_reconcile import GIVEN_UP_S, Presence, decide
 from schemas.events.profile import ModelRef, SlotState
 
 SEEN: dict[str, set[Presence]] = {
@@ -33,9 +33,10 @@ When a model of the active profile leaves by itself, the profile is deactivated 
 leaves too: an empty slot is one.
 
 ## Admission
-Before anything is unloaded: the missing models' sizes (as measured when they were last loaded, else as their
-server tells) + `[slot] headroom_mb` must fit into the free memory + what those hold that may leave. Else 422
-with the arithmetic. Where GPU memory can't be read, nothing is checked and the log says so.
+Before anything is unloaded: the missing models' sizes (as measured when they were last loaded or as their server
+tells, whichever is more) + `[slot] headroom_mb` must fit into the free memory + what those hold that may leave.
+Else 422 with the arithmetic. Where GPU memory can't be read nothing is checked, and a model whose size nobody
+knows counts as nothing: the log says so of both.
 
 ## When memory is free
 A model is out when its server no longer lists it, 90 % of what it held has come free, and two readings are
@@ -47,6 +48,14 @@ The old models didn't leave in time, a server doesn't answer, or a model is bein
 active` says which. Every `[slot] reconcile_s` the servers are asked again, and two equal looks a second apart
 decide. An activation or deactivation tries once more to unload what is in doubt. When a server doesn't let go
 of a model, restart the server.
+
+Memory that hasn't come free {given_up:g} minutes after the slot became `unknown`, with none of its models listed
+any more, is somebody else's: another program has taken it meanwhile, or the driver has lost it, and the two can't
+be told apart. The slot is then `empty`, for it can't stay shut for ever; whether a profile fits is decided by what
+is really free, so nothing is loaded on top of what is missing.
+
+A document that is damaged is set aside (it stays in its bucket) and the slot is `unknown` until the servers have
+been asked: the one profile that has all of its models in memory holds it again, else it is empty.
 """
 
 
@@ -69,7 +78,7 @@ def page() -> str:
         _table(["What happens", "Means", *TRANSITIONS], [_row(happened) for happened in MEANING]),
         "## What a look at the servers makes of it",
         _table(["The servers report", *_states()], [[text, *_after(kinds)] for text, kinds in SEEN.items()]),
-        NOTES.strip(),
+        NOTES.format(given_up=GIVEN_UP_S / 60).strip(),
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -43,7 +43,7 @@ class Plan(msgspec.Struct, frozen=True):
     evict: tuple[LoadedModel, ...]
     load: tuple[ModelRef, ...]
     keep: tuple[ModelRef, ...]
-    blind: bool = False  # nothing was checked against memory
+    blind: str = ""  # why admission couldn't check everything: a clause for people
 
 
 def plan(
@@ -76,13 +76,29 @@ def plan(
     must = [model for model in others if _must_leave(model, target, here)]
     may = [model for model in others if model not in must and not _persists(model.ref, here)]
     if memory.free is None or not load:
-        return Plan(_ordered(must, memory, now), load, keep, blind=memory.free is None and bool(load))
+        return Plan(_ordered(must, memory, now), load, keep, "GPU memory can't be read" if load else "")
     needed = sum(memory.sizes.get(ref, 0) for ref in load) + memory.headroom
     short = needed - memory.free - sum(reclaimed(model, memory) for model in must)
     chosen = cheapest(may, short, memory, now)
     if chosen is None:
         return _no_room(target, load, [*must, *may], memory)
-    return Plan(_ordered([*must, *chosen], memory, now), load, keep)
+    return Plan(_ordered([*must, *chosen], memory, now), load, keep, unsized(load, memory))
+
+
+def unsized(refs: Sequence[ModelRef], memory: Memory) -> str:
+    """Which models count as nothing, because nobody tells how large they are; empty: none."""
+    unknown = [str(ref) for ref in refs if ref not in memory.sizes]
+    return f"how much memory {' and '.join(unknown)} will take isn't known" if unknown else ""
+
+
+def known_sizes(told: Mapping[ModelRef, Bytes | None], measured: Mapping[ModelRef, Bytes]) -> dict[ModelRef, Bytes]:
+    """What models need: as measured when they were loaded last, or as their servers tell, whichever is more. A
+    file is less than what it takes in memory, and a name that was pulled again may have grown."""
+    sizes = dict(measured)
+    for ref, size in told.items():
+        if size is not None:
+            sizes[ref] = max(size, sizes.get(ref, 0))
+    return sizes
 
 
 def residents(
@@ -239,7 +255,7 @@ def _ordered(models: Sequence[LoadedModel], memory: Memory, now: Timestamp) -> t
 
 def _no_room(target: Member, load: Sequence[ModelRef], leave: Sequence[LoadedModel], memory: Memory) -> Refusal:
     assert memory.free is not None
-    wanted = [f"{ref.model} {gib(memory.sizes.get(ref, 0))}" for ref in load]
+    wanted = [f"{ref.model} {gib(memory.sizes[ref])}" if ref in memory.sizes else f"{ref.model} ?" for ref in load]
     needed = sum(memory.sizes.get(ref, 0) for ref in load) + memory.headroom
     had = sum(reclaimed(model, memory) for model in leave)
     of = " + ".join(f"{model.model} {gib(reclaimed(model, memory))}" for model in leave)

@@ -11,6 +11,10 @@ from actors.profile.core import Happened, Member, placed
 from schemas.events.profile import LoadedModel, ModelRef, SlotState
 from schemas.names import ProfileName, ServerName, Timestamp
 
+GIVEN_UP_S = 600.0
+"""Memory that hasn't come free for so long, with nothing of it listed, is somebody else's: what can
+be loaded is then decided by what is free."""
+
 Presence = Literal["whole", "partial", "stopping", "gone", "unseen"]
 
 Seen = Mapping[ServerName, Sequence[LoadedModel] | None]

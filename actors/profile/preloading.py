@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 
+import structlog
+
 from actors.errors import ModelServerError, Transient, Unavailable
 from actors.profile.core import keep_alive_s
-from actors.profile.core_eviction import Memory, no_room, unwelcome
+from actors.profile.core_eviction import Memory, known_sizes, no_room, unsized, unwelcome
 from actors.profile.core_settle import taken
 from actors.profile.desk import Desk
 from actors.profile.swap import Effects, Terms
@@ -13,6 +15,8 @@ from actors.profile.unloading import find_model
 from schemas.events.base import Refusal
 from schemas.events.profile import LoadedModel, ModelLoaded, ModelRef, ModelReport, ModelUnloaded, PreloadModel
 from schemas.names import Seconds
+
+log = structlog.get_logger("lakehouse.slot")
 
 Preloaded = ModelReport | ModelLoaded | ModelUnloaded | Refusal
 
@@ -50,12 +54,12 @@ class Preloading:
         size = sizing.result()
         if isinstance(size, Refusal):
             return [size]
-        sizes = {**({ref: size} if size is not None else {}), **desk.store.sizes}
-        refused = unwelcome(ref, running, listing.result(), desk.slot.profile) or no_room(
-            ref, Memory(gpus.free, desk.headroom, sizes)
-        )
+        memory = Memory(gpus.free, desk.headroom, known_sizes({ref: size}, desk.store.sizes))
+        refused = unwelcome(ref, running, listing.result(), desk.slot.profile) or no_room(ref, memory)
         if refused is not None:
             return [refused]
+        if blind := unsized([ref], memory):
+            log.info("loading without knowing that it fits", why=blind, gpus=gpus.reason)
         effects.baseline = gpus
         return await self._load(effects, ref, seconds, began)
 

@@ -9,7 +9,7 @@ import anyio
 from actors.errors import CorruptState, Transient, Unavailable
 from actors.profile.core import Happened, member
 from actors.profile.core_eviction import unshared
-from actors.profile.core_reconcile import Presence, decide, holder, is_stopping, presence, why
+from actors.profile.core_reconcile import GIVEN_UP_S, Presence, decide, holder, is_stopping, presence, why
 from actors.profile.core_settle import owed
 from actors.profile.core_vram import changed, report
 from actors.profile.desk import MB, Desk, Fact, deactivated
@@ -32,10 +32,6 @@ AGAIN_S = LAG_S
 
 SURE_S = 10.0
 """How long a model that is listed may take to answer that it is loaded."""
-
-GIVEN_UP_S = 600.0
-"""Memory that hasn't come free for so long, with nothing of it listed, is somebody else's: what can
-be loaded is then decided by what is free."""
 
 
 class Reconciler:

@@ -13,6 +13,7 @@ from actors.profile.core_eviction import (
     Plan,
     cheapest,
     cost,
+    known_sizes,
     no_room,
     plan,
     reclaimed,
@@ -168,7 +169,25 @@ def test_without_a_reading_nothing_is_checked_and_it_is_said() -> None:
     found = plan(target, [run("a")], [target], None, memory(None, t=1000), NOW)
     assert names(found) == (["a"], ["t"], [])
     assert isinstance(found, Plan)
-    assert found.blind
+    assert found.blind == "GPU memory can't be read"
+
+
+def test_a_model_of_unknown_size_counts_as_nothing_and_that_is_said() -> None:
+    target = who("t", "t", "e", exclusive=False)
+    found = plan(target, [], [target], None, memory(8, t=4), NOW)
+    assert isinstance(found, Plan)
+    assert found.blind == "how much memory ollama/e will take isn't known"
+    assert plan(target, [run("e")], [target], None, memory(8, t=4), NOW).blind == "", "it is there"  # type: ignore[union-attr]
+    refused = plan(target, [], [target], None, memory(3, t=4), NOW)
+    assert isinstance(refused, Refusal)
+    assert "(t 4.0 GiB + e ? + headroom 0 MiB)" in refused.reason
+
+
+def test_of_two_sizes_the_larger_counts() -> None:
+    a, b, c, d = (ref(name) for name in "abcd")
+    told = {a: 5, b: 3, c: None}
+    assert known_sizes(told, {a: 4, b: 4, c: 7, d: 1}) == {a: 5, b: 4, c: 7, d: 1}
+    assert known_sizes({c: None}, {}) == {}
 
 
 def test_a_model_whose_server_says_nothing_frees_what_it_was_known_to_need() -> None:

@@ -4,9 +4,11 @@ hole, an unload that comes about by half. On virtual time; what it does on a goo
 import asyncio
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 
 from actors.errors import Transient
 from schemas.documents.profile import ProfileDocument, SlotDocument
@@ -27,6 +29,7 @@ from schemas.events.profile import (
     SlotInfo,
     UnloadModel,
 )
+from tests.unit.model_play import GIB, Recipe
 from tests.unit.simulation import EPOCH
 from tests.unit.slot_setting import BIG, EMB, PROFILES, TALK, Setting, on, one
 
@@ -376,5 +379,87 @@ def test_an_unload_that_comes_again_tells_what_is_there() -> None:
         await here.do(ActivateProfile("gguf"))
         again = one(ModelReport, await here.do(UnloadModel("gguf"), **queued, delivery=3))
         assert (again.server, again.loaded, again.changed, here.held) == ("llamacpp", True, False, {GGUF})
+
+    on(story)
+
+
+# --- sizes ---------------------------------------------------------------------------------------
+
+
+def test_a_tag_that_was_pulled_again_may_have_grown() -> None:
+    async def story(here: Setting) -> None:
+        await here.do(ActivateProfile("talk"))
+        await here.do(DeactivateProfile("talk"))
+        here.ollama.recipes = {"big:latest": Recipe(30 * GIB, 30 * GIB, 2.0)}
+        for order in (ActivateProfile("talk"), PreloadModel("big")):
+            refusal = one(Refusal, await here.do(order))
+            assert (refusal.status, "30.0 GiB" in refusal.reason) == ("invalid", True)
+
+    on(story)
+
+
+@pytest.mark.parametrize("order", [ActivateProfile("talk"), PreloadModel("big")])
+def test_that_a_size_isnt_known_is_logged(order: Message) -> None:
+    async def story(here: Setting) -> None:
+        async def size(_: str) -> None:
+            return None
+
+        here.ollama.size = size  # type: ignore[assignment,method-assign]
+        with capture_logs() as logs:
+            assert not [each for each in await here.do(order) if isinstance(each, Refusal)]
+        (line,) = [line for line in logs if line["event"] == "loading without knowing that it fits"]
+        assert line["why"] == "how much memory ollama/big:latest will take isn't known"
+
+    on(story)
+
+
+# --- a model that is listed, and still loads -----------------------------------------------------
+
+
+@pytest.mark.parametrize("state", ["loading", "unknown"])
+def test_a_model_that_is_listed_while_it_loads_isnt_ready(state: Any) -> None:
+    """As Ollama lists it, to a daemon that starts in the middle; somebody else loads it on."""
+
+    async def story(here: Setting) -> None:
+        here.ollama.recipes = {"big:latest": Recipe(10 * GIB, 10 * GIB, 6.0)}
+        load = asyncio.create_task(here.ollama.load("big", math.inf))
+        await asyncio.sleep(0.1)
+        (listed,) = await here.ollama.loaded()
+        assert listed.size == listed.size_vram, "it looks whole"
+        here.registry.put("gpu", SlotDocument(state=state, profile="talk", models=[BIG], since=EPOCH))
+        here.actor = here.daemon()
+        said = list(await here.actor.start())
+        assert one(SlotChanged, said).slot.state == "ready"
+        assert load.done()
+        assert here.clock.now() - EPOCH >= 6, "it was waited for"
+        assert here.calls.count(("load", "big:latest")) == 1
+        assert here.gpu.history[-1].whole == {BIG}
+
+    on(story)
+
+
+@pytest.mark.parametrize("state", ["loading", "unknown"])
+def test_a_load_that_takes_longer_leaves_the_slot_unknown(state: Any) -> None:
+    async def story(here: Setting) -> None:
+        here.ollama.recipes = {"big:latest": Recipe(10 * GIB, 10 * GIB, 60.0)}
+        waiting = here.ollama.load
+
+        async def load(*_: Any) -> None:
+            await asyncio.sleep(30)  # Ollama gives a load up whose first client leaves; the others wait
+
+        task = asyncio.create_task(waiting("big", math.inf))
+        await asyncio.sleep(0.1)
+        here.ollama.load = load  # type: ignore[method-assign,assignment]
+        here.registry.put("gpu", SlotDocument(state=state, profile="talk", models=[BIG], since=EPOCH))
+        here.actor = here.daemon()
+        await here.actor.start()
+        found = await info(here)
+        assert found.state == "unknown"
+        if state == "loading":
+            assert "may still be loading" in found.reason
+        here.ollama.load = waiting  # type: ignore[method-assign]
+        await task
+        await here.actor.reconcile()
+        assert (await info(here)).state == "ready"
 
     on(story)
