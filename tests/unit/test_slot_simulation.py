@@ -2,7 +2,8 @@
 daemons are killed and model servers crash, hang, lie and keep memory. In none of them are two
 exclusive profiles in memory at once, and nothing is called ready, or empty, that isn't.
 
-The first worlds run in `make check`, all in CI. A seed that fails is replayed by
+The first worlds run in `make check`, all in CI: the other half of them is in test_slot_simulation_rest.py, for
+the other worker. A seed that fails is replayed by
 `pytest 'tests/unit/test_slot_simulation.py::test_a_seed[<seed>]'`.
 """
 
@@ -18,9 +19,9 @@ from tests.unit.slot_world import CONFIG, World, world_of
 
 WORLDS, FIRST, CHUNK = 10_000, 200, 490
 
-SEEDS_THAT_FAILED: list[int] = []
-"""Kept here, so that `make check` plays it again, is every world of these in which a slot breaks its word. None
-has since the worlds are what they are: whoever changes them deals other worlds to the same seeds, and empties this."""
+SEEDS_THAT_FAILED: list[int] = [20864]
+"""Worlds in which the slot broke its word; the reasons are in the history of actors/profile. Whoever changes the
+worlds deals other ones to the same seeds, and empties this."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -30,20 +31,23 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("any_seed", sorted({0, *SEEDS_THAT_FAILED, *asked}))
 
 
-def chunks() -> list[Any]:
-    slow = [(first, min(first + CHUNK, WORLDS)) for first in range(FIRST, WORLDS, CHUNK)]
-    return [
-        pytest.param(range(FIRST), id=f"0-{FIRST - 1}"),
-        *(pytest.param(range(*each), id=f"{each[0]}-{each[1] - 1}", marks=pytest.mark.slow) for each in slow),
-    ]
+def chunks(half: int) -> list[Any]:
+    """Slow ones, every other of them: the two halves are two files, which two workers share."""
+    starts = range(FIRST, WORLDS, CHUNK)[half::2]
+    slow = [(first, min(first + CHUNK, WORLDS)) for first in starts]
+    return [pytest.param(range(*each), id=f"{each[0]}-{each[1] - 1}", marks=pytest.mark.slow) for each in slow]
 
 
 def test_a_seed(any_seed: int) -> None:
     assert world_of(any_seed).witness.broken == []
 
 
-@pytest.mark.parametrize("seeds", chunks())
+@pytest.mark.parametrize("seeds", [pytest.param(range(FIRST), id=f"0-{FIRST - 1}"), *chunks(0)])
 def test_the_slot_keeps_its_word(seeds: range) -> None:
+    keeps_its_word(seeds)
+
+
+def keeps_its_word(seeds: range) -> None:
     worlds = {seed: world_of(seed) for seed in seeds}
     broken = {seed: world.witness.broken for seed, world in worlds.items() if world.witness.broken}
     assert not broken, "\n".join(f"seed {seed}: {what[0]}" for seed, what in broken.items())
@@ -55,7 +59,8 @@ def test_the_slot_keeps_its_word(seeds: range) -> None:
 
 
 def test_the_worlds_are_ten_thousand() -> None:
-    assert [seed for chunk in chunks() for seed in chunk.values[0]] == list(range(WORLDS))
+    slow = [seed for half in (0, 1) for chunk in chunks(half) for seed in chunk.values[0]]
+    assert sorted([*range(FIRST), *slow]) == list(range(WORLDS))
 
 
 def test_a_seed_replays_exactly() -> None:
