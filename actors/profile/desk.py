@@ -40,6 +40,9 @@ Fact = ProfileActivated | ProfileDeactivated | ModelLoaded | ModelUnloaded | Slo
 """What becomes of the slot, for all who listen."""
 
 MB = 1 << 20
+AGAIN_S = 1.0
+"""Between two attempts to save what is under way."""
+
 SAVE_S = 5.0
 """A shutdown waits so long for what an order has come to."""
 
@@ -132,14 +135,26 @@ class Desk:
         return None
 
     async def announcing(self, effect: Awaitable[T]) -> T:
-        """Carry out an effect while what the document says about it is being saved."""
+        """Carry out an effect while what the document says about it is being saved: again and again if need be,
+        for whoever finds the slot after a crash can't see a load that no server lists."""
+        retrying = anyio.CancelScope()
 
         async def run() -> T:
-            return await effect
+            try:
+                return await effect
+            finally:
+                retrying.cancel()
+
+        async def announce() -> None:
+            saved = await self.store.announce()
+            with retrying:
+                while not saved:
+                    await self.clock.sleep(AGAIN_S)
+                    saved = await self.store.announce()
 
         async with together() as group:
             result = group.create_task(run())
-            group.create_task(self.store.announce())
+            group.create_task(announce())
         return result.result()
 
     async def finish(self) -> Transient | None:

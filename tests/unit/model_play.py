@@ -337,10 +337,11 @@ class PlayServer:
             self._unlist(resident)
 
     def _outweighs(self, resident: Resident) -> bool:
-        """What leaves with it is smaller: else nobody could tell a leak from a wrong estimate."""
+        """What leaves with it, or may yet, is smaller: else nobody could tell a leak from a wrong estimate."""
         now = _now()
-        others = [each for at, each in self.gpu.stops if each is not resident and now - at < 20]
-        return resident.size > 2 * sum(each.size for each in others)
+        others = {id(each): each.size for each in self.gpu.residents}
+        others |= {id(each): each.size for at, each in self.gpu.stops if now - at < 20}
+        return resident.size > 2 * (sum(others.values()) - others.get(id(resident), 0))
 
     def _unlist(self, resident: Resident) -> None:
         resident.phase = "freeing"

@@ -210,6 +210,22 @@ def test_a_registry_that_hangs_doesnt_keep_the_slot_unloading() -> None:
     on(story)
 
 
+def test_an_intent_that_couldnt_be_saved_is_tried_again_while_it_goes_on() -> None:
+    """llama.cpp lists no model while it loads: a daemon that dies meanwhile has nothing but the document."""
+
+    async def story(here: Setting) -> None:
+        here.registry.load = _as_stored(here)  # type: ignore[method-assign]
+        here.registry.away = True
+        task = asyncio.create_task(here.do(ActivateProfile("chat")))
+        await asyncio.sleep(0.5)
+        here.registry.away = False
+        await asyncio.sleep(1)
+        assert (here.stored.state, here.stored.profile) == ("loading", "chat")
+        one(ProfileActivated, await task)
+
+    on(story)
+
+
 def _as_stored(here: Setting) -> object:
     """Reading goes on while saving fails."""
 
