@@ -164,11 +164,8 @@ class _Order:
             if not (forever and model.expires_at is None)
             or self.before.state != "ready"
             or model.ref not in self.before.models
-            or (model.ref == terms.adapted and model.server == "llamacpp" and self._adapts())
+            or (model.ref == terms.adapted and model.server == "llamacpp")  # what scales it has isn't known
         ]
-
-    def _adapts(self) -> bool:
-        return bool(self._profile.adapters) or self.before.profile != self._profile.id
 
     async def _put_back(self, trouble: Trouble) -> Sequence[Said]:
         """The target's models leave again and the old profile's come back."""
@@ -203,7 +200,8 @@ class _Order:
         view = await self._effects.look({ref.server for ref in refs})
         found = self._effects.presences(refs, view)
         missing = [ref for ref in refs if found[ref] != "whole"]
-        trouble = await self._come(profile, refs, missing, [])
+        altered = [ref for ref in refs if ref in self._effects.renewed and ref not in missing]
+        trouble = await self._come(profile, refs, missing, altered)
         if trouble is None:
             return old, ""
         stuck = await self._withdraw(trouble, old, refs, None)

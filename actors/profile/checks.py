@@ -46,7 +46,7 @@ class Checks:
             return Refusal("unavailable", f"no server {profile.server} is configured", "see [models] in lakehouse.toml")
         target = member(profile, desk.servers)
         view = await effects.insist({ref.server for ref in target.needs})
-        silent = desk.silent(view, [*target.needs, *desk.slot.models]) or self._holding(target, view)
+        silent = desk.silent(view, target.needs) or desk.withheld(view) or self._holding(target, view)
         if silent is not None:
             return silent
         if profile.adapters and profile.server != "llamacpp":
@@ -87,7 +87,8 @@ class Checks:
         if decided.blind:
             log.info("loading without knowing that it fits", why=decided.blind, gpus=gpus.reason)
         if desk.slot.state == "unknown":
-            decided = _doubts_leave(decided, desk.slot.models, view)
+            ended = desk.lookout.ended(view)
+            decided = _doubts_leave(decided, [ref for ref in desk.slot.models if ref.server not in ended], view)
         return Grounds(target, decided, view, gpus)
 
     def _holding(self, target: Member, view: View) -> Refusal | None:

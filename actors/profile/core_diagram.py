@@ -4,6 +4,7 @@ from typing import get_args
 
 from actors.profile.core import MEANING, TRANSITIONS, Happened
 from actors.profile.core_reconcile import GIVEN_UP_S, Presence, decide
+from actors.profile.look import BELIEVED_S
 from schemas.events.profile import ModelRef, SlotState
 
 SEEN: dict[str, set[Presence]] = {
@@ -49,6 +50,10 @@ active` says which. Every `[slot] reconcile_s` the servers are asked again, and 
 decide. An activation or deactivation tries once more to unload what is in doubt. When a server doesn't let go
 of a model, restart the server.
 
+A server that hasn't answered for {believed:g} s (a daemon that has just started counts from its start) is taken to
+have ended by what a person orders: its profile can be deactivated, and one that doesn't need it be activated. Until
+then both are refused, with the seconds that are left. Memory that the slot waits for is waited for all the same.
+
 Memory that hasn't come free {given_up:g} minutes after the slot became `unknown`, with none of its models listed
 any more, is somebody else's: another program has taken it meanwhile, or the driver has lost it, and the two can't
 be told apart. The slot is then `empty`, for it can't stay shut for ever; whether a profile fits is decided by what
@@ -78,7 +83,7 @@ def page() -> str:
         _table(["What happens", "Means", *TRANSITIONS], [_row(happened) for happened in MEANING]),
         "## What a look at the servers makes of it",
         _table(["The servers report", *_states()], [[text, *_after(kinds)] for text, kinds in SEEN.items()]),
-        NOTES.format(given_up=GIVEN_UP_S / 60).strip(),
+        NOTES.format(given_up=GIVEN_UP_S / 60, believed=BELIEVED_S).strip(),
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -74,7 +74,14 @@ def plan(
                 f"deactivate it first: lakehouse profile deactivate {each.profile}",
             )
     must = [model for model in others if _must_leave(model, target, here)]
-    may = [model for model in others if model not in must and not _persists(model.ref, here)]
+    fixed = next((model for model in must if model.fixed), None)
+    if fixed is not None:
+        return Refusal(
+            "conflict",
+            f"{fixed.ref} is in memory and can't be unloaded: its server runs in single mode",
+            "stop that llama-server, or run it in router mode (`llama-server --models-dir …`)",
+        )
+    may = [model for model in others if model not in must and not model.fixed and not _persists(model.ref, here)]
     if memory.free is None or not load:
         return Plan(_ordered(must, memory, now), load, keep, "GPU memory can't be read" if load else "")
     needed = sum(memory.sizes.get(ref, 0) for ref in load) + memory.headroom

@@ -64,6 +64,11 @@ def holds(slot: SlotInfo, profile: ProfileName) -> bool:
     return slot.state != "empty" and profile in (slot.profile, slot.target)
 
 
+def active(slot: SlotInfo, profile: ProfileName) -> bool:
+    """Whether it is the one that holds the slot; one that is to come doesn't yet."""
+    return slot.state != "empty" and slot.profile == profile
+
+
 def check_replacement(old: ModelProfile, new: ModelProfile) -> Refusal | None:
     """What may not change of the active profile: what is in memory for it."""
     for field in ("server", "model", "embedder"):

@@ -3,6 +3,7 @@ the one way in which models leave while the slot's state tells of it.
 """
 
 from collections.abc import Awaitable, Mapping, Sequence
+from math import ceil
 from typing import TypeVar
 
 import anyio
@@ -134,6 +135,19 @@ class Desk:
                 )
         return None
 
+    def withheld(self, view: View) -> Refusal | None:
+        """A server that has models of the slot doesn't answer, and hasn't been away for so long yet that it is taken
+        to have ended."""
+        ended = self.lookout.ended(view)
+        silent = self.silent(view, [ref for ref in self.slot.models if ref.server not in ended])
+        if silent is None:
+            return None
+        left = max((self.lookout.ends_in(ref.server) or 0.0 for ref in self.slot.models), default=0.0)
+        if left == 0:
+            return silent
+        hint = f"{silent.hint}; in {ceil(left)} s it is taken to have ended, and needs no longer be waited for"
+        return Refusal(silent.status, silent.reason, hint, left)
+
     async def announcing(self, effect: Awaitable[T]) -> T:
         """Carry out an effect while what the document says about it is being saved: again and again if need be,
         for whoever finds the slot after a crash can't see a load that no server lists."""
@@ -199,9 +213,11 @@ class Desk:
         profile: ProfileName | None,
         models: list[ModelRef],
         target: ProfileName | None = None,
+        note: str = "",
     ) -> Trouble | None:
         """Through `unloading` to `empty`, or to `unknown`. `profile` and its `models` are what is in
-        doubt meanwhile. Whatever an earlier order waits for is waited for too."""
+        doubt meanwhile. Whatever an earlier order waits for is waited for too. `note`: what is to be
+        known of the empty slot."""
         owes = [amount for amount in (self.slot.awaits_free, awaited(debt)) if amount is not None]
         awaits = max(owes, default=None)
         earlier = self.slot.awaits_free
@@ -214,7 +230,7 @@ class Desk:
                 "unload stuck", profile=profile, target=target, models=models, reason=stuck.reason, awaits_free=awaits
             )
         else:
-            self.store.happen("unloaded", profile=None, models=[])
+            self.store.happen("unloaded", profile=None, models=[], reason=note)
         return stuck
 
 

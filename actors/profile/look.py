@@ -57,7 +57,7 @@ class Lookout:
         self._last: dict[ServerName, tuple[Seconds, Sequence[LoadedModel]]] = {}  # by when it was asked
         self._listed: dict[ModelRef, tuple[Seconds, LoadedModel]] = {}
         self._left: dict[ModelRef, Seconds] = {}
-        self._silent: set[ServerName] = set()  # at the last look
+        self._silent: dict[ServerName, Seconds] = {}  # since which look
 
     async def look(
         self,
@@ -139,6 +139,16 @@ class Lookout:
         at, models = self._last.get(server, (0.0, ()))
         return models if self._clock.monotonic() - at <= BELIEVED_S else ()
 
+    def ends_in(self, server: ServerName) -> Seconds | None:
+        """When a silent server is taken to have ended, for what a person orders: 0 when it is by now; None when
+        it answered the last time."""
+        since = self._silent.get(server)
+        return None if since is None else max(0.0, since + BELIEVED_S - self._clock.monotonic())
+
+    def ended(self, view: View) -> set[ServerName]:
+        """Servers that this look misses, as all have for BELIEVED_S."""
+        return {name for name, models in view.seen.items() if models is None and self.ends_in(name) == 0}
+
     def reports(self, view: View) -> list[ServerReport]:
         return [
             ServerReport(
@@ -172,10 +182,10 @@ class Lookout:
         if isinstance(answer, _Silence):
             if name not in self._silent:
                 log.info("a model server doesn't answer", server=name, reason=answer.reason)
-            self._silent.add(name)
+            self._silent.setdefault(name, asked)
             return
         if name in self._silent:
-            self._silent.discard(name)
+            del self._silent[name]
             log.info("a model server answers again", server=name)
         if asked < before:
             return

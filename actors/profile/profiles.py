@@ -194,7 +194,7 @@ class Profiles(Actor):
 
 
 def _info(document: ProfileDocument, slot: SlotInfo) -> ProfileInfo:
-    active = core.holds(slot, document.profile.id)
+    active = core.active(slot, document.profile.id)
     return ProfileInfo(document.profile, active, document.created, document.changed)
 
 

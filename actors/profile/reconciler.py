@@ -71,17 +71,22 @@ class Reconciler:
 
     def report(self, view: View, gpus: GpuReading) -> VramReport:
         desk = self._desk
-        return report(gpus, desk.lookout.reports(view), desk.info(view), desk.clock.now())
+        return report(gpus, desk.lookout.reports(view), self.seen(view), desk.clock.now())
 
     def seen(self, view: View) -> SlotInfo:
         """The slot as one look shows it; nothing is changed by it."""
         desk, info = self._desk, self._desk.info(view)
-        if desk.slot.state != "ready":
+        if desk.slot.state not in ("ready", "unknown") or not desk.slot.models:
             return info
         found = self._find(desk.slot.models, view)
-        if set(found.values()) == {"whole"}:
+        kinds, reason = set(found.values()), why(found, view.seen, view.reasons)
+        if desk.slot.state == "ready" and kinds == {"whole"}:
             return info
-        reason = why(found, view.seen, view.reasons)
+        if desk.slot.state == "unknown" and "unseen" not in kinds:
+            if desk.slot.awaits_free is not None:
+                return info  # lists say nothing about the memory that it waits for
+            now = "its models are listed" if kinds == {"whole"} else reason
+            reason = info.reason if now in info.reason else f"{info.reason}; now {now}"
         return SlotInfo("unknown", info.profile, info.target, info.since, reason, info.models, info.waiting)
 
     async def _resolve(self, view: View, gpus: GpuReading | None, turns: int) -> Sequence[Fact]:

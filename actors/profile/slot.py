@@ -104,8 +104,8 @@ class VramSlot(Actor):
     @concurrent(AT_ONCE)
     async def on_get(self, query: GetSlot) -> Sequence[SlotInfo]:
         """While an order runs, the slot is what the order has made of it so far."""
-        if query.look and self._desk.slot.state == "ready":
-            servers = {ref.server for ref in self._desk.slot.models}
+        servers = {ref.server for ref in self._desk.slot.models}
+        if query.look and servers and self._desk.slot.state in ("ready", "unknown"):
             view = await self._desk.lookout.look(servers, VRAM_S)
             return [self._reconciler.seen(view)]
         return [self._desk.info()]

@@ -80,6 +80,7 @@ class Effects:
         self.facts: list[ModelLoaded | ModelUnloaded] = []
         self.measured: list[ModelMeasure] = []
         self.touched: list[ModelRef] = []
+        self.renewed: list[ModelRef] = []  # may have other adapters and keep-alives than before
         self.view = View({})  # the last look
         self.baseline: GpuReading | None = None  # before anything was loaded
         self._drift = 0  # bytes that other models, which left or came, made free during the last unload
@@ -192,6 +193,7 @@ class Effects:
                     return trouble
                 took[ref] = self._clock.monotonic() - began
             for ref in renew:
+                self.renewed.append(ref)
                 trouble = await self._load_one(ref, terms)
                 if trouble is not None:
                     return trouble

@@ -8,6 +8,7 @@ from actors.profile.core import member
 from actors.profile.core_eviction import unshared
 from actors.profile.core_settle import owed
 from actors.profile.desk import Desk, Fact, deactivated
+from actors.profile.look import BELIEVED_S
 from actors.profile.swap import Effects, Trouble
 from schemas.documents.profile import SlotDocument
 from schemas.events.base import Refusal
@@ -46,9 +47,12 @@ class Unloading:
             refs = list(member(profile, desk.servers).needs)
         effects = desk.effects(name)
         view, gpus = await effects.both({ref.server for ref in refs})
-        silent = desk.silent(view, refs)
+        ended = desk.lookout.ended(view)
+        waiting = [ref for ref in refs if ref.server not in ended]
+        silent = desk.withheld(view) if holds else desk.silent(view, waiting)
         if silent is not None:
             return [silent]
+        away = "".join(f"; {view.reasons[name]}, for {BELIEVED_S:g} s or more" for name in ended if waiting != refs)
         if not holds and not view.of([ref for ref in refs[:1] if ref not in before.models]):
             return [desk.info()]  # its own model isn't there, or is there for the active one
         others = [each for each in await desk.members() if each.profile != name] if view.running else []
@@ -57,12 +61,13 @@ class Unloading:
             return [desk.info()]
         if (refused := _fixed(out)) is not None:
             return [refused]
-        stuck = await self._leave(effects, out, gpus, "asked", name, refs if before.state == "empty" else None, origin)
+        doubtful = refs if before.state == "empty" else None
+        stuck = await self._leave(effects, out, gpus, "asked", name, doubtful, origin, away.removeprefix("; "))
         said: list[Fact | Refusal] = [*effects.facts, *desk.changed(before)]
         if stuck is not None:
             said += [SlotFailed(name, desk.slot.state, stuck.reason), stuck.refusal()]
         else:
-            said.append(ProfileDeactivated(name, "asked", [model.ref for model in out]))
+            said.append(ProfileDeactivated(name, f"asked{away}", [model.ref for model in out]))
         return await desk.conclude(said, ProfileDeactivated)
 
     async def unload(self, command: UnloadModel, origin: Origin) -> Sequence[Fact | Refusal | ModelReport]:
@@ -76,18 +81,31 @@ class Unloading:
         carried_out = origin.delivery > 1 and origin.id in before.done  # what is there now came later
         if not found or carried_out:
             return [ModelReport(ref.server, ref.model, loaded=bool(found), changed=False, took_ms=self._ms(began))]
+        if ref in before.models and before.state == "ready":
+            found += await self._left_of(effects, ref)
         if (refused := _fixed(found)) is not None:
             return [refused]
         stuck = await self._leave(
             effects, found, gpus, "asked", None, [ref] if before.state == "empty" else None, origin
         )
         said: list[Fact | Refusal | ModelReport] = [*effects.facts, *desk.changed(before)]
-        said += deactivated(before, desk.slot, f"its model {ref} was unloaded", [ref])
+        gone = deactivated(before, desk.slot, f"its model {ref} was unloaded", [model.ref for model in found])
+        said += gone
         if stuck is not None:
             said += [SlotFailed(before.profile, desk.slot.state, stuck.reason), stuck.refusal()]
         else:
-            said.append(ModelReport(ref.server, ref.model, loaded=False, changed=True, took_ms=self._ms(began)))
+            name = gone[0].profile if gone else None
+            took = self._ms(began)
+            said.append(ModelReport(ref.server, ref.model, False, changed=True, took_ms=took, deactivated=name))
         return await desk.conclude(said)
+
+    async def _left_of(self, effects: Effects, ref: ModelRef) -> list[LoadedModel]:
+        """What else the active profile has in memory, and nobody needs without it."""
+        desk, slot = self._desk, self._desk.slot
+        view = await effects.insist({own.server for own in slot.models})
+        others = [each for each in await desk.members() if each.profile != slot.profile]
+        rest = [own for own in slot.models if own != ref]
+        return list(unshared(rest, view.running, others, None))
 
     async def _leave(
         self,
@@ -98,6 +116,7 @@ class Unloading:
         profile: ProfileName | None,
         doubtful: list[ModelRef] | None,
         origin: Origin,
+        note: str = "",
     ) -> Trouble | None:
         """Through the slot's states when its own models go, or when it is empty (`doubtful` are then
         in doubt); beside them when another profile holds the slot, which stays what it is."""
@@ -124,8 +143,9 @@ class Unloading:
             reason,
             profile=before.profile if doubtful is None else profile,
             models=before.models if doubtful is None else doubtful,
+            note=note,
         )
-        if stuck is None and before.state == "unknown":
+        if stuck is None and before.state in ("ready", "unknown"):
             await self._rest(effects, before, {model.ref for model in out})
         desk.store.note([], origin)
         return stuck
@@ -134,8 +154,11 @@ class Unloading:
         """One model of a profile in doubt is gone; the others may still be."""
         desk = self._desk
         rest = [ref for ref in before.models if ref not in out]
+        if not rest:
+            return
         found = effects.presences(rest, await effects.look({ref.server for ref in rest}))
-        if {"stopping", "unseen"} & set(found.values()):
+        ended = desk.lookout.ended(effects.view)  # of what they had nothing is left
+        if {"stopping", "unseen"} & {kind for ref, kind in found.items() if ref.server not in ended}:
             desk.store.happen("unload begun", profile=before.profile, models=rest)
             desk.store.happen("in doubt", profile=before.profile, models=rest, reason=before.reason)
 

@@ -84,6 +84,8 @@ def unload(model: Model, /, *, server: Server = None, json: Json = False, to: Co
         return
     done = f"has left the memory, in {took(report['took_ms'])}" if report["changed"] else "wasn't loaded"
     console.print(f"{report['server']}/{report['model']} {done}", markup=False)
+    if report.get("deactivated"):
+        console.print(f"profile {report['deactivated']}, which needed it, is no longer active", markup=False)
 
 
 def _watch(to: Connection, *, as_json: bool) -> None:

@@ -242,6 +242,7 @@ class ModelReport(Reply, tag="model.report"):
     size_vram: Bytes | None = None
     expires_at: Timestamp | None = None
     took_ms: float = 0.0
+    deactivated: ProfileName | None = None  # that needed it, and held the slot
 
 
 class PreloadModel(Request[ModelReport], tag="model.preload"):

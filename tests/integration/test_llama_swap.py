@@ -145,7 +145,6 @@ def test_a_preload_leaves_the_active_profiles_scales(llamas: Llamas) -> None:
     assert llamas.scales() == {"style": 0.5, "law": 0.0}
 
 
-@pytest.mark.xfail(strict=True, reason="the profile that is active already isn't scaled when it names no adapters")
 def test_a_replaced_profile_scales_anew_at_its_next_activation(llamas: Llamas) -> None:
     llamas.profile("changing", "tiny", adapters=[{"name": "style", "scale": 0.5}])
     llamas.activate("changing")

@@ -193,6 +193,8 @@ def test_unload(run: Run, daemon: CliDaemon) -> None:
     daemon.answers["POST /admin/unload"] = msgspec.structs.replace(report, changed=False)
     assert run("unload", "llama3", "--server", "ollama")[1] == "ollama/llama3:latest wasn't loaded\n"
     assert [(body.model, body.server) for _, _, body in daemon.seen] == [("llama3", None), ("llama3", "ollama")]
+    daemon.answers["POST /admin/unload"] = msgspec.structs.replace(report, deactivated="coder")
+    assert run("unload", "llama3")[1].splitlines()[1:] == ["profile coder, which needed it, is no longer active"]
 
 
 def test_a_model_that_doesnt_fit_is_said(run: Run, daemon: CliDaemon) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from actors.errors import Transient
+from actors.errors import ModelServerError, Transient
 from schemas.documents.profile import ProfileDocument
 from schemas.events.base import Message, Refusal
 from schemas.events.index import EmbedderSpec
@@ -32,7 +32,20 @@ from schemas.events.profile import (
 from schemas.profile import Adapter
 from tests.unit.model_play import GIB
 from tests.unit.simulation import EPOCH
-from tests.unit.slot_setting import BIG, CHAT, CODE, EMB, GGUF_PROFILE, SIDE, WIDE, Setting, index, on, one
+from tests.unit.slot_setting import (
+    BIG,
+    CHAT,
+    CODE,
+    EMB,
+    GGUF_PROFILE,
+    SIDE,
+    WIDE,
+    CountedServer,
+    Setting,
+    index,
+    on,
+    one,
+)
 
 # --- swaps -------------------------------------------------------------------------------------
 
@@ -581,6 +594,41 @@ def test_a_preload_of_the_active_profiles_model_leaves_it_as_the_profile_has_it(
     on(story)
 
 
+def test_a_profile_that_is_put_back_has_its_own_adapters_again() -> None:
+    style = msgspec.structs.replace(
+        GGUF_PROFILE, adapters=[Adapter("style", 0.5)], embedder=EmbedderSpec("ollama", "emb")
+    )
+    loud = msgspec.structs.replace(style, id="loud", adapters=[Adapter("style", 3)])
+
+    async def story(here: Setting) -> None:
+        for profile in (style, loud):
+            here.registry.put(profile.id, ProfileDocument(profile=profile, created=EPOCH, changed=EPOCH))
+        await here.do(ActivateProfile("gguf"))
+
+        async def load(*_: Any) -> None:
+            here.ollama.load = CountedServer.load.__get__(here.ollama)  # type: ignore[method-assign]
+            raise ModelServerError("out of memory")
+
+        here.ollama.load = load  # type: ignore[method-assign]
+        refused(await here.do(ActivateProfile("loud")), "conflict", "out of memory", "gguf is back")
+        assert here.llamacpp.adapters == {"gguf": [Adapter("style", 0.5)]}
+
+    on(story)
+
+
+def test_what_a_single_mode_server_has_is_in_everybodys_way_at_once() -> None:
+    async def story(here: Setting) -> None:
+        await here.llamacpp.load("gguf", math.inf)
+        here.llamacpp.single = True
+        await here.do(ActivateProfile("gguf"))
+        began = here.clock.now()
+        refused(await here.do(ActivateProfile("chat")), "conflict", "llamacpp/gguf", "single mode")
+        assert here.clock.now() - began < 1
+        assert (here.stored.state, here.stored.profile) == ("ready", "gguf")
+
+    on(story)
+
+
 def test_a_preload_for_no_profile_has_no_adapters() -> None:
     async def story(here: Setting) -> None:
         profile = msgspec.structs.replace(GGUF_PROFILE, adapters=[Adapter("style", 0.5)])
@@ -622,7 +670,7 @@ def test_unloading_the_active_profiles_model_deactivates_it() -> None:
         said = await here.do(UnloadModel("big"))
         assert one(ModelReport, said).changed is True
         gone = one(ProfileDeactivated, said)
-        assert (gone.profile, gone.unloaded) == ("chat", [BIG])
+        assert (gone.profile, gone.unloaded) == ("chat", [BIG, EMB])
         assert (here.stored.state, BIG in here.held) == ("empty", False)
 
     on(story)

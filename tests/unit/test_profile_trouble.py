@@ -17,6 +17,7 @@ from schemas.events.profile import (
     ActivateProfile,
     DeactivateProfile,
     GetSlot,
+    GetVram,
     ModelLoaded,
     ModelRef,
     ModelReport,
@@ -346,7 +347,140 @@ def test_a_black_hole_may_still_hold_what_it_listed() -> None:
     on(story)
 
 
+# --- away for good -------------------------------------------------------------------------------
+
+
+async def unanswered(here: Setting, seconds: float) -> None:
+    for _ in range(int(seconds / 10)):
+        await here.actor.reconcile()
+        await asyncio.sleep(10)
+
+
+def test_a_server_that_stays_away_doesnt_keep_its_profile_for_ever() -> None:
+    async def story(here: Setting) -> None:
+        await here.do(ActivateProfile("gguf"))
+        await here.llamacpp.crash(0.0)
+        here.llamacpp.away.set()
+        await unanswered(here, 30)
+        for order in (DeactivateProfile("gguf"), ActivateProfile("chat")):
+            refusal = one(Refusal, await here.do(order))
+            assert refusal.status == "unavailable"
+            assert " s it is taken to have ended" in refusal.hint
+            assert 0 < (refusal.retry_after_s or 0) <= 30
+        assert (await info(here)).state == "unknown"
+        await asyncio.sleep(30)
+        said = await here.do(DeactivateProfile("gguf"))
+        gone = one(ProfileDeactivated, said)
+        assert (gone.profile, gone.unloaded) == ("gguf", [])
+        assert "llamacpp at play://llamacpp is away, for 60 s or more" in gone.reason
+        assert ModelUnloaded not in kinds(said), "nobody saw it leave"
+        slot = await info(here)
+        assert (slot.state, slot.profile) == ("empty", None)
+        assert "llamacpp at play://llamacpp is away" in slot.reason
+        one(ModelReport, list(await here.actor.on_preload(PreloadModel("side"))))
+
+    on(story)
+
+
+def test_a_server_that_stays_away_keeps_no_other_servers_profile_out() -> None:
+    async def story(here: Setting) -> None:
+        await here.do(ActivateProfile("gguf"))
+        await here.llamacpp.crash(0.0)
+        here.llamacpp.away.set()
+        await unanswered(here, 60)
+        activated = one(ProfileActivated, await here.do(ActivateProfile("chat")))
+        assert (activated.previous, activated.unloaded) == ("gguf", [])
+        assert (here.stored.state, here.stored.profile) == ("ready", "chat")
+        assert one(Refusal, await here.do(ActivateProfile("gguf"))).status == "unavailable"
+
+    on(story)
+
+
+def test_a_server_that_never_answered_a_daemon_is_waited_for_from_its_start_on() -> None:
+    async def story(here: Setting) -> None:
+        await here.do(ActivateProfile("gguf"))
+        await here.llamacpp.crash(0.0)
+        here.llamacpp.away.set()
+        await restart(here)
+        await asyncio.sleep(50)
+        assert one(Refusal, await here.do(DeactivateProfile("gguf"))).status == "unavailable"
+        await asyncio.sleep(11)
+        one(ProfileDeactivated, await here.do(DeactivateProfile("gguf")))
+        assert here.stored.state == "empty"
+
+    on(story)
+
+
+def test_memory_that_an_ended_server_still_holds_keeps_the_slot_unknown() -> None:
+    async def story(here: Setting) -> None:
+        await here.do(ActivateProfile("chat"))
+
+        async def unload(model: str) -> None:
+            pass
+
+        here.ollama.unload = unload  # type: ignore[method-assign]
+        assert one(Refusal, await here.do(DeactivateProfile("chat"))).status == "conflict"
+        here.ollama.away.set()
+        await unanswered(here, 70)
+        refusal = one(Refusal, await here.do(DeactivateProfile("chat")))
+        assert (refusal.status, "of GPU memory are free" in refusal.reason) == ("conflict", True)
+        assert (here.stored.state, here.stored.profile) == ("unknown", "chat")
+
+    on(story)
+
+
+# --- what is shown -------------------------------------------------------------------------------
+
+
+def test_a_report_on_memory_calls_no_slot_ready_whose_server_it_shows_away() -> None:
+    async def story(here: Setting) -> None:
+        await here.do(ActivateProfile("chat"))
+        here.ollama.away.set()
+        (report,) = await here.actor.on_vram(GetVram())
+        assert not next(each for each in report.servers if each.server == "ollama").reachable
+        assert (report.slot.state, report.slot.profile) == ("unknown", "chat")
+        assert "is away" in report.slot.reason
+        here.ollama.away.clear()
+        (report,) = await here.actor.on_vram(GetVram())
+        assert report.slot.state == "ready"
+
+    on(story)
+
+
+def test_a_slot_in_doubt_tells_what_is_seen_now() -> None:
+    async def story(here: Setting) -> None:
+        await here.do(ActivateProfile("chat"))
+        here.ollama.away.set()
+        await here.actor.reconcile()
+        assert "is away" in (await info(here)).reason
+        here.ollama.away.clear()
+        slot = await info(here)
+        assert slot.state == "unknown"
+        assert slot.reason == f"{here.stored.reason}; now its models are listed"
+        assert {model.ref for model in slot.models} == {BIG, EMB}
+        assert (await here.actor.on_get(GetSlot()))[0].reason == here.stored.reason, "without a look: as it was"
+        await here.actor.reconcile()
+        assert (await info(here)).state == "ready"
+
+    on(story)
+
+
 # --- by half -------------------------------------------------------------------------------------
+
+
+def test_with_one_model_of_the_active_profile_the_others_leave_too() -> None:
+    async def story(here: Setting) -> None:
+        await here.do(ActivateProfile("chat"))
+        said = await here.do(UnloadModel("emb"))
+        report = one(ModelReport, said)
+        assert (report.model, report.changed, report.deactivated) == ("emb:latest", True, "chat")
+        assert set(one(ProfileDeactivated, said).unloaded) == {BIG, EMB}
+        await asyncio.sleep(2)  # the smaller one's memory is within what readings vary by
+        assert (here.held, here.stored.state) == (set(), "empty")
+        again = one(ModelReport, await here.do(UnloadModel("emb")))
+        assert (again.changed, again.deactivated) == (False, None)
+
+    on(story)
 
 
 def test_what_left_of_two_is_said_though_the_other_is_stuck() -> None:

@@ -519,3 +519,13 @@ async def test_many_searches_run_at_once(made: House) -> None:
         for number in range(300):
             group.start_soon(search, number)
     assert len(results) == 300
+
+
+async def test_while_one_makes_way_for_another_only_the_one_that_holds_the_slot_is_active(house: House) -> None:
+    for name in ("leaving", "coming"):
+        await house.bus.ask(CreateProfile(ModelProfile(id=name, model="m")))
+    house.holds("leaving", "unloading", target="coming")
+    listed = await house.bus.ask(ListProfiles())
+    assert {each.profile.id: each.active for each in listed.profiles} == {"leaving": True, "coming": False}
+    for name in ("leaving", "coming"):
+        assert (await house.refused(DeleteProfile(name))).status == "conflict", "it is being changed all the same"
