@@ -51,3 +51,7 @@ class Failed(Unavailable):
 class ModelServerError(Exception):
     """A model server answered that it can't; its own words. The slot leaves or restores what
     was there and refuses with them."""
+
+
+class UnknownAdapter(LookupError):
+    """A model server doesn't have an adapter that a profile names, or has it twice."""

@@ -51,7 +51,7 @@ class Activation:
             group.create_task(effects.look({ref.server for ref in desk.slot.models}))
         profile = asked.result()
         if profile is None:
-            return [Refusal("not_found", f"there is no profile {command.profile}", "lakehouse profile list")]
+            return [Refusal("not_found", f"there is no profile {command.profile!r}", "lakehouse profile list")]
         desk.doubt()
         grounds = await self._checks.examine(profile, effects)
         if isinstance(grounds, Refusal):
@@ -129,7 +129,7 @@ class _Order:
             if stuck is not None:
                 desk.store.note([], self._origin)
                 failed = SlotFailed(self._profile.id, "unknown", stuck.reason)
-                said = [*self._effects.facts, *desk.changed(before), failed, stuck.refusal()]
+                said = [*self._effects.facts, *desk.changed(before), failed, desk.stuck(stuck)]
                 return await desk.conclude(said, ProfileActivated)
         self._effects.baseline = self._effects.baseline or self._grounds.gpus
         trouble = await self._come(self._profile, list(self._target.needs), plan.load, self._renewals())
@@ -185,8 +185,8 @@ class _Order:
             *deactivated(before, desk.slot, f"replaced by {name}, which failed"),
             SlotFailed(name, desk.slot.state, trouble.reason, restored),
         ]
-        where = f"profile {restored} is back" if restored else f"the slot is {desk.slot.state}: {why}"
-        refusal = trouble.refusal(f"profile {name}: {trouble.reason}; {where}")
+        where = f"profile {restored!r} is back" if restored else f"the slot is {desk.slot.state}: {why}"
+        refusal = trouble.refusal(f"profile {name!r}: {trouble.reason}; {where}")
         return await desk.conclude([*told, refusal], ProfileActivated)
 
     async def _restore(self, old: ProfileName) -> tuple[ProfileName | None, str]:
@@ -205,7 +205,7 @@ class _Order:
         if trouble is None:
             return old, ""
         stuck = await self._withdraw(trouble, old, refs, None)
-        return None, f"profile {old} could not be put back: {(stuck or trouble).reason}"
+        return None, f"profile {old!r} could not be put back: {(stuck or trouble).reason}"
 
     async def _withdraw(
         self, trouble: Trouble, name: ProfileName, needs: list[ModelRef], target: ProfileName | None
@@ -236,7 +236,7 @@ class _Order:
 def _overtaken(profile: ProfileName, slot: SlotDocument) -> Refusal:
     return Refusal(
         "conflict",
-        f"this activation of {profile} was carried out, and since then the slot is {slot.state}"
+        f"this activation of {profile!r} was carried out, and since then the slot is {slot.state}"
         + (f" with {slot.profile}" if slot.profile else ""),
         f"lakehouse profile activate {profile}",
     )

@@ -13,7 +13,7 @@ from actors.profile.core_eviction import Memory, Plan, known_sizes, plan
 from actors.profile.core_reconcile import find
 from actors.profile.desk import Desk
 from actors.profile.look import View
-from actors.profile.swap import Effects, unknown_hint
+from actors.profile.swap import UNREAD, Effects, unknown_hint
 from actors.profile.together import together
 from schemas.documents.index import IndexDocument
 from schemas.events.base import Refusal
@@ -22,8 +22,6 @@ from schemas.names import Bytes, IndexName
 from schemas.profile import ModelProfile
 
 log = structlog.get_logger("lakehouse.slot")
-
-UNREAD = GpuReading([], "none", "not asked")
 
 
 class Grounds(msgspec.Struct, frozen=True):
@@ -52,7 +50,7 @@ class Checks:
         if profile.adapters and profile.server != "llamacpp":
             return Refusal(
                 "invalid",
-                f"profile {profile.id} has adapters, which its server {profile.server} doesn't take",
+                f"profile {profile.id!r} has adapters, which its server {profile.server} doesn't take",
                 "merge them into the model, or serve it with llamacpp",
             )
         now = desk.clock.now()
@@ -108,20 +106,20 @@ class Checks:
         found = await self._desk.registry.load(IndexDocument, name)
         if found is None:
             return Refusal(
-                "not_found", f"profile {profile.id} names index {name}, and there is none", "lakehouse indexes"
+                "not_found", f"profile {profile.id!r} names index {name!r}, and there is none", "lakehouse indexes"
             )
         index = found[0]
         if index.backend != profile.vector_backend:
             return Refusal(
                 "invalid",
-                f"index {name} is served by {index.backend}, profile {profile.id} asks for {profile.vector_backend}",
+                f"index {name!r} is served by {index.backend}, profile {profile.id!r} wants {profile.vector_backend}",
                 f"set the profile's vector_backend to {index.backend}, or take the index out of it",
             )
         embeds = embedder_ref(index.embedder, self._desk.servers)
         if embeds is not None and embeds not in target.needs:
             return Refusal(
                 "invalid",
-                f"index {name} embeds its texts with {embeds}, which profile {profile.id} doesn't have in memory",
+                f"index {name!r} embeds its texts with {embeds}, which profile {profile.id!r} doesn't have in memory",
                 f"give the profile the embedder {embeds.model}, or take the index out of it",
             )
         return None

@@ -135,6 +135,11 @@ def gib(size: Bytes) -> str:
     return f"{size / 2**30:.1f} GiB" if abs(size) >= 2**30 else f"{size / 2**20:.0f} MiB"
 
 
+def called(server: ServerName) -> str:
+    """A model server as its own messages name it."""
+    return {"ollama": "Ollama", "llamacpp": "llama.cpp"}.get(server, server)
+
+
 def placed(model: LoadedModel) -> str:
     """How much of a model is on the GPU: `3.1 GiB of its 5.2 GiB are on the GPU`."""
     if model.size is None or model.size_vram is None:

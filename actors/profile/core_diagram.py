@@ -4,6 +4,7 @@ from typing import get_args
 
 from actors.profile.core import MEANING, TRANSITIONS, Happened
 from actors.profile.core_reconcile import GIVEN_UP_S, Presence, decide
+from actors.profile.core_settle import BLIND_S
 from actors.profile.look import BELIEVED_S
 from schemas.events.profile import ModelRef, SlotState
 
@@ -27,8 +28,8 @@ NOTES = """## Who leaves
 For an exclusive profile everything leaves but the models of persistent ones. For any other, an exclusive
 profile's models leave, and those of its own group, whose members take turns; the rest stays while there is
 room, else the set of models leaves that takes the fewest seconds to load again. A model that the profile
-needs and that is in memory as a whole isn't touched. A persistent exclusive profile makes way for nobody:
-deactivate it first.
+needs and that is in memory as a whole isn't touched. A persistent exclusive profile makes way for nobody while
+it is active: deactivate it first.
 
 When a model of the active profile leaves by itself, the profile is deactivated and what else it has in memory
 leaves too: an empty slot is one.
@@ -43,6 +44,17 @@ knows counts as nothing: the log says so of both.
 A model is out when its server no longer lists it, 90 % of what it held has come free, and two readings are
 within `[slot] settle_tolerance_mb`; when servers claimed more than they held, half of it will do after two
 seconds' rest. All of that within `[slot] unload_deadline_s` from the order to leave.
+
+Where GPU memory can't be read, a model is out when its server no longer lists it. Its memory may come free a moment
+later: a model that came up partly on the CPU because of that is unloaded and loaded once more, {blind:g} s later.
+
+The readings were tried on the driver library of the tests, not on a GPU: `python -m benchmarks.vram --allocate 4GiB`
+checks them on one.
+
+## What the slot doesn't see
+The slot governs what goes through it. A text search without a profile, and an index that catches up with its
+dataset, have their texts embedded by the index's own embedder: when that is a model of Ollama, Ollama loads it,
+also behind an exclusive profile. Make it the profile's embedder, too, or use the lexical one.
 
 ## unknown
 The old models didn't leave in time, a server doesn't answer, or a model is being stopped. `lakehouse profile

@@ -67,12 +67,13 @@ def plan(
     others = [model for model in running if model.ref not in keep]
     here = residents(members, [model.ref for model in running], active, target.profile)
     for each in here:
-        if each.persistent and each.exclusive and each.needs[0] not in target.needs:
+        if each.profile == active and each.persistent and each.exclusive and each.needs[0] not in target.needs:
             return Refusal(
                 "conflict",
-                f"profile {each.profile} is persistent and exclusive, and its model {each.needs[0]} is in memory",
+                f"profile {each.profile!r} is active, persistent and exclusive, with {each.needs[0]} in memory",
                 f"deactivate it first: lakehouse profile deactivate {each.profile}",
             )
+    here = [_as_it_stands(each, active) for each in here]
     must = [model for model in others if _must_leave(model, target, here)]
     fixed = next((model for model in must if model.fixed), None)
     if fixed is not None:
@@ -88,7 +89,8 @@ def plan(
     short = needed - memory.free - sum(reclaimed(model, memory) for model in must)
     chosen = cheapest(may, short, memory, now)
     if chosen is None:
-        return _no_room(target, load, [*must, *may], memory)
+        stay = [model for model in others if model not in must and model not in may]
+        return _no_room(target, load, [*must, *may], stay, here, memory)
     return Plan(_ordered([*must, *chosen], memory, now), load, keep, unsized(load, memory))
 
 
@@ -179,7 +181,7 @@ def unwelcome(
         if each.exclusive and ref not in each.needs:
             return Refusal(
                 "conflict",
-                f"model {ref} can't be loaded beside exclusive profile {each.profile}, whose model is {each.needs[0]}",
+                f"model {ref} can't come beside exclusive profile {each.profile!r}, whose model is {each.needs[0]}",
                 f"activate a profile that needs {ref.model}, or lakehouse profile deactivate {each.profile}",
             )
     for each in members:
@@ -190,7 +192,7 @@ def unwelcome(
         if strangers:
             return Refusal(
                 "conflict",
-                f"model {ref} is that of exclusive profile {each.profile}, and {strangers[0]} is in memory",
+                f"model {ref} is that of exclusive profile {each.profile!r}, and {strangers[0]} is in memory",
                 f"lakehouse profile activate {each.profile}, which unloads what is in its way",
             )
     return None
@@ -207,6 +209,12 @@ def no_room(ref: ModelRef, memory: Memory) -> Refusal | None:
         f"but {gib(memory.free)} of GPU memory are free",
         "unload something first (lakehouse vram shows what is loaded), or lower [slot] headroom_mb",
     )
+
+
+def _as_it_stands(each: Member, active: ProfileName | None) -> Member:
+    """A persistent exclusive profile that isn't active keeps nobody out: its model was only preloaded, for while it
+    was active nothing else came."""
+    return each if each.profile == active or not each.exclusive else msgspec.structs.replace(each, persistent=False)
 
 
 def _must_leave(model: LoadedModel, target: Member, here: Sequence[Member]) -> bool:
@@ -260,17 +268,29 @@ def _ordered(models: Sequence[LoadedModel], memory: Memory, now: Timestamp) -> t
     return tuple(sorted(models, key=lambda model: (cost(model, memory, now), model.ref)))
 
 
-def _no_room(target: Member, load: Sequence[ModelRef], leave: Sequence[LoadedModel], memory: Memory) -> Refusal:
+def _no_room(
+    target: Member,
+    load: Sequence[ModelRef],
+    leave: Sequence[LoadedModel],
+    stay: Sequence[LoadedModel],
+    here: Sequence[Member],
+    memory: Memory,
+) -> Refusal:
+    """With the arithmetic. `stay`: the models of persistent profiles, which are among `here`."""
     assert memory.free is not None
     wanted = [f"{ref.model} {gib(memory.sizes[ref])}" if ref in memory.sizes else f"{ref.model} ?" for ref in load]
     needed = sum(memory.sizes.get(ref, 0) for ref in load) + memory.headroom
     had = sum(reclaimed(model, memory) for model in leave)
     of = " + ".join(f"{model.model} {gib(reclaimed(model, memory))}" for model in leave)
+    kept = " + ".join(f"{model.model} {gib(reclaimed(model, memory))}" for model in stay)
+    owners = [each.profile for each in here if each.persistent and any(model.ref in each.needs for model in stay)]
+    lets_go = "".join(f"lakehouse profile deactivate {owner}, which is persistent; or " for owner in owners)
     return Refusal(
         "invalid",
-        f"profile {target.profile} needs {gib(needed)} of GPU memory ({' + '.join(wanted)} + headroom "
+        f"profile {target.profile!r} needs {gib(needed)} of GPU memory ({' + '.join(wanted)} + headroom "
         f"{gib(memory.headroom)}), but {gib(memory.free + had)} can be had: {gib(memory.free)} free + "
-        f"{gib(had)} of models that may leave{f' ({of})' if of else ''}",
-        "nothing was unloaded; use a smaller model or quantisation, or free memory that other programs hold "
+        f"{gib(had)} of models that may leave{f' ({of})' if of else ''}"
+        + (f"; persistent profiles keep {kept}" if kept else ""),
+        f"nothing was unloaded; {lets_go}use a smaller model or quantisation, or free memory that other programs hold "
         "(lakehouse vram)",
     )

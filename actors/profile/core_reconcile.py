@@ -83,15 +83,15 @@ def holder(
     return found if not found.exclusive or {model.ref for model in running} <= stays else None
 
 
-def why(found: Mapping[ModelRef, Presence], seen: Seen, reasons: Mapping[ServerName, str]) -> str:
-    """Why the slot isn't what it was, or should be: a clause for people."""
+def why(found: Mapping[ModelRef, Presence], seen: Seen, reasons: Mapping[ServerName, str], *, came: bool = True) -> str:
+    """Why the slot isn't what it was, or should be: a clause for people. `came`: the models were there before."""
     parts = []
     for ref, kind in found.items():
         model = find(ref, seen)
         if kind == "unseen":
             parts.append(reasons.get(ref.server) or f"{ref.server} doesn't answer")
         elif kind == "gone":
-            parts.append(f"{ref} left the memory")
+            parts.append(f"{ref} left the memory" if came else f"{ref} isn't listed")
         elif kind == "stopping":
             parts.append(f"{ref} is being stopped by its server")
         elif kind == "partial" and model is not None:

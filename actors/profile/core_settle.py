@@ -20,6 +20,10 @@ LIKELY = 0.5
 
 STEADY_S = 2.0
 
+BLIND_S = 1.0
+"""Where GPU memory can't be read, so long after an unload a load is tried once more that came up partly on the CPU:
+a model's memory comes free up to about half a second after its server has stopped listing it."""
+
 
 class Owed(msgspec.Struct, frozen=True):
     """Memory that unloaded models owe. `expected` None: nobody knows how much."""

@@ -124,6 +124,10 @@ class Desk:
         own = member(profile, self.servers).needs[0]
         return Terms(keep_alive_s(profile.keep_alive), profile.adapters, own, reason)
 
+    def stuck(self, trouble: Trouble) -> Refusal:
+        """Models didn't leave: why, and what the slot is because of it."""
+        return trouble.refusal(f"{trouble.reason}; the slot is {self.slot.state}")
+
     def silent(self, view: View, refs: Sequence[ModelRef]) -> Refusal | None:
         """A server that these models are on doesn't answer."""
         for server in dict.fromkeys(ref.server for ref in refs):

@@ -41,5 +41,5 @@ class Line:
 
     def busy(self) -> Refusal:
         """For whom won't wait."""
-        more = f", and {self.waiting} more wait" if self.waiting else ""
+        more = f", and {self.waiting} more wait{'s' if self.waiting == 1 else ''}" if self.waiting else ""
         return Refusal("conflict", f"{self._orders[0]} is under way{more}", "wait for it (wait=true), or try later")

@@ -11,6 +11,7 @@ import structlog
 
 from actors.errors import ModelServerError, Transient, Unavailable
 from actors.ports import Clock, Gpus, ModelServer
+from actors.profile.core import called
 from actors.profile.core_reconcile import find
 from actors.profile.together import together
 from schemas.events.profile import GpuReading, LoadedModel, ModelRef, ServerReport
@@ -174,7 +175,7 @@ class Lookout:
                 return await server.loaded()
             except (Unavailable, Transient, ModelServerError) as error:
                 return _Silence(str(error))
-        return _Silence(f"{server.name} at {server.url}: no answer within {within_s:g} s", hurried=True)
+        return _Silence(f"{called(server.name)} at {server.url}: no answer within {within_s:g} s", hurried=True)
 
     def _remember(self, name: ServerName, answer: "list[LoadedModel] | _Silence", asked: Seconds) -> None:
         """Looks may overlap: the one that asked later knows better, whichever is answered first."""

@@ -148,11 +148,13 @@ class Profiles(Actor):
         name = core.index_of(profile, query.index)
         if isinstance(name, Refusal):
             return (name,)
+        if name is None and await self._index(str(query.index)) is None:
+            return (_no_index(str(query.index)),)
         if name is None:
             return (core.forbidden(profile, str(query.index), list(self._known.values())),)
         index = self._indexes.get(name) or await self._index(name)
         if index is None:
-            return (Refusal("not_found", f"there is no index {name!r}", "lakehouse indexes lists them"),)
+            return (_no_index(name),)
         wrong = core.check_backend(profile, index)
         if wrong is not None:
             return (wrong,)
@@ -196,6 +198,10 @@ class Profiles(Actor):
 def _info(document: ProfileDocument, slot: SlotInfo) -> ProfileInfo:
     active = core.active(slot, document.profile.id)
     return ProfileInfo(document.profile, active, document.created, document.changed)
+
+
+def _no_index(name: IndexName) -> Refusal:
+    return Refusal("not_found", f"there is no index {name!r}", "lakehouse indexes lists them")
 
 
 def _unknown(name: ProfileName) -> Refusal:

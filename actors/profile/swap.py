@@ -8,12 +8,12 @@ from collections.abc import Collection, Mapping, Sequence
 import anyio
 import msgspec
 
-from actors.errors import ModelServerError, Transient, Unavailable
+from actors.errors import ModelServerError, Transient, Unavailable, UnknownAdapter
 from actors.ports import Bus, Clock, ModelServer
 from actors.profile.config import SlotConfig
-from actors.profile.core import placed
+from actors.profile.core import called, placed
 from actors.profile.core_reconcile import Presence, presence, why
-from actors.profile.core_settle import Owed, Sample, awaited
+from actors.profile.core_settle import BLIND_S, Owed, Sample, awaited, owed
 from actors.profile.look import LOOK_S, Lookout, View
 from actors.profile.together import Stopwatch, together
 from actors.profile.unload_watch import UnloadWatch
@@ -22,6 +22,10 @@ from schemas.events.base import Progress, Refusal, RefusalStatus
 from schemas.events.profile import GpuReading, LoadedModel, ModelLoaded, ModelRef, ModelUnloaded
 from schemas.names import Bytes, Seconds, ServerName
 from schemas.profile import Adapter
+
+ADAPTER_HINT = "start llama-server with --lora FILE, or take the adapter out of the profile"
+
+UNREAD = GpuReading([], "none", "not asked")
 
 FIRST_POLL_S, LAST_POLL_S, POLL_SHARE = 0.004, 0.25, 0.04
 """The pause between polls is a share of the wait so far, within these: what is noticed late stays a
@@ -83,6 +87,7 @@ class Effects:
         self.renewed: list[ModelRef] = []  # may have other adapters and keep-alives than before
         self.view = View({})  # the last look
         self.baseline: GpuReading | None = None  # before anything was loaded
+        self._freeing = False  # this order has unloaded what was on the GPU
         self._drift = 0  # bytes that other models, which left or came, made free during the last unload
 
     def awaited(self, debt: Owed) -> Bytes | None:
@@ -126,10 +131,11 @@ class Effects:
             if deadline.cancelled_caught:
                 self._gone(watching.left(), watching, began, reason)
                 return Trouble(
-                    f"not out of memory after {self._config.unload_deadline_s:g} s: {watching.why()}",
+                    f"models haven't left the memory after {self._config.unload_deadline_s:g} s: {watching.why()}",
                     hint="`lakehouse vram` shows what is there; restart the model server when it doesn't let go",
                 )
         self.baseline = watching.reading
+        self._freeing = self._freeing or any(model.size_vram for model in leaving)
         self._gone(leaving, watching, began, reason)
         return None
 
@@ -199,6 +205,8 @@ class Effects:
                     return trouble
             if load or renew:
                 trouble = await self._check(needs)
+                if trouble is not None and (early := self._too_early(load, needs)):
+                    trouble = await self._once_more(trouble, early, needs, terms, took)
                 if trouble is not None:
                     return trouble
         for model in self.view.of(list(took)):
@@ -207,6 +215,39 @@ class Effects:
                 ModelLoaded(model.server, model.model, model.size, model.size_vram, took[model.ref], terms.reason)
             )
         return None
+
+    def _too_early(self, load: Sequence[ModelRef], needs: Sequence[ModelRef]) -> list[LoadedModel]:
+        """Models that may be partly on the CPU only because nobody could see that the memory of those before them
+        wasn't free yet."""
+        if not self._freeing or (self.baseline is not None and self.baseline.free is not None):
+            return []
+        found = self.presences(needs, self.view)
+        partial = [ref for ref in needs if found[ref] == "partial"]
+        return (
+            self.view.of(partial) if set(found.values()) <= {"whole", "partial"} and set(partial) <= set(load) else []
+        )
+
+    async def _once_more(
+        self,
+        trouble: Trouble,
+        early: Sequence[LoadedModel],
+        needs: Sequence[ModelRef],
+        terms: Terms,
+        took: dict[ModelRef, Seconds],
+    ) -> Trouble | None:
+        """They leave, and after a pause come again."""
+        stuck = await self.unload(early, owed(UNREAD, early), "came too early")
+        if stuck is not None:
+            return trouble
+        await self._clock.sleep(BLIND_S)
+        for model in early:
+            began = self._clock.monotonic()
+            failed = await self._load_one(model.ref, terms)
+            if failed is not None:
+                return failed
+            took[model.ref] = self._clock.monotonic() - began
+        self._freeing = False  # once
+        return await self._check(needs)
 
     async def _load_one(self, ref: ModelRef, terms: Terms) -> Trouble | None:
         adapters = terms.adapters if ref == terms.adapted else ()
@@ -223,10 +264,14 @@ class Effects:
                     await self._clock.sleep(error.delay_s)
                 except Unavailable as error:
                     return Trouble(str(error), "unavailable", f"see that {ref.server} runs")
+                except UnknownAdapter as error:
+                    return Trouble(_words(error), "not_found", ADAPTER_HINT)
                 except LookupError as error:
                     return Trouble(_words(error), "not_found", unknown_hint(ref))
                 except ModelServerError as error:
-                    return Trouble(str(error))
+                    return Trouble(
+                        str(error), hint=f"the log of {called(ref.server)} says why it can't load {ref.model}"
+                    )
         return Trouble(
             f"model {ref} wasn't loaded within {self._config.load_deadline_s:g} s", hint="raise [slot] load_deadline_s"
         )
@@ -249,10 +294,10 @@ class Effects:
             each = "; ".join(f"{model.ref}: {placed(model)}" for model in partial)
             return Trouble(
                 f"loaded, but not wholly on the GPU: {each}",
-                hint="use a smaller model or quantisation, or allow it with [slot] allow_partial",
+                hint=_partial_hint(partial),
             )
         status: RefusalStatus = "unavailable" if "unseen" in found.values() else "conflict"
-        return Trouble(f"said to be loaded, but {why(found, self.view.seen, self.view.reasons)}", status)
+        return Trouble(f"said to be loaded, but {why(found, self.view.seen, self.view.reasons, came=False)}", status)
 
     def presences(self, refs: Sequence[ModelRef], view: View) -> dict[ModelRef, Presence]:
         now = self._clock.now()
@@ -271,6 +316,13 @@ def unknown_hint(ref: ModelRef) -> str:
     if ref.server == "ollama":
         return f"ollama pull {ref.model}"
     return "put its GGUF where llama-server finds it, and name it as llama-server does"
+
+
+def _partial_hint(partial: Sequence[LoadedModel]) -> str:
+    """Where nothing at all is on a GPU, there is none: a smaller model wouldn't help."""
+    if not any(model.size_vram for model in partial):
+        return "set `[slot] allow_partial = true` when the model server has no GPU; else see that it finds its GPU"
+    return "use a smaller model or quantisation, or allow it with `[slot] allow_partial = true`"
 
 
 def _words(error: LookupError) -> str:

@@ -37,7 +37,7 @@ class Unloading:
         profile = await desk.profile(name)
         holds = before.profile == name and before.state != "empty"
         if profile is None and not holds:
-            return [Refusal("not_found", f"there is no profile {name}", "lakehouse profile list")]
+            return [Refusal("not_found", f"there is no profile {name!r}", "lakehouse profile list")]
         if holds:
             refs = before.models
         else:
@@ -65,7 +65,7 @@ class Unloading:
         stuck = await self._leave(effects, out, gpus, "asked", name, doubtful, origin, away.removeprefix("; "))
         said: list[Fact | Refusal] = [*effects.facts, *desk.changed(before)]
         if stuck is not None:
-            said += [SlotFailed(name, desk.slot.state, stuck.reason), stuck.refusal()]
+            said += [SlotFailed(name, desk.slot.state, stuck.reason), desk.stuck(stuck)]
         else:
             said.append(ProfileDeactivated(name, f"asked{away}", [model.ref for model in out]))
         return await desk.conclude(said, ProfileDeactivated)
@@ -74,7 +74,7 @@ class Unloading:
         desk, before, began = self._desk, self._desk.slot, self._desk.clock.monotonic()
         effects = desk.effects(command.model)
         _, gpus = await effects.both({command.server} if command.server is not None else ())
-        ref = await find_model(desk, effects, command.model, command.server)
+        ref = await find_model(desk, effects, command.model, command.server, "lakehouse vram shows what is loaded")
         if isinstance(ref, Refusal):
             return [ref]
         found = effects.view.of([ref])
@@ -92,7 +92,7 @@ class Unloading:
         gone = deactivated(before, desk.slot, f"its model {ref} was unloaded", [model.ref for model in found])
         said += gone
         if stuck is not None:
-            said += [SlotFailed(before.profile, desk.slot.state, stuck.reason), stuck.refusal()]
+            said += [SlotFailed(before.profile, desk.slot.state, stuck.reason), desk.stuck(stuck)]
         else:
             name = gone[0].profile if gone else None
             took = self._ms(began)
@@ -178,9 +178,11 @@ def _fixed(out: Sequence[LoadedModel]) -> Refusal | None:
     )
 
 
-async def find_model(desk: Desk, effects: Effects, model: ModelName, server: ServerName | None) -> ModelRef | Refusal:
+async def find_model(
+    desk: Desk, effects: Effects, model: ModelName, server: ServerName | None, hint: str = ""
+) -> ModelRef | Refusal:
     """At the server that was named; else at the one that has it in memory; else at the one that knows it. Servers
-    that were hurried are asked last, with time: `effects.view` is then another one."""
+    that were hurried are asked last, with time: `effects.view` is then another one. `hint`: where it is nowhere."""
     if server is not None and server not in desk.servers:
         return Refusal("not_found", f"no server {server} is configured", "see [models] in lakehouse.toml")
     names = list(desk.servers) if server is None else [server]
@@ -215,5 +217,5 @@ async def find_model(desk: Desk, effects: Effects, model: ModelName, server: Ser
     asked = " or ".join(ref.server for ref in refs if ref.server not in silent)
     beside = "".join(f"; {refusal.reason}" for refusal in silent.values())
     return Refusal(
-        "not_found", f"{asked} has no model {model}{beside}", f"ollama pull {model}, or add it to llama-server"
+        "not_found", f"{asked} has no model {model}{beside}", hint or f"ollama pull {model}, or add it to llama-server"
     )

@@ -8,7 +8,7 @@ from urllib.parse import quote, urlsplit
 
 import msgspec
 
-from actors.errors import ModelServerError
+from actors.errors import ModelServerError, UnknownAdapter
 from daemon.models.http import ServerHttp
 from daemon.models.llamacpp_listing import Model, adapter_names
 from schemas.profile import Adapter
@@ -24,25 +24,25 @@ class Lora(msgspec.Struct, frozen=True):
 
 def wanted_scales(have: Sequence[Lora], adapters: Sequence[Adapter]) -> dict[int, float]:
     """Scale by id, for every id, so that nothing hangs on what the server makes of one left out.
-    Raises LookupError for an adapter that isn't there or is there twice."""
+    Raises UnknownAdapter for one that isn't there or is there twice."""
     scales = {lora.id: 0.0 for lora in have}
     for adapter in adapters:
         found = [lora for lora in have if adapter.name in adapter_names(lora.path)]
         if len(found) != 1:
-            raise LookupError(_sentence(adapter.name, [lora.path for lora in have], twice=len(found) > 1))
+            raise UnknownAdapter(_sentence(adapter.name, [lora.path for lora in have], twice=len(found) > 1))
         scales[found[0].id] = adapter.scale
     return scales
 
 
 def check_adapters(model: Model, adapters: Sequence[Adapter]) -> None:
-    """Before a router's model is loaded: its process would get these. Raises LookupError."""
+    """Before a router's model is loaded: its process would get these. Raises UnknownAdapter."""
     wanted_scales([Lora(id, path, 0.0) for id, path in enumerate(model.adapters)], adapters)
 
 
 async def apply_adapters(http: ServerHttp, own: ServerHttp | None, model: Model, adapters: Sequence[Adapter]) -> None:
     """Sets every adapter of a loaded model and reads them back: the server answers 200 to ids that
     it doesn't have. `own` is the process that has the model: a router routes a request by its body's
-    `model`, and because this body is a list, it refuses it. Raises LookupError, and ModelServerError
+    `model`, and because this body is a list, it refuses it. Raises UnknownAdapter, and ModelServerError
     when the scales can't be set."""
     path = "/lora-adapters"
     query = f"?model={quote(model.id, safe='')}&autoload=false" if model.router else ""
@@ -78,4 +78,4 @@ def _sentence(name: str, paths: Sequence[str], *, twice: bool) -> str:
     if twice:
         return f"the adapter {name} is there more than once: {', '.join(paths)}; name it by its path"
     has = ", ".join(adapter_names(path)[0] for path in paths) or "none"
-    return f"there is no adapter {name}; the server was started with {has} (--lora FILE)"
+    return f"there is no adapter {name}; the server was started with {has}"

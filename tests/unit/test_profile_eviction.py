@@ -139,6 +139,17 @@ def test_of_equal_cost_the_one_that_would_leave_soonest_goes() -> None:
     assert names(plan(target, running, [target], None, memory(0, t=4), NOW))[0] == ["c"]
 
 
+@pytest.mark.parametrize("exclusive", [True, False])
+def test_only_the_active_profile_makes_way_for_nobody(exclusive: bool) -> None:
+    """A model of it that was preloaded, or that a user's client has loaded, blocks no one."""
+    target, keeper = who("t", "t", exclusive=exclusive), who("p", "p", persistent=True)
+    members, free = [target, keeper], memory(20, t=4)
+    assert names(plan(target, [run("p")], members, None, free, NOW)) == (["p"], ["t"], [])
+    refused = plan(target, [run("p")], members, "p", free, NOW)
+    assert isinstance(refused, Refusal)
+    assert refused.reason == "profile 'p' is active, persistent and exclusive, with ollama/p in memory"
+
+
 # --- admission ---------------------------------------------------------------------------------
 
 
@@ -149,10 +160,13 @@ def test_what_cant_fit_is_refused_with_the_arithmetic() -> None:
     assert isinstance(refused, Refusal)
     assert refused.status == "invalid"
     assert refused.reason == (
-        "profile t needs 9.6 GiB of GPU memory (t 9.0 GiB + e 307 MiB + headroom 307 MiB), but 8.1 GiB can be had: "
-        "2.0 GiB free + 6.1 GiB of models that may leave (a 6.1 GiB)"
+        "profile 't' needs 9.6 GiB of GPU memory (t 9.0 GiB + e 307 MiB + headroom 307 MiB), but 8.1 GiB can be had: "
+        "2.0 GiB free + 6.1 GiB of models that may leave (a 6.1 GiB); persistent profiles keep p 3.0 GiB"
     )
-    assert "nothing was unloaded" in refused.hint
+    assert refused.hint.startswith("nothing was unloaded; lakehouse profile deactivate p, which is persistent; or use")
+    alone = plan(target, [run("a", 6.1)], members, None, memory(2, 0.3, t=9, e=0.3), NOW)
+    assert isinstance(alone, Refusal)
+    assert "persistent" not in alone.reason + alone.hint
 
 
 def test_headroom_is_needed_to_the_byte() -> None:
@@ -239,7 +253,7 @@ def acceptable(
     for model in running:
         name = model.model
         holders = [each for each in resident if ref(name) in each.needs]
-        persists = any(each.persistent for each in holders)
+        persists = any(each.persistent and (each.profile == active or not each.exclusive) for each in holders)
         if name in needs:
             half = model.expires_at is not None and model.expires_at <= NOW
             if half != (name in gone):
@@ -281,8 +295,9 @@ def test_the_plan_is_the_cheapest_of_all_acceptable_ones(
         if short(gone) <= 0 or all(need.model in here and need.model not in gone for need in target.needs)
     ]
     if isinstance(found, Refusal) and found.status == "conflict":
-        blocker = next(each for each in members if f"profile {each.profile} " in found.reason)
+        blocker = next(each for each in members if f"profile {each.profile!r} " in found.reason)
         assert blocker.persistent
+        assert blocker.profile == active
         assert blocker.exclusive
         assert blocker.needs[0] not in target.needs
         return
@@ -335,7 +350,7 @@ def test_nothing_is_loaded_beside_an_exclusive_profile_but_its_own_and_persisten
     running = [run("a")]
     refused = unwelcome(ref("n"), running, members, "a")
     assert isinstance(refused, Refusal)
-    assert "exclusive profile a" in refused.reason
+    assert "exclusive profile 'a'" in refused.reason
     assert unwelcome(ref("x"), running, members, None) is not None
     assert unwelcome(ref("e"), running, members, "a") is None
     assert unwelcome(ref("p"), running, members, "a") is None

@@ -185,11 +185,11 @@ def test_everything_that_is_missing_is_said_before_anything_is_touched() -> None
             profile = msgspec.structs.replace(CODE, **change)
             here.registry.put("code", ProfileDocument(profile=profile, created=EPOCH, changed=EPOCH))
 
-        refused(await here.do(ActivateProfile("nobody")), "not_found", "no profile nobody")
+        refused(await here.do(ActivateProfile("nobody")), "not_found", "no profile 'nobody'")
         put(indexes=["nowhere"])
-        refused(await here.do(ActivateProfile("code")), "not_found", "index nowhere")
+        refused(await here.do(ActivateProfile("code")), "not_found", "index 'nowhere'")
         put(indexes=["docs"], vector_backend="lance")
-        refused(await here.do(ActivateProfile("code")), "invalid", "served by hnsw", "asks for lance")
+        refused(await here.do(ActivateProfile("code")), "invalid", "served by hnsw", "wants lance")
         here.registry.put("other", index("other", EmbedderSpec("ollama", "side")))
         put(indexes=["other"])
         refused(await here.do(ActivateProfile("code")), "invalid", "embeds its texts with ollama/side:latest")
@@ -232,7 +232,7 @@ def test_a_model_that_is_partly_on_the_cpu_is_refused_and_the_old_profile_restor
     async def story(here: Setting) -> None:
         await here.do(ActivateProfile("chat"))
         said = await here.do(ActivateProfile("liar"))
-        refused(said, "conflict", "GiB of its 30.0 GiB are on the GPU", "profile chat is back", "allow_partial")
+        refused(said, "conflict", "GiB of its 30.0 GiB are on the GPU", "profile 'chat' is back", "allow_partial")
         failed = one(SlotFailed, said)
         assert (failed.profile, failed.state, failed.restored) == ("liar", "ready", "chat")
         assert [each for each in said if isinstance(each, SlotChanged | ProfileDeactivated)] == []
@@ -266,7 +266,12 @@ def test_an_unload_that_never_completes_leaves_the_slot_unknown_in_15_s() -> Non
         began = here.clock.monotonic()
         said = await here.do(ActivateProfile("code"))
         assert 15 <= here.clock.monotonic() - began <= 15.1
-        refused(said, "conflict", "not out of memory after 15 s", "ollama/big:latest is still listed")
+        refused(
+            said,
+            "conflict",
+            "models haven't left the memory after 15 s: ollama/big:latest is still listed",
+            "the slot is unknown",
+        )
         assert one(SlotFailed, said).state == "unknown"
         assert (here.stored.state, here.stored.profile, here.stored.target) == ("unknown", "chat", "code")
         (info,) = await here.actor.on_get(GetSlot(look=True))
@@ -564,7 +569,7 @@ def test_a_preload_never_evicts() -> None:
         refused(await here.do(PreloadModel("huge")), "invalid", "40.0 GiB + 256 MiB headroom", "23.6 GiB")
         refused(await here.do(PreloadModel("nowhere")), "not_found", "ollama pull nowhere")
         await here.do(ActivateProfile("chat"))
-        refused(await here.do(PreloadModel("side")), "conflict", "exclusive profile chat")
+        refused(await here.do(PreloadModel("side")), "conflict", "exclusive profile 'chat'")
         assert one(ModelReport, await here.do(PreloadModel("emb"))).changed is False
         assert here.held == {BIG, EMB}
 
