@@ -95,7 +95,7 @@ def page() -> str:
         _table(["What happens", "Means", *TRANSITIONS], [_row(happened) for happened in MEANING]),
         "## What a look at the servers makes of it",
         _table(["The servers report", *_states()], [[text, *_after(kinds)] for text, kinds in SEEN.items()]),
-        NOTES.format(given_up=GIVEN_UP_S / 60, believed=BELIEVED_S).strip(),
+        NOTES.format(given_up=GIVEN_UP_S / 60, believed=BELIEVED_S, blind=BLIND_S).strip(),
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -615,7 +615,7 @@ def test_a_profile_that_is_put_back_has_its_own_adapters_again() -> None:
             raise ModelServerError("out of memory")
 
         here.ollama.load = load  # type: ignore[method-assign]
-        refused(await here.do(ActivateProfile("loud")), "conflict", "out of memory", "gguf is back")
+        refused(await here.do(ActivateProfile("loud")), "conflict", "out of memory", "profile 'gguf' is back")
         assert here.llamacpp.adapters == {"gguf": [Adapter("style", 0.5)]}
 
     on(story)
