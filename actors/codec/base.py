@@ -1,0 +1,41 @@
+"""What every codec family is to the rest: four functions on arrays.
+
+A family's state (codebooks, scales of the whole, rotation) and codes are plain dicts of arrays, so
+that they are stored as safetensors as they are.
+
+    fit     learns the state from calibration rows
+    encode  rows to codes, in chunks if need be
+    decode  codes to rows
+    charge  what state and codes take, all of it
+
+Shapes: X (n, d) float32, rows are what is quantised; codes are whatever the family says, first axis n.
+"""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from schemas.codec import Charge, CodecParams
+
+Arrays = Mapping[str, NDArray[np.generic]]
+
+
+class CodecError(ValueError):
+    """Something is wrong with what was asked; said before any work is done. Names the parameter,
+    the numbers, and what would be right."""
+
+
+class FamilyCodec(Protocol):
+    def fit(self, rows: NDArray[np.float32], params: CodecParams, rng: np.random.Generator) -> Arrays:
+        """rows: (n, d) calibration rows, C order. Raises CodecError for too few of them."""
+        ...
+
+    def encode(self, state: Arrays, rows: NDArray[np.float32], params: CodecParams) -> Arrays: ...
+
+    def decode(self, state: Arrays, codes: Arrays, params: CodecParams) -> NDArray[np.float32]:
+        """(n, d) float32."""
+        ...
+
+    def charge(self, state: Arrays, codes: Arrays, params: CodecParams) -> Charge: ...
