@@ -26,8 +26,7 @@ def checked(rows: NDArray[np.float32]) -> NDArray[np.float32]:
 def subspaces(params: CodecParams, d: int) -> list[slice]:
     """Runs of columns that a code stands for. `subspaces` that don't divide d make the first ones
     one column wider; `dsub` has to divide it."""
-    if (params.subspaces is None) == (params.dsub is None):
-        raise CodecError(f"{params.family} takes one of subspaces and dsub, got {params.subspaces} and {params.dsub}")
+    _check_one_given(params)
     count = params.subspaces or d // group_width(params, d)
     if count > d:
         raise CodecError(f"subspaces = {count} is more than the {d} columns")
@@ -37,6 +36,7 @@ def subspaces(params: CodecParams, d: int) -> list[slice]:
 
 def group_width(params: CodecParams, d: int) -> int:
     """Values that share a code, where all groups are of one width."""
+    _check_one_given(params)
     width = params.dsub or d // (params.subspaces or d)
     if width < 1 or d % width or (params.subspaces or d // width) * width != d:
         divisors = [i for i in range(1, min(d, 64) + 1) if d % i == 0]
@@ -68,3 +68,8 @@ def charge(state: Arrays, codes: Arrays, params: CodecParams) -> Charge:  # noqa
         scales=sum(size[name] for name in size if name in ("scales", "unit")),
         rotation=size.get("rotation", 0),
     )
+
+
+def _check_one_given(params: CodecParams) -> None:
+    if (params.subspaces is None) == (params.dsub is None):
+        raise CodecError(f"{params.family} takes one of subspaces and dsub, got {params.subspaces} and {params.dsub}")
