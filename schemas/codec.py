@@ -42,6 +42,7 @@ class CodecParams(msgspec.Struct, frozen=True, kw_only=True):
     bits: Annotated[int, Meta(ge=1, le=8)] | None = None  # scalar, rotated, gptq
     group: Annotated[int, Meta(ge=1)] | None = None  # values that share a scale; None: a row does
     clip: Clip = "absmax"
+    zero_point: bool = False  # scalar, gptq: an asymmetric grid, for 8 bits more a group
     residual: Residual | None = None
     rotation: Rotation = "identity"
     distance: Distance = "adc_u8"
@@ -55,7 +56,7 @@ class CodecParams(msgspec.Struct, frozen=True, kw_only=True):
         """What a compiled kernel or a rotation depends on: everything but the seed and the row counts."""
         left_out = {"seed", "calibration_rows", "measurement_rows"}
         fields = {name: getattr(self, name) for name in self.__struct_fields__ if name not in left_out}
-        return msgspec.json.encode({name: value for name, value in sorted(fields.items())}).decode()
+        return msgspec.json.encode(dict(sorted(fields.items()))).decode()
 
 
 class Charge(msgspec.Struct, frozen=True):

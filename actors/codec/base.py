@@ -21,6 +21,9 @@ from schemas.codec import Charge, CodecParams
 
 Arrays = Mapping[str, NDArray[np.generic]]
 
+ENCODER = "encoder."
+"""State under names that start so is needed to encode only: it isn't kept with an artifact, nor charged."""
+
 
 class CodecError(ValueError):
     """Something is wrong with what was asked; said before any work is done. Names the parameter,
@@ -29,7 +32,8 @@ class CodecError(ValueError):
 
 class FamilyCodec(Protocol):
     def fit(self, rows: NDArray[np.float32], params: CodecParams, rng: np.random.Generator) -> Arrays:
-        """rows: (n, d) calibration rows, C order. Raises CodecError for too few of them."""
+        """rows: (n, d) calibration rows, C order; for gptq, what comes into the layer in place of rows of its weights.
+        Raises CodecError for too few of them."""
         ...
 
     def encode(self, state: Arrays, rows: NDArray[np.float32], params: CodecParams) -> Arrays: ...
