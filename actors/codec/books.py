@@ -54,6 +54,12 @@ def stages(params: CodecParams) -> list[int]:
     return [params.centroids] + [params.residual.centroids] * params.residual.depth
 
 
+def rms(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(n,) root mean square of each row."""
+    squares: NDArray[np.float64] = np.mean(np.square(rows, dtype=np.float64), axis=1)
+    return np.sqrt(squares).astype(np.float32)
+
+
 def as_codes(codes: NDArray[np.intp], centroids: int) -> NDArray[np.unsignedinteger]:
     return codes.astype(np.uint8 if centroids <= 256 else np.uint16)
 

@@ -57,11 +57,17 @@ def lloyd(
 def nearest(points: Floats, centroids: Floats) -> tuple[NDArray[np.intp], NDArray[np.floating]]:
     """For each point the nearest centroid and |c|^2 - 2 x.c, its squared distance less |x|^2.
     Runs in the type of the points."""
+    codes, scores = nearest_few(points, centroids, 1)
+    return codes[0], scores[0]
+
+
+def nearest_few(points: Floats, centroids: Floats, count: int) -> tuple[NDArray[np.intp], NDArray[np.floating]]:
+    """The same for the `count` nearest of each point, (count, n), the nearest first."""
     n, k = len(points), len(centroids)
     weights = np.ascontiguousarray(-2 * centroids.T)  # (d, k)
     squares = np.einsum("kd,kd->k", centroids, centroids)
-    codes = np.empty(n, dtype=np.intp)
-    scores = np.empty(n, dtype=points.dtype)
+    codes = np.empty((count, n), dtype=np.intp)
+    scores = np.empty((count, n), dtype=points.dtype)
     rows = max(1, BLOCK_FLOATS // k)
     buffer = np.empty((min(rows, n), k), dtype=points.dtype)
     places = np.arange(min(rows, n)) * k
@@ -70,8 +76,12 @@ def nearest(points: Floats, centroids: Floats) -> tuple[NDArray[np.intp], NDArra
         distances = buffer[: block.stop - first]
         np.matmul(points[block], weights, out=distances)
         distances += squares
-        distances.argmin(axis=1, out=codes[block])
-        scores[block] = distances.ravel()[places[: len(distances)] + codes[block]]
+        for rank in range(count):
+            distances.argmin(axis=1, out=codes[rank, block])
+            place = places[: len(distances)] + codes[rank, block]
+            scores[rank, block] = distances.ravel()[place]
+            if rank + 1 < count:
+                distances.ravel()[place] = np.inf
     return codes, scores
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from actors.codec.base import CodecError
-from actors.codec.kmeans import Clusters, Seeding, lloyd, nearest, plusplus, sample
+from actors.codec.kmeans import Clusters, Seeding, lloyd, nearest, nearest_few, plusplus, sample
 
 SEEDINGS: list[Seeding] = ["sample", "plusplus"]
 
@@ -36,6 +36,15 @@ def test_nearest_is_the_nearest(n: int, k: int, d: int, dtype: type[np.floating]
     assert np.allclose(squares[np.arange(n), codes], least, atol=1e-5)  # ties in float32 may go either way
     assert np.allclose(scores + np.square(points).sum(axis=1), least, atol=1e-5)
     assert scores.dtype == dtype
+
+
+def test_the_nearest_few_are_in_order_and_none_is_nearer() -> None:
+    rng = np.random.default_rng(0)
+    points, centroids = rng.standard_normal((3000, 3)), rng.standard_normal((300, 3))  # several blocks
+    codes, scores = nearest_few(points, centroids, 7)
+    squares = np.square(points[:, None] - centroids[None]).sum(axis=2)
+    assert np.array_equal(codes.T, np.argsort(squares, axis=1)[:, :7])
+    assert np.allclose(scores.T + np.square(points).sum(axis=1)[:, None], np.sort(squares, axis=1)[:, :7])
 
 
 @pytest.mark.parametrize("seeding", SEEDINGS)

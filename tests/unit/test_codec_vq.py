@@ -139,12 +139,12 @@ def test_search_ends_where_no_single_stage_can_do_better() -> None:
     rng = np.random.default_rng(0)
     groups = rng.standard_normal((300, 2)).astype(np.float32)
     books = [(rng.standard_normal((6, 2)) / 2**i).astype(np.float32) for i in range(3)]
-    codes = search(groups, books, None, sweeps=50)
+    codes = search(groups, books, sweeps=50)
     found = np.square(groups - summed(books, codes)).sum(axis=1)
     sums = np.array([books[0][a] + books[1][b] + books[2][c] for a, b, c in itertools.product(range(6), repeat=3)])
     best = np.square(groups[:, None] - sums[None]).sum(axis=2).min(axis=1)
     assert (found >= best - 1e-5).all()
-    greedy = np.square(groups - summed(books, search(groups, books, None, sweeps=0))).sum(axis=1)
+    greedy = np.square(groups - summed(books, search(groups, books, starts=1, sweeps=0))).sum(axis=1)
     assert (found <= greedy + 1e-5).all()
     assert found.mean() < 0.8 * greedy.mean() + 0.2 * best.mean()
     for i in range(3):

@@ -26,7 +26,7 @@ def fit(rows: NDArray[np.float32], params: CodecParams, rng: np.random.Generator
     rows = books.checked(rows)
     rotation.check(params, *rows.shape)
     runs = books.subspaces(params, rows.shape[1])
-    unit = unit_of(rows)
+    unit = unit_of(books.rms(rows))
     rows = rows / unit
     state: dict[str, NDArray[np.generic]] = {"unit": unit}
     if params.rotation == "opq":

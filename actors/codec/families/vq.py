@@ -49,7 +49,7 @@ def training_groups(
     if params.rotation == "opq":
         raise CodecError(f"{params.family} shares one codebook: rotation is hadamard or identity, opq fits PQ only")
     rotation.check(params, *rows.shape)
-    unit = unit_of(_rms(rows))
+    unit = unit_of(books.rms(rows))
     groups, _ = grouped(rows, {"unit": unit}, params)
     most = POINTS_PER_CENTROID * max(centroids, 256)
     if len(groups) > most:
@@ -65,7 +65,7 @@ def grouped(
     rows = books.checked(rows)
     width = books.group_width(params, rows.shape[1])
     unit = state["unit"].astype(np.float32)
-    scales = to_halves(_rms(rows), unit, "row scale")
+    scales = to_halves(books.rms(rows), unit, "row scale")
     divisor = from_halves(scales, unit)
     divisor[divisor == 0] = np.inf  # rows of nothing, which decode to zeros
     return rotation.rotate(rows / divisor[:, None], state, params).reshape(-1, width), scales
@@ -76,9 +76,3 @@ def ungrouped(
 ) -> NDArray[np.float32]:
     rows = rotation.rotate_back(groups.reshape(len(scales), -1), state, params)
     return rows * from_halves(scales.astype(np.float16), state["unit"].astype(np.float32))[:, None]
-
-
-def _rms(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(n,) root mean square of each row."""
-    squares: NDArray[np.float64] = np.mean(np.square(rows, dtype=np.float64), axis=1)
-    return np.sqrt(squares).astype(np.float32)
