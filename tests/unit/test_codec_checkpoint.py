@@ -17,17 +17,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from actors.codec.base import CodecError
-from actors.codec.checkpoint import (
-    Checkpoint,
-    byte_chunks,
-    open_checkpoint,
-    read_array,
-    read_matrix,
-    row_chunks,
-)
+from actors.codec.checkpoint import Checkpoint, open_checkpoint
 from actors.codec.dtypes import BITS, from_float32, to_float32
 from actors.codec.header import CheckpointError, Planned, parse_header
 from actors.codec.shard_writer import TEMPORARY, write_arrays, write_index, write_shard
+from actors.codec.stored import byte_chunks, read_array, read_matrix, row_chunks
 
 Described = dict[str, tuple[str, Sequence[int], bytes]]  # name -> dtype, shape, data
 
@@ -235,6 +229,9 @@ def test_a_file_that_shrinks_after_it_was_opened_is_an_error_not_a_crash(tmp_pat
     path.write_bytes(path.read_bytes()[:-4])
     with pytest.raises(CheckpointError, match="x: truncated since it was opened"):
         read_matrix(tensor)
+    path.unlink()
+    with pytest.raises(CheckpointError, match="x: can't be read: No such file"):
+        read_array(tensor)
 
 
 @pytest.mark.parametrize(
