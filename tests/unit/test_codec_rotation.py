@@ -146,11 +146,14 @@ def test_identity_leaves_rows_as_they_are() -> None:
     assert rotation.rotate_back(rows, {}, params) is rows
 
 
-@given(st.floats(width=32, allow_nan=False, allow_infinity=False, min_value=-(2.0**126), max_value=2.0**126))
-def test_bf16_is_the_nearest_with_ties_to_even(value: float) -> None:
-    """Oracle: the two neighbours that cutting off 16 bits leaves."""
-    bits = int(np.float32(value).view(np.uint32))
-    below, rest = bits >> 16, bits & 0xFFFF
-    expected = below + (1 if rest > 0x8000 or (rest == 0x8000 and below & 1) else 0)
-    assert int(bf16_bits(np.array([value], np.float32))[0]) == expected
-    assert bf16(bf16(np.array([value], np.float32)))[0] == bf16(np.array([value], np.float32))[0]
+@given(st.integers(0, 0x7F00), st.sampled_from([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF]), st.booleans())
+def test_bf16_is_the_nearest_with_ties_to_even(high: int, low: int, negative: bool) -> None:
+    """Oracle: the neighbours that cutting off 16 bits leaves, and exact distances to them."""
+    bits = (negative << 31) | (high << 16) | low
+    value = np.array([bits], np.uint32).view(np.float32)
+    below, above = (np.array([b << 16], np.uint32).view(np.float32)[0] for b in (bits >> 16, (bits >> 16) + 1))
+    down, up = abs(float(value[0]) - float(below)), abs(float(above) - float(value[0]))
+    expected = below if down < up or (down == up and high % 2 == 0) else above
+    assert bf16(value)[0] == expected
+    assert from_bf16_bits(bf16_bits(value))[0] == expected
+    assert np.array_equal(bf16(bf16(value)), bf16(value))
