@@ -25,21 +25,19 @@ def fit_grid(values: NDArray[np.float32], bits: int, clip: Clip, zero_point: boo
     """The scale and zero point of each group of V. absmax spans all of its values; mse takes the part of that range
     whose squared error is least."""
     low, high = values.min(axis=2), values.max(axis=2)  # (n, g)
-    best_scale, best_zero = _span(low, high, bits, zero_point)
+    best_scale, zero = _span(low, high, bits, zero_point)
     if not np.isfinite(best_scale).all():
         raise CodecError("rows hold values that aren't finite, or whose range float32 can't hold")
     if clip == "absmax":
-        return best_scale, best_zero
+        return best_scale, zero
     least = np.full(low.shape, np.inf, np.float32)
     for shrink in SHRINKS:
-        scale, zero = _span(shrink * low, shrink * high, bits, zero_point)
+        scale, _ = _span(shrink * low, shrink * high, bits, zero_point)  # zero stays where it is
         left = dequantise(quantise(values, scale, zero, bits), scale, zero, bits) - values
         error = np.einsum("ngk,ngk->ng", left, left)
         better = error < least
         least[better], best_scale[better] = error[better], scale[better]
-        if best_zero is not None and zero is not None:
-            best_zero[better] = zero[better]
-    return best_scale, best_zero
+    return best_scale, zero
 
 
 def quantise(values: NDArray[np.float32], scale: Scale, zero: Zero, bits: int) -> NDArray[np.uint8]:

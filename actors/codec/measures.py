@@ -72,8 +72,8 @@ def row_pairs(n: int, pairs: int, rng: np.random.Generator) -> tuple[NDArray[np.
     """`pairs` distinct pairs i > j of n rows, or all of them if there are no more."""
     there_are = n * (n - 1) // 2
     place = np.arange(there_are) if there_are <= pairs else rng.choice(there_are, pairs, replace=False, shuffle=False)
-    first = ((1 + np.sqrt(1 + 8 * place.astype(np.float64))) / 2).astype(np.intp)  # pair i, j is at i (i - 1) / 2 + j
-    first -= first * (first - 1) // 2 > place  # the root was rounded up
+    # Pair i, j is at i (i - 1) / 2 + j. float64 tells the root for the last j from that for the next i up to n = 10^7.
+    first = ((1 + np.sqrt(1 + 8 * place.astype(np.float64))) / 2).astype(np.intp)
     return first, place - first * (first - 1) // 2
 
 

@@ -18,6 +18,9 @@ from schemas.codec import CodecParams, Family, LaneWidth, Rotation
 
 CODEBOOK = ("centroids", "distance", "dsub", "subspaces")
 GRID = ("bits", "clip", "group", "zero_point")
+MEASURABLE = 3
+"""Rows that a measure can be taken of at all."""
+
 OPTIONAL = frozenset({"bits", "centroids", "clip", "distance", "dsub", "group", "residual", "subspaces", "zero_point"})
 """Fields that belong to some families and not to others. The rest belong to all."""
 
@@ -81,7 +84,7 @@ def check(params: CodecParams, shape: tuple[int, ...], activations: tuple[int, .
 def measured_rows(params: CodecParams) -> int:
     """The fewest held-out rows that a measure of this codec is worth something on: those with 4,096 pairs, or, of a
     codec that learns nothing from rows, those that a measure can be taken of."""
-    return PAIRED_ROWS if RULES[params.family].learns else 3
+    return PAIRED_ROWS if RULES[params.family].learns else MEASURABLE
 
 
 def capped(params: CodecParams, n: int) -> CodecParams:
@@ -156,7 +159,9 @@ def _check_rows(params: CodecParams, n: int, columns: int) -> None:
 
 
 def _check_disjoint(params: CodecParams, n: int) -> None:
-    """Rows that a codec was fitted on say nothing about it."""
+    """Rows that a codec was fitted on say nothing about it, but for the gap to those that it wasn't fitted on."""
+    if params.calibration_rows < MEASURABLE:
+        raise CodecError(f"calibration_rows = {params.calibration_rows} is too few: give {MEASURABLE} or more")
     held_out = n - params.calibration_rows
     wanted = params.measurement_rows or measured_rows(params)
     if wanted < measured_rows(params):

@@ -98,6 +98,7 @@ def test_zero_dimensions_and_other_ranks_are_refused(shape: tuple[int, ...]) -> 
         ("pq", {"calibration_rows": 1536}, "leave 0 .*calibration_rows <= 1444"),
         ("pq", {"measurement_rows": 600}, "leave 512.*600.*calibration_rows <= 936"),
         ("pq", {"measurement_rows": 91}, "91 is too few"),
+        ("scalar", {"calibration_rows": 2}, "2 is too few"),
         ("scalar", {"calibration_rows": 1534}, "leave 2 .*3 are needed"),
     ],
 )
@@ -149,7 +150,7 @@ def test_a_split_is_disjoint_and_of_the_sizes_said_or_refused(n: int, rows: int,
     try:
         calibration, measurement = split_rows(n, codec)
     except CodecError:
-        assert rows + max(held, fewest) > n or 0 < held < fewest
+        assert rows + max(held, fewest) > n or 0 < held < fewest or rows < 3
         return
     assert len(calibration) == rows
     assert len(measurement) == (held or n - rows) >= fewest

@@ -90,6 +90,25 @@ def test_one_bit_with_a_zero_point_keeps_both_ends() -> None:
     assert y == pytest.approx(x, rel=1 / 256)
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_zero_point_where_no_value_is_near_0(sign: int) -> None:
+    x = sign * np.random.default_rng(2).uniform(1, 2, (10, 64)).astype(np.float32)
+    y, _ = through(x, CodecParams(family="scalar", bits=4, zero_point=True))
+    assert np.abs(x - y).max() <= 0.5 * 2 / 15 + 2 / 256
+    plain, _ = through(x, CodecParams(family="scalar", bits=4))
+    assert np.linalg.norm(x - y) < 0.6 * np.linalg.norm(x - plain)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_the_best_clip_does_better_with_zero_points_too(bits: int) -> None:
+    x = np.random.default_rng(4).standard_normal((50, 256)).astype(np.float32) + 1
+    error = {
+        clip: np.linalg.norm(x - through(x, CodecParams(family="scalar", bits=bits, clip=clip, zero_point=True))[0])
+        for clip in ("absmax", "mse")
+    }
+    assert error["mse"] < 0.95 * error["absmax"]
+
+
 @pytest.mark.parametrize(
     ("bits", "group", "zero_point", "says"),
     [(4, 64, False, 4 + 16 / 64), (4, 64, True, 4 + 24 / 64), (8, None, False, 8 + 16 / 384), (3, 128, False, 3.125)],
@@ -113,14 +132,15 @@ def test_int8_is_nearly_lossless_and_fewer_bits_lose_more() -> None:
 
 
 @pytest.mark.parametrize("zero_point", [False, True])
-@pytest.mark.parametrize("scale", [1e-45, 1e-30, 1.0, 1e30, 3e37])
+@pytest.mark.parametrize("scale", [1e-45, 1e-37, 1e-30, 1.0, 1e30, 3e37])
 def test_any_magnitude_of_float32(scale: float, zero_point: bool) -> None:
     x = weights(20, 64) * np.float32(scale)
     x[0] = 0
     y, _ = through(x, CodecParams(family="scalar", bits=8, zero_point=zero_point))
     assert np.isfinite(y).all()
     assert (y[0] == 0).all()
-    if scale > 1e-40:
+    assert np.linalg.norm((x - y) / x.max()) <= np.linalg.norm(x / x.max())
+    if scale > 1e-36:
         assert np.linalg.norm((x - y) / scale) < 0.1 * np.linalg.norm(x / scale)
 
 
@@ -139,8 +159,9 @@ def test_rows_in_chunks_are_rows_at_once(bits: int, columns: int, cut: int, zero
     assert decoded.dtype == np.float32
 
 
-def test_decoding_in_blocks_misses_no_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    x, params = weights(101, 24), CodecParams(family="scalar", bits=5, group=8)
+@pytest.mark.parametrize("zero_point", [False, True])
+def test_decoding_in_blocks_misses_no_row(zero_point: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, params = weights(101, 24), CodecParams(family="scalar", bits=5, group=8, zero_point=zero_point)
     at_once, _ = through(x, params)
     monkeypatch.setattr(scalar, "BLOCK_VALUES", 100)
     assert np.array_equal(through(x, params)[0], at_once)
