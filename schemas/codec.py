@@ -11,7 +11,7 @@ from schemas.names import Bytes
 Family = Literal[
     "pq",  # product quantisation, one codebook set a tensor (Jégou et al. 2011): the baseline
     "rpq",  # residual PQ: `residual.depth` more PQ stages on what is left
-    "vq",  # one codebook shared by all groups of `dsub` values, after a randomised Hadamard rotation
+    "vq",  # one codebook shared by all groups of `dsub` values
     "scalar",  # integers of `bits`, a scale per row or per group
     "rotated",  # random rotation, then Lloyd-Max levels of a Gaussian (TurboQuant-MSE)
     "rabitq",  # one sign bit a dimension after a rotation (Gao & Long 2024)

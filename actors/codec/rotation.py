@@ -114,9 +114,11 @@ def _transform(rows: NDArray[np.float32], transposed: bool = False) -> NDArray[n
     n, d = rows.shape
     base, power = orders(d)
     factors = [base] if base > 1 else []
-    while power > 1:
-        factors.append(min(RADIX, power))
-        power //= factors[-1]
+    while power >= RADIX:
+        factors.append(RADIX)
+        power //= RADIX
+    if power > 1:  # the small factor early: a long last axis is what BLAS is quick at
+        factors.insert(len(factors[:1]) if base > 1 else 0, power)
     out = np.ascontiguousarray(rows)
     right = d
     for order in factors:
