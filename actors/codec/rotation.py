@@ -118,7 +118,7 @@ def _transform(rows: NDArray[np.float32], transposed: bool = False) -> NDArray[n
         factors.append(RADIX)
         power //= RADIX
     if power > 1:  # the small factor early: a long last axis is what BLAS is quick at
-        factors.insert(len(factors[:1]) if base > 1 else 0, power)
+        factors.insert(1 if base > 1 else 0, power)
     out = np.ascontiguousarray(rows)
     right = d
     for order in factors:
