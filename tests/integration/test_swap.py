@@ -191,7 +191,6 @@ async def test_nats_pub_drives_it(swaps: Swaps) -> None:
             await client.flush()
         assert said[0]["message"]["about"] == "nobody"
         for command, body, left in (
-            ("model.unload", {"model": "nomic-embed-text"}, {WRITER}),
             ("profile.deactivate", {"profile": "writer"}, set()),
             ("model.preload", {"model": "nomic-embed-text"}, {EMBEDDER}),
             ("model.unload", {"model": "nomic-embed-text"}, set()),

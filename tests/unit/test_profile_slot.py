@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from actors.errors import ModelServerError, Transient
+from actors.errors import ModelServerError, Transient, UnknownAdapter
 from schemas.documents.profile import ProfileDocument
 from schemas.events.base import Message, Refusal
 from schemas.events.index import EmbedderSpec
@@ -30,7 +30,7 @@ from schemas.events.profile import (
     VramChanged,
 )
 from schemas.profile import Adapter
-from tests.unit.model_play import GIB
+from tests.unit.model_play import GIB, HANG_S
 from tests.unit.simulation import EPOCH
 from tests.unit.slot_setting import (
     BIG,
@@ -689,5 +689,52 @@ def test_the_report_on_memory_and_a_server_that_is_away() -> None:
         assert (vram.accounted, vram.slot.state) == (11 * GIB, "ready")
         assert {server.server: server.reachable for server in vram.servers} == {"ollama": True, "llamacpp": False}
         assert vram.unaccounted == pytest.approx(400 << 20, rel=0.05)
+
+    on(story)
+
+
+# --- hints ---------------------------------------------------------------------------------------
+
+
+def test_a_hint_is_for_who_asked() -> None:
+    async def story(here: Setting) -> None:
+        preload = one(Refusal, await here.do(PreloadModel("nope")))
+        unload = one(Refusal, await here.do(UnloadModel("nope")))
+        assert "ollama pull nope" in preload.hint
+        assert unload.hint == "lakehouse vram shows what is loaded"
+        assert preload.reason == unload.reason
+
+        async def load(*_: Any) -> None:
+            raise UnknownAdapter("there is no adapter style; the server was started with none")
+
+        here.llamacpp.load = load  # type: ignore[method-assign]
+        missing = one(Refusal, await here.do(ActivateProfile("gguf")))
+        assert missing.hint == "start llama-server with --lora FILE, or take the adapter out of the profile"
+
+    on(story)
+
+
+@pytest.mark.parametrize(("behind", "said"), [(0, "is under way"), (1, ", and 1 more waits"), (2, ", and 2 more wait")])
+def test_how_many_wait_is_said_in_english(behind: int, said: str) -> None:
+    async def story(here: Setting) -> None:
+        orders = [asyncio.create_task(here.do(ActivateProfile("chat"))) for _ in range(1 + behind)]
+        await asyncio.sleep(0.1)
+        reason = one(Refusal, await here.do(ActivateProfile("chat", wait=False))).reason
+        assert reason.endswith(said), reason
+        await asyncio.gather(*orders)
+
+    on(story)
+
+
+@pytest.mark.parametrize("before", ["talk", "gguf", ""])
+def test_a_server_that_hangs_is_waited_for_its_time_and_little_more(before: str) -> None:
+    async def story(here: Setting) -> None:
+        if before:
+            await here.do(ActivateProfile(before))
+        here.ollama.hole = True
+        began, looks = here.clock.monotonic(), here.ollama.looks
+        assert one(Refusal, await here.do(ActivateProfile("code"))).status == "unavailable"
+        assert here.clock.monotonic() - began < HANG_S + 2.1, "it wasn't known to be needed for the first two"
+        assert here.ollama.looks - looks == (1 if before == "talk" else 2)
 
     on(story)
