@@ -134,8 +134,8 @@ class Llamas:
         return self.call("GET", "/vectors/profile/active")
 
     def slot(self) -> Any:
-        """What the slot is without a look."""
-        return self.call("GET", "/admin/vram")["slot"]
+        """State and profile of the slot, without a look."""
+        return self.call("GET", "/status")["slot"]
 
     def vram(self) -> dict[str, Any]:
         """llama.cpp's models in the report."""
