@@ -70,7 +70,7 @@ def test_a_full_disk_is_told_loses_nothing_and_is_forgotten_once_there_is_room(s
         filler = fill(made.state / "filler")
         assert down(made) == {"disk": f"the disk of {made.state} is full: free some space"}
         with pytest.raises(HttpError) as full:
-            enqueue_for_ever(made)
+            enqueue_for_ever(made, filler)
         refused(full.value, f"the disk of {made.state} is full: free some space")
         assert words(made, "disk full") == 1
         before = nats(made)
@@ -186,9 +186,12 @@ def refused(error: HttpError, *expected: str) -> None:
         assert each in reason, reason
 
 
-def enqueue_for_ever(made: House) -> None:
-    """The last page of NATS's file takes a few more after the disk is full."""
-    for _ in range(1000):
+def enqueue_for_ever(made: House, filler: Path) -> None:
+    """The last page of NATS's file takes a few more after the disk is full; what the daemon frees
+    meanwhile, a graph that is served no longer, is filled up too."""
+    for time in range(1000):
+        if time % 50 == 49:
+            fill(filler)
         made.call("POST", "/vectors/agent/enqueue/few")
 
 
