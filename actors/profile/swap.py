@@ -27,9 +27,9 @@ ADAPTER_HINT = "start llama-server with --lora FILE, or take the adapter out of 
 
 UNREAD = GpuReading([], "none", "not asked")
 
-FIRST_POLL_S, LAST_POLL_S, POLL_SHARE = 0.004, 0.25, 0.04
-"""The pause between polls is a share of the wait so far, within these: what is noticed late stays a
-few per cent of what was waited for."""
+FIRST_POLL_S, LAST_POLL_S, POLL_SHARE = 0.004, 0.25, 0.015
+"""The pause between polls is a share of the wait so far, within these: what is noticed late stays
+about one per cent of what was waited for."""
 
 ASK_S = 5.0
 """An unload that isn't answered is asked for again."""
