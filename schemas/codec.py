@@ -1,12 +1,12 @@
-"""What a codec is and what may be asked of one: the parameters of every family, what was charged
-for what, and what was measured."""
+"""What a codec is, what may be asked of one, what it is applied to, what it costs, what was measured of it, and the
+manifest of an artifact. Certificates are in schemas/certificate.py, messages in schemas/events/codec.py."""
 
 from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
-from schemas.names import Bytes
+from schemas.names import Bytes, DatasetName, IndexName, Seconds, Sha256
 
 Family = Literal[
     "pq",  # product quantisation, one codebook set a tensor (Jégou et al. 2011): the baseline
@@ -24,6 +24,11 @@ Rotation = Literal["identity", "hadamard", "opq"]
 Distance = Literal["adc_u8", "adc_i8"]
 LaneWidth = Literal["f32x16", "u8x64", "f64x8", "bf16x32"]
 Clip = Literal["absmax", "mse"]
+
+RouteKind = Literal["passthrough", "quantise", "skip"]
+
+ArtifactName = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$", description="codec artifact: a-z 0-9 _ -")]
+CodecJobId = Annotated[str, Meta(pattern=r"^[a-z0-9-]{1,64}$", description="one calibration, sweep or certification")]
 
 
 class Residual(msgspec.Struct, frozen=True, order=True):
@@ -59,6 +64,43 @@ class CodecParams(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.json.encode(dict(sorted(fields.items()))).decode()
 
 
+# --- what a codec is applied to -----------------------------------------------------------------
+
+
+class Checkpoint(msgspec.Struct, frozen=True, tag="checkpoint", tag_field="kind"):
+    """safetensors, one or many shards with an index: a file, an index or a folder, as the machine that does the work
+    sees it, or `bucket://NAME/PREFIX`."""
+
+    path: Annotated[str, Meta(min_length=1, max_length=4096)]
+
+
+class VectorColumn(msgspec.Struct, frozen=True, tag="column", tag_field="kind"):
+    """The vectors of a dataset's column: those that an index over it serves (which `index` names where there are
+    several), or the column's own where there is no index."""
+
+    dataset: DatasetName
+    column: str
+    index: IndexName | None = None
+
+
+CodecTarget = Checkpoint | VectorColumn
+
+
+def describe(target: CodecTarget) -> str:
+    """A target in one word, as tables and logs show it."""
+    return target.path if isinstance(target, Checkpoint) else f"{target.dataset}.{target.column}"
+
+
+class Override(msgspec.Struct, frozen=True):
+    """The caller's word on every tensor whose lower-cased name matches a glob: `*.mlp.down_proj.weight`."""
+
+    pattern: Annotated[str, Meta(min_length=1)]
+    kind: RouteKind
+
+
+# --- what it costs, what was measured -----------------------------------------------------------
+
+
 class Charge(msgspec.Struct, frozen=True):
     """Everything that has to be kept to decode, in bytes."""
 
@@ -85,3 +127,75 @@ class Measures(msgspec.Struct, frozen=True):
     icc_3_1: float  # two-way, consistency (Shrout & Fleiss 1979)
     icc_1_1: float  # one-way, the origin's formula under another name
     pairs: int  # row pairs behind the ICCs
+
+
+class Measured(msgspec.Struct, frozen=True, kw_only=True):
+    """A codec on one matrix: on rows that it was fitted on, on rows that it has never seen, and on all."""
+
+    calibration: Measures
+    held_out: Measures
+    all_rows: Measures
+    memorisation: float  # ICC(3,1) on calibration rows less that on held-out rows
+    memorised: bool  # the gap is more than halves of one tensor differ by
+
+
+class Versions(msgspec.Struct, frozen=True):
+    """What a figure was made with."""
+
+    lakehouse: str
+    numpy: str
+    blas: str = ""
+    torch: str = ""  # of certificates of models
+    transformers: str = ""
+
+
+# --- an artifact's manifest ---------------------------------------------------------------------
+
+
+class StoredFile(msgspec.Struct, frozen=True):
+    key: str  # below the artifact's folder
+    sha256: Sha256
+    bytes: Bytes
+
+
+class TensorRow(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of one tensor of the target, and why. Every tensor has exactly one, also one that can't be read."""
+
+    number: int  # its place in the target, from 0
+    name: str
+    shard: str  # file name in the target
+    shape: tuple[int, ...]
+    dtype: str  # as safetensors names it; "" where the header doesn't tell
+    route: RouteKind
+    rule: str
+    reason: str
+    problem: str = ""  # why it couldn't be used; such a tensor has no file
+    sha256: Sha256 | None = None  # of its stored bytes
+    file: StoredFile | None = None
+    transposed: bool = False
+    matrices: int = 0  # 1, or one an expert; 0 if it isn't quantised
+    params: CodecParams | None = None  # as applied: row counts are capped for a tensor of few rows
+    charge: Charge | None = None  # of all its matrices
+    bits_per_weight: float | None = None  # of the quantised; 8 x stored bytes / elements of the copied
+    measured: list[Measured] = []  # one a matrix
+    fit_s: Seconds = 0.0
+    encode_s: Seconds = 0.0
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`manifest.json` of an artifact, which is there exactly when the artifact is whole."""
+
+    format: int = 1
+    artifact: ArtifactName
+    target: CodecTarget
+    target_sha256: Sha256  # of the names, types, shapes and contents of all tensors
+    params: CodecParams
+    overrides: list[Override] = []
+    tensors: list[TensorRow]
+    extra: list[StoredFile] = []  # config.json, tokenizer: what a loader needs beside the tensors
+    bits_per_weight: float  # over everything that is quantised
+    total_bits_per_weight: float  # over the whole target, copied tensors too
+    dataset_version: int | None = None  # of a vector column
+    rows: int | None = None
+    measured: Literal[True] = True  # every figure in it was measured by this daemon
+    versions: Versions

@@ -12,13 +12,11 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 from math import prod
-from typing import Literal
 
 import msgspec
 
 from actors.codec.base import CodecError
-
-Kind = Literal["passthrough", "quantise", "skip"]
+from schemas.codec import Override, RouteKind
 
 SMALLEST_ELEMENTS = 4096
 """Below it a codebook or a scale costs more than the tensor."""
@@ -30,20 +28,13 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     shape: tuple[int, ...]
-    kind: Kind
+    kind: RouteKind
     rule: str  # of the table, or the override's pattern
     reason: str
     matrices: int = 0  # 1, or one an expert; 0 if it isn't quantised
     rows: int = 0
     columns: int = 0
     transposed: bool = False  # stored as (inputs, outputs): rows are the stored columns
-
-
-class Override(msgspec.Struct, frozen=True):
-    """The caller's word on every tensor whose lower-cased name matches a glob: `*.mlp.down_proj.weight`."""
-
-    pattern: str
-    kind: Kind
 
 
 class Facts(msgspec.Struct, frozen=True):
@@ -63,7 +54,7 @@ class Facts(msgspec.Struct, frozen=True):
 
 class Rule(msgspec.Struct, frozen=True):
     name: str
-    kind: Kind
+    kind: RouteKind
     reason: str
     holds: Callable[[Facts], bool]
 

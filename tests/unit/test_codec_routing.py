@@ -10,7 +10,8 @@ from gguf.constants import TENSOR_NAMES
 from gguf.tensor_mapping import TensorNameMap
 
 from actors.codec.base import CodecError
-from actors.codec.core import RULES, Kind, Override, Route, route_checkpoint, route_tensor
+from actors.codec.core import RULES, Route, route_checkpoint, route_tensor
+from schemas.codec import Override, RouteKind
 
 Tensors = dict[str, tuple[int, ...]]
 
@@ -381,7 +382,7 @@ def test_the_lists_are_as_long_as_the_published_models() -> None:
         ("empty.weight", (0, 4096), "skip", "small"),
     ],
 )
-def test_a_name_is_routed(name: str, shape: tuple[int, ...], kind: Kind, rule: str) -> None:
+def test_a_name_is_routed(name: str, shape: tuple[int, ...], kind: RouteKind, rule: str) -> None:
     route = route_tensor(name, shape)
     assert (route.kind, route.rule) == (kind, rule)
 
