@@ -12,6 +12,7 @@ Shapes: X (n, d) float32, rows are what is quantised; codes are whatever the fam
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -43,3 +44,13 @@ class FamilyCodec(Protocol):
         ...
 
     def charge(self, state: Arrays, codes: Arrays, params: CodecParams) -> Charge: ...
+
+
+@dataclass(frozen=True)
+class Phase:
+    """How far a job in the worker process is."""
+
+    phase: str
+    done: int
+    total: int | None
+    unit: str
