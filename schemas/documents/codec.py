@@ -4,7 +4,7 @@ from schemas.certificate import Certificate
 from schemas.codec import ArtifactName, CodecJobId, CodecParams, CodecTarget
 from schemas.documents.base import Document
 from schemas.events.codec import CodecUse, JobKind
-from schemas.names import BucketName, MessageId, Sha256, Timestamp
+from schemas.names import BucketName, IndexName, MessageId, ProfileName, Sha256, Timestamp
 
 
 class CodecDocument(Document, frozen=True, kw_only=True, tag="codec"):
@@ -29,9 +29,32 @@ class CodecDocument(Document, frozen=True, kw_only=True, tag="codec"):
 
 
 class CodecJobDocument(Document, frozen=True, kw_only=True, tag="codec_job"):
-    """A calibration under way (registry name: the artifact's): its name is taken until it ends."""
+    """A job under way (registry name: its id). Gone when it has ended: a step of a job that has none does nothing."""
 
-    artifact: ArtifactName
     job: CodecJobId
     kind: JobKind
+    about: str  # the target, or the artifact
+    artifact: ArtifactName | None  # that it makes or certifies
+    steps: int
     started: Timestamp
+    asked_by: str
+
+
+class IndexCodecDocument(Document, frozen=True, kw_only=True, tag="index_codec"):
+    """The artifact by whose codes an index is searched (registry name: the index's)."""
+
+    index: IndexName
+    artifact: ArtifactName
+    bucket: BucketName
+    manifest_sha256: Sha256
+    since: Timestamp
+
+
+class ProfileCodecDocument(Document, frozen=True, kw_only=True, tag="profile_codec"):
+    """The artifact that a profile's model is to be served from (registry name: the profile's)."""
+
+    profile: ProfileName
+    artifact: ArtifactName
+    bucket: BucketName
+    manifest_sha256: Sha256
+    since: Timestamp

@@ -134,6 +134,13 @@ class DropCodec(Request["CodecDropped"], tag="codec.drop"):
     artifact: ArtifactName
 
 
+class CancelCodecJob(Request["CodecJobFailed"], tag="codec.cancel"):
+    """End a job after the step that runs. What it measured stays; an artifact that isn't whole goes."""
+
+    job: CodecJobId
+    asked_by: str = "bus"
+
+
 # --- questions ----------------------------------------------------------------------------------
 
 
@@ -180,6 +187,24 @@ class GetManifest(Query["ManifestReply"], tag="codec.manifest"):
 
 class ManifestReply(Reply, tag="codec.manifest_reply"):
     manifest: Manifest
+
+
+class CodecJob(msgspec.Struct, frozen=True):
+    job: CodecJobId
+    kind: JobKind
+    about: str
+    artifact: ArtifactName | None
+    steps: int
+    started: Timestamp
+    asked_by: str
+
+
+class CodecJobs(Reply, tag="codec.jobs"):
+    jobs: list[CodecJob]  # under way, oldest first
+
+
+class ListCodecJobs(Query[CodecJobs], tag="codec.list_jobs"):
+    pass
 
 
 class CodecTrials(Reply, tag="codec.trials"):
