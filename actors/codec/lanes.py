@@ -8,18 +8,25 @@
              integers: adc_u8 is 0..255 from the lowest value, adc_i8 is -127..127 about 0. Only
              distances (encoding and search) run in it; 8 bits can't rotate, so rotations stay float32
 
-Training runs in float32 for all of them: it happens once, and no kernel serves from it.
+Training runs in float32 for all of them: it happens once, and no kernel serves from it. So codebooks are the same
+whatever the lanes.
 """
 
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from schemas.codec import Distance, LaneWidth
+from schemas.codec import CodecParams, Distance, LaneWidth
 
 Floats = NDArray[np.float32] | NDArray[np.float64]
 
 EXACT_IN_FLOAT32 = 2**24
 """Integers up to here are exact in float32, so BLAS may sum them in any order."""
+
+
+def training(params: CodecParams) -> CodecParams:
+    """The same codec in the arithmetic that it is trained in."""
+    return replace(params, lane_width="f32x16")
 
 
 def bf16_bits(values: NDArray[np.float32]) -> NDArray[np.uint16]:

@@ -270,3 +270,30 @@ def test_rows_and_queries_of_the_wrong_shape_are_refused() -> None:
         fitted(params, bad)
     with pytest.raises(CodecError, match="n, d >= 1"):
         fitted(params, weights()[:0])
+
+
+@pytest.mark.parametrize("rotation", ["identity", "hadamard"])
+@pytest.mark.parametrize("family", ["pq", "rpq"])
+def test_codebooks_are_trained_in_float32_whatever_the_lanes(family: str, rotation: Rotation) -> None:
+    residual = Residual(depth=2, centroids=16) if family == "rpq" else None
+    rows = weights()
+    widths: list[LaneWidth] = ["f32x16", "u8x64", "f64x8", "bf16x32"]
+    states = [
+        fitted(CodecParams(family=family, subspaces=4, centroids=32, residual=residual, rotation=rotation,
+                           lane_width=width), rows)  # type: ignore[arg-type]
+        for width in widths
+    ]  # fmt: skip
+    for state in states[1:]:
+        assert state.keys() == states[0].keys()
+        assert all(np.array_equal(state[name], states[0][name]) for name in state)
+
+
+def test_stages_of_a_shallower_codec_are_the_first_ones_of_a_deeper_one() -> None:
+    rows = weights()
+    made = []
+    for depth in (1, 3):
+        params = CodecParams(family="rpq", subspaces=4, centroids=32, residual=Residual(depth=depth, centroids=16))
+        state = fitted(params, rows)
+        made.append({**state, **rpq.encode(state, rows, params)})
+    assert made[0].keys() < made[1].keys()
+    assert all(np.array_equal(made[1][name], made[0][name]) for name in made[0])

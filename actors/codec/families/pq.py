@@ -31,7 +31,7 @@ def fit(rows: NDArray[np.float32], params: CodecParams, rng: np.random.Generator
     state: dict[str, NDArray[np.generic]] = {"unit": unit}
     if params.rotation == "opq":
         state["rotation"], _ = rotation.opq(rows, _refitted(runs, params.centroids, rng))
-    codebook, _ = train(rotation.rotate(rows, state, params), runs, params.centroids, rng)
+    codebook, _ = train(rotation.rotate(rows, state, lanes.training(params)), runs, params.centroids, rng)
     state["codebook"] = to_halves(codebook, ONE, "centroid")
     return state
 

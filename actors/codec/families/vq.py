@@ -50,7 +50,7 @@ def training_groups(
         raise CodecError(f"{params.family} shares one codebook: rotation is hadamard or identity, opq fits PQ only")
     rotation.check(params, *rows.shape)
     unit = unit_of(books.rms(rows))
-    groups, _ = grouped(rows, {"unit": unit}, params)
+    groups, _ = grouped(rows, {"unit": unit}, lanes.training(params))
     most = POINTS_PER_CENTROID * max(centroids, 256)
     if len(groups) > most:
         groups = groups[np.sort(rng.choice(len(groups), most, replace=False))]
