@@ -48,8 +48,8 @@ seconds' rest. All of that within `[slot] unload_deadline_s` from the order to l
 Where GPU memory can't be read, a model is out when its server no longer lists it. Its memory may come free a moment
 later: a model that came up partly on the CPU because of that is unloaded and loaded once more, {blind:g} s later.
 
-The readings were tried on the driver library of the tests, not on a GPU: `python -m benchmarks.vram --allocate 4GiB`
-checks them on one.
+The readings were right to the MiB on an NVIDIA H200: `python -m benchmarks.vram --allocate 4GiB` says whether they
+are on another GPU.
 
 ## What the slot doesn't see
 The slot governs what goes through it. A text search without a profile, and an index that catches up with its
