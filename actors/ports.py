@@ -12,9 +12,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from actors.base import Origin
+from schemas.codec import CodecJobId
 from schemas.documents.base import Document
+from schemas.documents.codec_trial import CodecTrial
 from schemas.documents.trial import TrialPoint
 from schemas.events.base import Message, Request
+from schemas.events.codec import FrontierPoint, Measure
 from schemas.events.dataset import CommitInfo
 from schemas.events.index import EmbedderKind, EmbedderSpec
 from schemas.events.profile import GpuReading, LoadedModel
@@ -236,6 +239,26 @@ class Journal(Protocol):
 
     async def trial(self, index: IndexName, trial: str) -> list[TrialPoint]:
         """One trial's points; empty when unknown."""
+        ...
+
+
+class CodecJournal(Protocol):
+    """The codec trials: every codec measured on a matrix, for ever."""
+
+    async def append(self, trials: Sequence[CodecTrial]) -> None:
+        """Durable on return. Trials of a job's group that is there already are not written again."""
+        ...
+
+    async def trials(
+        self, *, job: CodecJobId | None = None, target: str | None = None, tensor: str | None = None, limit: int = 1000
+    ) -> tuple[list[CodecTrial], int]:
+        """The newest that fit, newest first, and how many there are."""
+        ...
+
+    async def frontier(
+        self, measure: Measure, *, target: str | None = None, tensor: str | None = None, job: CodecJobId | None = None
+    ) -> tuple[list[FrontierPoint], str]:
+        """Every codec that fits, by bits, and the SQL that found which of them are on the frontier."""
         ...
 
 

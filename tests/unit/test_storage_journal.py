@@ -9,10 +9,10 @@ import pyarrow as pa
 import pytest
 
 from actors.ports import ROW, TableRef
-from daemon.storage import journal
 from daemon.storage.buckets import ObjectBuckets
 from daemon.storage.journal import JOURNAL, TableJournal
 from daemon.storage.query_log import TableQueryLog, table_of
+from daemon.storage.struct_table import schema_of
 from daemon.storage.tables import DeltaTables
 from schemas.documents.trial import TrialPoint
 from schemas.events.dataset import CommitInfo
@@ -97,7 +97,7 @@ async def test_another_process_sees_new_points(tables: DeltaTables, tmp_path: Pa
 
 async def test_a_journal_of_an_older_schema_is_read_and_grows(tables: DeltaTables) -> None:
     """A field that TrialPoint gained since: old rows have its default, new ones their value."""
-    old = pa.schema([field for field in journal.SCHEMA if field.name not in ("target_recall", "policy")])
+    old = pa.schema([field for field in schema_of(TrialPoint) if field.name not in ("target_recall", "policy")])
     row = {k: v for k, v in msgspec.to_builtins(point("t0", ef=33)).items() if k in old.names}
     note = CommitInfo(version=0, time=0, operation="append", rows=0, message="trial-t0")
     await tables.commit(JOURNAL, [pa.RecordBatch.from_pylist([row], schema=old)], note)
@@ -120,7 +120,7 @@ def test_a_struct_that_is_no_row_is_refused() -> None:
         items: list[int]
 
     with pytest.raises(TypeError, match="items: the journal has no column type"):
-        journal.schema_of(Nested)
+        schema_of(Nested)
 
 
 async def test_the_query_log_samples_distinct_vectors(tables: DeltaTables) -> None:
