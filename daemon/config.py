@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Meta
 
 from actors.autotune.config import AgentConfig
+from actors.codec.config import CodecConfig
 from actors.index.config import IndexConfig
 from actors.ingest.config import IngestConfig
 from actors.profile.config import SlotConfig
@@ -102,6 +103,7 @@ class Config(Section, frozen=True):
     agent: AgentConfig = AgentConfig()
     models: ModelsConfig = ModelsConfig()
     slot: SlotConfig = SlotConfig()
+    codec: CodecConfig = CodecConfig()
     log: LogConfig = LogConfig()
 
     @property

@@ -12,6 +12,7 @@ from typing import Never
 from actors.base import Actor, Origin, concurrent, every, handles
 from actors.ports import Bus, Clock, ModelServer, Registry
 from actors.profile import core_profiles as core
+from schemas.documents.codec import ProfileCodecDocument
 from schemas.documents.index import IndexDocument
 from schemas.documents.profile import ProfileDocument
 from schemas.events.base import Refusal
@@ -82,7 +83,7 @@ class Profiles(Actor):
         else:
             hint = f"lakehouse profile set {profile.id} changes it"
             return (Refusal("conflict", f"there is a profile {profile.id!r} already", hint),)
-        return _info(document, slot), ProfileSaved(profile, created=True)
+        return await self._info(document, slot), ProfileSaved(profile, created=True)
 
     @handles
     async def on_replace(
@@ -104,7 +105,7 @@ class Profiles(Actor):
         if profile != document.profile:
             document = ProfileDocument(profile=profile, created=document.created, changed=self._clock.now())
             await self._save(document, revision)
-        return _info(document, slot), ProfileSaved(profile, created=False)
+        return await self._info(document, slot), ProfileSaved(profile, created=False)
 
     @handles
     async def on_delete(self, command: DeleteProfile, origin: Origin) -> Sequence[ProfileDeleted | Refusal]:
@@ -127,14 +128,14 @@ class Profiles(Actor):
     @concurrent(16)
     async def on_get(self, query: GetProfile, origin: Origin) -> Sequence[ProfileInfo | Refusal]:
         found = await self._registry.load(ProfileDocument, query.profile)
-        return (_info(found[0], await self._slot(origin)) if found else _unknown(query.profile),)
+        return (await self._info(found[0], await self._slot(origin)) if found else _unknown(query.profile),)
 
     @handles
     @concurrent(16)
     async def on_list(self, query: ListProfiles, origin: Origin) -> Sequence[ProfileList]:
         documents = [document for _, document, _ in await self._registry.all(ProfileDocument)]
         slot = await self._slot(origin)
-        return (ProfileList([_info(document, slot) for document in documents]),)
+        return (ProfileList([await self._info(document, slot) for document in documents]),)
 
     @handles
     @concurrent(256)
@@ -194,10 +195,16 @@ class Profiles(Actor):
     async def _slot(self, origin: Origin) -> SlotInfo:
         return await self._bus.ask(GetSlot(), cause=origin)
 
-
-def _info(document: ProfileDocument, slot: SlotInfo) -> ProfileInfo:
-    active = core.active(slot, document.profile.id)
-    return ProfileInfo(document.profile, active, document.created, document.changed)
+    async def _info(self, document: ProfileDocument, slot: SlotInfo) -> ProfileInfo:
+        profile = document.profile
+        codec = await self._registry.load(ProfileCodecDocument, profile.id)
+        return ProfileInfo(
+            profile,
+            core.active(slot, profile.id),
+            document.created,
+            document.changed,
+            codec[0].artifact if codec else None,
+        )
 
 
 def _no_index(name: IndexName) -> Refusal:

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from schemas.codec import ArtifactName
 from schemas.config import HnswConfig
 from schemas.events.base import Event, Query, Reply, Request
 from schemas.events.index import SearchResult
@@ -62,6 +63,7 @@ class ProfileInfo(Reply, tag="profile.info"):
     active: bool
     created: Timestamp
     changed: Timestamp
+    codec: ArtifactName | None = None  # the certified artifact that its model is to be served from
 
 
 class ProfileList(Reply, tag="profile.list"):
