@@ -64,8 +64,11 @@ class ArtifactStore:
         """From here on the artifact is there. Returns the manifest's own sha256."""
         raw = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
         await self._buckets.put(self._bucket, f"{self._folder}/{MANIFEST}", raw, overwrite=True)
-        await self._buckets.delete_prefix(self._bucket, f"{self._folder}/rows")
         return hashlib.sha256(raw).hexdigest()
+
+    async def forget_rows(self) -> None:
+        """Once the manifest has them."""
+        await self._buckets.delete_prefix(self._bucket, f"{self._folder}/rows")
 
     async def manifest(self) -> tuple[Manifest, Sha256]:
         """Raises FileNotFoundError when the artifact isn't there, ValidationError for a manifest that isn't ours."""

@@ -19,7 +19,7 @@ from actors.roots import OutsideRoots, real_path
 from schemas.codec import Checkpoint, CodecTarget, VectorColumn
 from schemas.documents.dataset import DatasetDocument
 from schemas.documents.index import IndexDocument
-from schemas.events.base import RefusalStatus
+from schemas.events.base import Refusal, RefusalStatus
 from schemas.names import Metric
 
 BUCKET = "bucket://"
@@ -31,9 +31,7 @@ class NoTarget(Exception):
 
     def __init__(self, reason: str, hint: str = "", status: RefusalStatus = "invalid") -> None:
         super().__init__(reason)
-        self.reason = reason
-        self.hint = hint
-        self.status: RefusalStatus = status
+        self.refusal = Refusal(status, reason, hint)
 
 
 class Local(msgspec.Struct, frozen=True):
@@ -94,9 +92,15 @@ class Targets:
             raise NoTarget(f"{path}: there is no such {what}", hint, "not_found")
         return real
 
-    async def metric(self, target: VectorColumn) -> Metric:
-        index = await self._index(target)
-        return index.metric if index else "l2"
+    def new_folder(self, path: str) -> Path:
+        """A folder under the allowed roots that isn't there yet. Raises NoTarget."""
+        try:
+            real = real_path(path, self._roots, SETTING)
+        except OutsideRoots as error:
+            raise NoTarget(error.reason, error.hint, error.status) from None
+        if real.exists():
+            raise NoTarget(f"{path} is there already", "name a folder that isn't", "conflict")
+        return real
 
     async def _index(self, target: VectorColumn) -> IndexDocument | None:
         """The index whose vectors are meant. Raises NoTarget."""
