@@ -6,6 +6,7 @@ The rules of a family are a table, at the head. Every CodecError names the field
 
 from dataclasses import dataclass, replace
 
+import msgspec
 import numpy as np
 from msgspec.structs import replace as with_fields
 from numpy.typing import NDArray
@@ -15,6 +16,12 @@ from actors.codec.base import CodecError
 from actors.codec.families.additive import MOST_CENTROIDS
 from actors.codec.measures import PAIRED_ROWS
 from schemas.codec import CodecParams, Family, LaneWidth, Rotation
+
+
+class Overfitted(CodecError):
+    """There are no more calibration points than centroids, so each would be learnt by heart. Nothing else is wrong: a
+    sweep may measure such parameters as a negative control."""
+
 
 CODEBOOK = ("centroids", "distance", "dsub", "subspaces")
 GRID = ("bits", "clip", "group", "zero_point")
@@ -95,6 +102,17 @@ def capped(params: CodecParams, n: int) -> CodecParams:
     )
 
 
+def learnt(params: CodecParams) -> str:
+    """What a fit depends on, as one word: parameters for which it is the same learn the same from the same matrix. Not
+    on how codes are chosen or kept, nor on the depth of residual PQ, whose first stages are those of a deeper one."""
+    defaults = CodecParams(family=params.family)
+    kept = set(params.__struct_fields__) - {"bits", "group", "clip", "zero_point", "distance", "lane_width"}
+    fields = {name: getattr(params if name in kept else defaults, name) for name in params.__struct_fields__}
+    if params.family == "rpq" and params.residual is not None:
+        fields["residual"] = with_fields(params.residual, depth=1)
+    return msgspec.json.encode({**fields, "measurement_rows": 0}).decode()
+
+
 def split_rows(n: int, params: CodecParams) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Numbers of the calibration rows and of the measurement rows, each ascending; the seed decides. No row is in
     both."""
@@ -152,7 +170,7 @@ def _check_rows(params: CodecParams, n: int, columns: int) -> None:
     shared = params.family in ("vq", "additive")
     groups = columns // books.group_width(params, columns) if shared else 1
     if params.calibration_rows * groups < most:
-        raise CodecError(
+        raise Overfitted(
             f"centroids = {most} is more than the {params.calibration_rows * groups} points of"
             f" {params.calibration_rows} calibration rows: each would be learnt by heart"
         )
