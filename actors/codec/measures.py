@@ -7,12 +7,13 @@ row cosine see them. A certificate needs more than any of these.
 """
 
 from math import inf
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from actors.codec.base import CodecError
-from schemas.codec import Measures
+from schemas.codec import Measured, Measures
 
 PAIRS = 4096
 PAIRED_ROWS = 92
@@ -23,28 +24,97 @@ MEMORISED = 0.05
 tensor differ too: under codecs that learn nothing by 0.001 at 4 bits, by 0.03 at 1 bit."""
 
 
+Selection = slice | NDArray[np.intp]
+"""Which rows of a matrix: numbers, ascending, or all of them."""
+
+EVERY = slice(None)
+
+BLOCK_FLOATS = 1 << 20
+"""Worked on at a time beside the original and the decoded matrix, which are there as a whole."""
+
+
 def measure(
     original: NDArray[np.float32],  # (n, d)
     decoded: NDArray[np.float32],  # (n, d)
     rng: np.random.Generator,
     pairs: int = PAIRS,
+    rows: Selection = EVERY,
 ) -> Measures:
-    """Over all rows given. Where there are fewer than `pairs` pairs of rows, all of them are taken."""
+    """Over all rows, or those given. Where there are fewer than `pairs` pairs of rows, all of them are taken."""
     if original.ndim != 2 or original.shape != decoded.shape or len(original) < 3:
         raise CodecError(f"measures need two (n, d) of one shape with n >= 3, got {original.shape}, {decoded.shape}")
-    if not (np.isfinite(original).all() and np.isfinite(decoded).all()):
+    return _summed(original, decoded, _row_sums(original, decoded), rng, pairs, rows)
+
+
+def measured(
+    original: NDArray[np.float32],  # (n, d)
+    decoded: NDArray[np.float32],  # (n, d)
+    calibration: NDArray[np.intp],
+    held_out: NDArray[np.intp],
+    rng: np.random.Generator,
+    pairs: int = PAIRS,
+) -> Measured:
+    """A codec on the rows that it was fitted on, on rows that it hasn't seen, and on all; every row is summed once."""
+    sums = _row_sums(original, decoded)
+    seen, unseen, everything = (
+        _summed(original, decoded, sums, rng, pairs, rows) for rows in (calibration, held_out, EVERY)
+    )
+    return Measured(
+        calibration=seen,
+        held_out=unseen,
+        all_rows=everything,
+        memorisation=memorisation(seen, unseen),
+        memorised=memorised(seen, unseen),
+    )
+
+
+class _RowSums(NamedTuple):
+    """What is summed along each row, (n,) float64."""
+
+    original: NDArray[np.float64]  # |x|^2
+    decoded: NDArray[np.float64]  # |y|^2
+    along: NDArray[np.float64]  # x.y
+    apart: NDArray[np.float64]  # |x - y|^2
+
+
+def _row_sums(original: NDArray[np.float32], decoded: NDArray[np.float32]) -> _RowSums:
+    n, d = original.shape
+    sums = _RowSums(*(np.empty(n) for _ in range(4)))
+    step = max(1, BLOCK_FLOATS // max(d, 1))
+    for start in range(0, n, step):
+        block = slice(start, start + step)
+        x, y = original[block], decoded[block]
+        sums.original[block] = np.einsum("nd,nd->n", x, x, dtype=np.float64)
+        sums.decoded[block] = np.einsum("nd,nd->n", y, y, dtype=np.float64)
+        sums.along[block] = np.einsum("nd,nd->n", x, y, dtype=np.float64)
+        left = x - y
+        sums.apart[block] = np.einsum("nd,nd->n", left, left, dtype=np.float64)
+    if not (np.isfinite(sums.original).all() and np.isfinite(sums.decoded).all()):
         raise CodecError("measures need finite values in the original and in what was decoded")
-    original_norm, decoded_norm = _norms(original), _norms(decoded)  # (n,) float64
+    return sums
+
+
+def _summed(
+    original: NDArray[np.float32],
+    decoded: NDArray[np.float32],
+    sums: _RowSums,
+    rng: np.random.Generator,
+    pairs: int,
+    rows: Selection,
+) -> Measures:
+    chosen = np.arange(len(original))[rows]
+    if len(chosen) < 3:
+        raise CodecError(f"measures need 3 rows or more, got {len(chosen)}")
+    original_norm, decoded_norm = np.sqrt(sums.original[chosen]), np.sqrt(sums.decoded[chosen])  # (m,)
     alive = original_norm > 0
-    first, second = row_pairs(len(original), pairs, rng)
-    truth = _cosines(original, first, second, original_norm)
-    seen = _cosines(decoded, first, second, decoded_norm)
+    first, second = row_pairs(len(chosen), pairs, rng)
+    truth = _cosines(original, chosen[first], chosen[second], original_norm[first] * original_norm[second])
+    seen = _cosines(decoded, chosen[first], chosen[second], decoded_norm[first] * decoded_norm[second])
     icc_3_1, icc_1_1 = icc(np.stack([truth, seen], axis=1))
-    along = np.einsum("nd,nd->n", original, decoded, dtype=np.float64)
-    cosines = _ratio(along, original_norm * decoded_norm)
+    cosines = _ratio(sums.along[chosen], original_norm * decoded_norm)
     return Measures(
-        rows=len(original),
-        relative_l2=_relative(float(np.linalg.norm(_norms(original - decoded))), float(np.linalg.norm(original_norm))),
+        rows=len(chosen),
+        relative_l2=_relative(float(np.sqrt(sums.apart[chosen].sum())), float(np.sqrt(sums.original[chosen].sum()))),
         row_cosine=float(np.mean(cosines[alive])) if alive.any() else 1.0,
         norm_error=float(np.mean(np.abs(decoded_norm[alive] / original_norm[alive] - 1))) if alive.any() else 0.0,
         icc_3_1=icc_3_1,
@@ -91,16 +161,18 @@ def _agreement(between: float, within: float) -> float:
     return (between - within) / (between + within) if between + within > 0 else 1.0
 
 
-def _norms(rows: NDArray[np.float32]) -> NDArray[np.float64]:
-    squares: NDArray[np.float64] = np.einsum("nd,nd->n", rows, rows, dtype=np.float64)
-    return np.sqrt(squares)
-
-
 def _cosines(
-    rows: NDArray[np.float32], first: NDArray[np.intp], second: NDArray[np.intp], norms: NDArray[np.float64]
+    rows: NDArray[np.float32],
+    first: NDArray[np.intp],
+    second: NDArray[np.intp],
+    norms: NDArray[np.float64],  # of both, multiplied
 ) -> NDArray[np.float64]:
-    products = np.einsum("pd,pd->p", rows[first], rows[second], dtype=np.float64)
-    return _ratio(products, norms[first] * norms[second])
+    products = np.empty(len(first))
+    step = max(1, BLOCK_FLOATS // max(rows.shape[1], 1))
+    for start in range(0, len(first), step):
+        block = slice(start, start + step)
+        products[block] = np.einsum("pd,pd->p", rows[first[block]], rows[second[block]], dtype=np.float64)
+    return _ratio(products, norms)
 
 
 def _ratio(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:

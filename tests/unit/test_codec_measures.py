@@ -1,11 +1,12 @@
 """Measures against formulas written out long-hand, and what they are blind to."""
 
+import msgspec
 import numpy as np
 import pytest
 
 from actors.codec.base import CodecError
 from actors.codec.families import rotated
-from actors.codec.measures import MEMORISED, PAIRED_ROWS, icc, measure, memorisation, memorised, row_pairs
+from actors.codec.measures import MEMORISED, PAIRED_ROWS, icc, measure, measured, memorisation, memorised, row_pairs
 from schemas.codec import CodecParams, Measures
 from tests.unit.codec_matrices import weights
 
@@ -152,3 +153,23 @@ def test_the_same_seed_gives_the_same_measures() -> None:
     first, again, other = (measure(x, y, np.random.default_rng(seed)) for seed in (1, 1, 2))
     assert first == again
     assert first.icc_3_1 != other.icc_3_1
+
+
+@pytest.mark.parametrize("block", [1, 1000, 1 << 20])
+def test_rows_are_measured_in_blocks_as_they_are_by_themselves(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("actors.codec.measures.BLOCK_FLOATS", block)
+    rng = np.random.default_rng(1)
+    original = rng.normal(size=(300, 24)).astype(np.float32)
+    decoded = original + rng.normal(scale=0.1, size=original.shape).astype(np.float32)
+    calibration, held_out = np.arange(0, 300, 3), np.setdiff1d(np.arange(300), np.arange(0, 300, 3))
+    found = measured(original, decoded, calibration, held_out, np.random.default_rng(7), pairs=500)
+    alone = np.random.default_rng(7)
+    for measures, rows in (
+        (found.calibration, calibration),
+        (found.held_out, held_out),
+        (found.all_rows, np.arange(300)),
+    ):
+        one = measure(original[rows], decoded[rows], alone, pairs=500)
+        assert msgspec.structs.astuple(measures) == pytest.approx(msgspec.structs.astuple(one), rel=1e-12)
+    assert found.memorisation == found.calibration.icc_3_1 - found.held_out.icc_3_1
+    assert not found.memorised
