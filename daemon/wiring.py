@@ -12,6 +12,9 @@ import numpy as np
 from actors.autotune.agent import Agent
 from actors.autotune.lab import Lab
 from actors.base import Actor
+from actors.codec.calibrator import Calibrator
+from actors.codec.codecs import Codecs
+from actors.codec.targets import Targets
 from actors.graphs import GraphCache
 from actors.index.builder import Builder
 from actors.index.catalog import Catalog
@@ -29,6 +32,7 @@ from daemon.gpu.system import SystemGpus
 from daemon.models.servers import ModelServers
 from daemon.state_dir import StateDir
 from daemon.storage.buckets import ObjectBuckets
+from daemon.storage.codec_journal import TableCodecJournal
 from daemon.storage.journal import TableJournal
 from daemon.storage.query_log import TableQueryLog
 from daemon.storage.registry import DocumentRegistry
@@ -36,7 +40,19 @@ from daemon.storage.snapshots import TableSnapshots
 from daemon.storage.tables import DeltaTables
 from schemas.events.index import EmbedderSpec
 
-ACTORS: tuple[type[Actor], ...] = (Ingest, Catalog, Builder, Searcher, Agent, Lab, Promotion, Profiles, VramSlot)
+ACTORS: tuple[type[Actor], ...] = (
+    Ingest,
+    Catalog,
+    Builder,
+    Searcher,
+    Agent,
+    Lab,
+    Promotion,
+    Profiles,
+    VramSlot,
+    Codecs,
+    Calibrator,
+)
 
 
 @dataclass
@@ -84,8 +100,11 @@ def build(config: Config, state: StateDir, bus: MessageBus, heads: Heads, bucket
     graphs = GraphCache(state.cache / "graphs", config.index.graph_cache_mb << 20)
     # Builds have a worker of their own: what was promoted must not wait for a trial that runs.
     lab, builds, embed = WorkerCompute("lab"), WorkerCompute("build"), WorkerCompute("embed")
+    codec = WorkerCompute("codec")
     embedders = EmbedderFactory(config.embedding, config.models, embed)
     servers = ModelServers(config.models, config.embedding)
+    codec_journal = TableCodecJournal(tables)
+    targets = Targets(buckets, registry, tables, snapshots, state.cache / "codec", config.codec.allowed_roots)
     default_embedder = EmbedderSpec(kind=config.embedding.kind, model=config.embedding.model)
     actors: list[Actor] = [
         Ingest(tables, registry, buckets, bus, clock, config.ingest, state.uploads),
@@ -120,5 +139,18 @@ def build(config: Config, state: StateDir, bus: MessageBus, heads: Heads, bucket
         Promotion(registry, journal, tables, clock),
         Profiles(registry, bus, clock, servers.servers),
         VramSlot(registry, servers.servers, SystemGpus(config.slot.gpus), buckets, bus, clock, config.slot),
+        Codecs(registry, buckets, targets, codec_journal, clock),
+        Calibrator(
+            registry,
+            buckets,
+            targets,
+            codec_journal,
+            codec,
+            bus,
+            clock,
+            host,
+            config.codec,
+            state.cache / "codec",
+        ),
     ]
-    return House(actors, [lab, builds, embed], embedders, servers)
+    return House(actors, [lab, builds, embed, codec], embedders, servers)

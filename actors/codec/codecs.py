@@ -15,8 +15,10 @@ from actors.base import Actor, Origin, concurrent, handles
 from actors.codec import core_desk
 from actors.codec.base import CodecError
 from actors.codec.board import Board, job_id
+from actors.codec.core_sweep import Kind, TooManyPoints, UnknownField, as_sweep, count
 from actors.codec.source import Source, open_source
 from actors.codec.store import ArtifactStore
+from actors.codec.sweep import groups
 from actors.codec.targets import NoTarget, Targets
 from actors.codec.uses import Uses, unknown
 from actors.ports import Buckets, Clock, CodecJournal, Registry
@@ -50,7 +52,10 @@ from schemas.events.codec import (
     ListCodecs,
     ListCodecTrials,
     ManifestReply,
+    MeasurePoints,
+    ProbeRowcount,
     RunCertification,
+    SweepCodec,
     SweepFinished,
     WithdrawCodec,
 )
@@ -96,6 +101,18 @@ class Codecs(Actor):
         if await self._board.begin(started, describe(command.target), command.asked_by):
             await ArtifactStore(self._buckets, command.bucket, artifact).remove()  # what an unfinished one left
         return [started, CalibrateTensor(job, command, artifact, 0, started.steps)]
+
+    @handles
+    async def on_sweep(
+        self, command: SweepCodec, origin: Origin
+    ) -> Sequence[CodecJobStarted | MeasurePoints | Refusal]:
+        return await self._sweep(command, "sweep", origin)
+
+    @handles
+    async def on_probe(
+        self, command: ProbeRowcount, origin: Origin
+    ) -> Sequence[CodecJobStarted | MeasurePoints | Refusal]:
+        return await self._sweep(as_sweep(command), "probe", origin)
 
     @handles
     async def on_certify(
@@ -235,6 +252,25 @@ class Codecs(Actor):
         return [Frontier(query.measure, query.target, points, sql)]
 
     # --- parts ----------------------------------------------------------------------------------
+
+    async def _sweep(
+        self, order: SweepCodec, kind: Kind, origin: Origin
+    ) -> Sequence[CodecJobStarted | MeasurePoints | Refusal]:
+        try:
+            count(order)  # before any point is made, and before the target is looked at
+            source = await self._open(order.target)
+            if order.activations is not None:
+                await self._targets.path(order.activations, "file")
+            steps = len(groups(source, order, kind))
+        except NoTarget as error:
+            return [error.refusal]
+        except (TooManyPoints, UnknownField) as error:
+            return [Refusal("malformed", str(error))]
+        except CodecError as error:
+            return [Refusal("invalid", str(error))]
+        started = CodecJobStarted(job_id(origin), kind, steps)
+        await self._board.begin(started, describe(order.target), order.asked_by)
+        return [started, MeasurePoints(started.job, order, kind, 0, steps)]
 
     async def _open(self, target: CodecTarget, overrides: Sequence[Override] = ()) -> Source:
         """Headers and routes of a target. Raises NoTarget, CodecError."""

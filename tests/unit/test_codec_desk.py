@@ -27,7 +27,10 @@ from schemas.events.codec import (
     GraduateCodec,
     ListCodecJobs,
     ListCodecs,
+    MeasurePoints,
+    ProbeRowcount,
     RunCertification,
+    SweepCodec,
     WithdrawCodec,
 )
 from schemas.events.index import IndexDropped
@@ -146,6 +149,41 @@ async def test_a_finished_job_is_no_longer_under_way(setting: Setting) -> None:
     )
     assert list(await setting.ask(done)) == []
     assert (await setting.ask(ListCodecJobs())) == [CodecJobs([])]
+
+
+# --- sweeps ----------------------------------------------------------------------------------------
+
+
+async def test_a_sweep_is_a_chain_of_groups(setting: Setting) -> None:
+    order = SweepCodec(setting.checkpoint, base={"family": "scalar"}, axes={"bits": [4, 8], "group": [None, 16]})
+    started, first = await setting.ask(order)
+    assert isinstance(started, CodecJobStarted)
+    assert isinstance(first, MeasurePoints)
+    assert (started.kind, first.kind, first.group, first.groups) == ("sweep", "sweep", 0, started.steps)
+    assert started.steps >= 2  # a group is on one tensor, and there are two
+
+
+async def test_too_many_points_are_counted_before_any_is_made_or_the_target_looked_at(setting: Setting) -> None:
+    axes = {"bits": list(range(1, 9)), "seed": list(range(1251))}
+    no = refusal(await setting.ask(SweepCodec(Checkpoint("/nowhere"), base={"family": "scalar"}, axes=axes)))
+    assert (no.status, "10,008" in no.reason) == ("malformed", True)
+    huge = {"bits": list(range(1, 9)), "seed": list(range(100_000)), "group": list(range(1, 100_001))}
+    no = refusal(await setting.ask(SweepCodec(Checkpoint("/nowhere"), base={"family": "scalar"}, axes=huge)))
+    assert "80,000,000,000" in no.reason
+
+
+async def test_a_misspelt_axis_and_a_glob_for_nothing_are_refused(setting: Setting) -> None:
+    no = refusal(await setting.ask(SweepCodec(setting.checkpoint, base={"familly": "scalar"})))
+    assert (no.status, "familly" in no.reason) == ("malformed", True)
+    no = refusal(await setting.ask(SweepCodec(setting.checkpoint, ["*.lm_head"], {"family": "scalar", "bits": 8})))
+    assert (no.status, "*.lm_head" in no.reason) == ("invalid", True)
+
+
+async def test_a_probe_grows_the_calibration_rows_of_the_largest_tensor(setting: Setting) -> None:
+    started, first = await setting.ask(ProbeRowcount(setting.checkpoint, rows=(64, 128, 300)))
+    assert isinstance(first, MeasurePoints)
+    assert (started.kind, first.kind, first.order.controls) == ("probe", "probe", True)  # type: ignore[attr-defined]
+    assert first.order.axes == {"calibration_rows": [64, 128, 300]}
 
 
 # --- certificates ----------------------------------------------------------------------------------

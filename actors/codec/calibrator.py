@@ -1,0 +1,121 @@
+"""The calibrator (work): takes a job's next step, has it done in the niced worker process, writes what came of it and
+orders the step after it. So a worker that is killed loses one tensor, one group of points, or one certification.
+
+What a kind of step takes is in calibrating, sweeping and certifying; what it computes, in the jobs that they run.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import structlog
+
+from actors.base import Actor, Origin, handles
+from actors.codec.base import CodecError
+from actors.codec.board import Board
+from actors.codec.calibrating import Calibrating
+from actors.codec.config import CodecConfig
+from actors.codec.decoding import Decoding
+from actors.codec.sweeping import Sweeping
+from actors.codec.targets import NoTarget, Targets
+from actors.codec.work import Work
+from actors.ports import Buckets, Bus, Clock, CodecJournal, Compute, Registry
+from schemas.codec import ArtifactName, CodecJobId
+from schemas.events.base import Refusal
+from schemas.events.codec import (
+    CalibrateTensor,
+    CodecCalibrated,
+    CodecDecoded,
+    CodecJobFailed,
+    DecodeCodec,
+    JobKind,
+    MeasurePoints,
+    SweepFinished,
+    SweepPointMeasured,
+    SweepPointSkipped,
+    TensorCalibrated,
+)
+
+MAX_DELIVERIES = 3
+"""A step that killed its worker so often ends its job."""
+
+FAILURES = (NoTarget, ValueError, RuntimeError, MemoryError, FileNotFoundError, PermissionError)
+"""What a step raises that ends its job; CodecError is a ValueError. A dead worker is Transient, so is a full disk."""
+
+log = structlog.get_logger(__name__)
+
+
+class Calibrator(Actor):
+    role = "work"
+
+    def __init__(
+        self,
+        registry: Registry,
+        buckets: Buckets,
+        targets: Targets,
+        journal: CodecJournal,
+        compute: Compute,
+        bus: Bus,
+        clock: Clock,
+        host: str,
+        config: CodecConfig,
+        cache: Path,
+    ) -> None:
+        self._board = Board(registry, clock)
+        self._work = Work(compute, bus, cache)
+        self._calibrating = Calibrating(registry, buckets, targets, self._work, clock)
+        self._decoding = Decoding(registry, buckets, targets, self._work)
+        self._sweeping = Sweeping(targets, journal, self._work, clock, host)
+
+    async def start(self) -> Sequence[CodecJobFailed]:
+        self._work.sweep_out()
+        return ()
+
+    @handles
+    async def on_tensor(
+        self, command: CalibrateTensor, origin: Origin
+    ) -> Sequence[TensorCalibrated | CalibrateTensor | CodecCalibrated | CodecJobFailed]:
+        if failed := _given_up(origin, command.job, "calibrate", command.artifact):
+            return failed
+        if await self._board.find(command.job) is None:
+            return ()  # cancelled, or done
+        try:
+            return await self._calibrating.step(command)
+        except FAILURES as error:
+            return [_failed(error, command.job, "calibrate", command.artifact)]
+
+    @handles
+    async def on_points(
+        self, command: MeasurePoints, origin: Origin
+    ) -> Sequence[SweepPointMeasured | SweepPointSkipped | MeasurePoints | SweepFinished | CodecJobFailed]:
+        if failed := _given_up(origin, command.job, command.kind, None):
+            return failed
+        if await self._board.find(command.job) is None:
+            return ()
+        try:
+            return await self._sweeping.step(command)
+        except FAILURES as error:
+            return [_failed(error, command.job, command.kind, None)]
+
+    @handles
+    async def on_decode(self, command: DecodeCodec) -> Sequence[CodecDecoded | Refusal]:
+        try:
+            return [await self._decoding.decode(command)]
+        except NoTarget as error:
+            return [error.refusal]
+        except CodecError as error:
+            return [Refusal("invalid", str(error))]
+
+
+def _given_up(origin: Origin, job: CodecJobId, kind: JobKind, artifact: ArtifactName | None) -> list[CodecJobFailed]:
+    if origin.delivery <= MAX_DELIVERIES:
+        return []
+    reason = f"the worker died at each of {origin.delivery - 1} attempts at one step; is there memory enough?"
+    return [CodecJobFailed(job, kind, reason, artifact=artifact)]
+
+
+def _failed(error: Exception, job: CodecJobId, kind: JobKind, artifact: ArtifactName | None) -> CodecJobFailed:
+    log.warning("codec job failed", job=job, kind=kind, why=error)
+    if isinstance(error, NoTarget):
+        return CodecJobFailed(job, kind, error.refusal.reason, error.refusal.hint, artifact)
+    words = str(error) if isinstance(error, CodecError) else f"{type(error).__name__}: {error}"
+    return CodecJobFailed(job, kind, words, artifact=artifact)
