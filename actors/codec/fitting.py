@@ -1,4 +1,5 @@
-"""What points of a sweep share on one matrix: the split of its rows, what is learnt, the codes of residual stages.
+"""What points of a sweep share on one matrix: the split of its rows, what is learnt, the codes of residual stages, and
+the original's side of the measures.
 
 A point is measured exactly as it would be alone: what is shared is what is the same, and nothing is shared with a
 Generator's state in it. Only what the next points may want is kept: the codes of one encoding at a time.
@@ -17,8 +18,9 @@ from actors.codec import books
 from actors.codec.base import Arrays, CodecError
 from actors.codec.families import rpq
 from actors.codec.family import FAMILIES
+from actors.codec.measures import EVERY, Original, Selection, compared
 from actors.codec.params import learnt, split_rows
-from schemas.codec import CodecParams
+from schemas.codec import CodecParams, Measured
 from schemas.names import Seconds
 
 T = TypeVar("T")
@@ -92,12 +94,7 @@ class Fitting:
         self.activations = activations
         self.fits: Kept[Stages] = Kept(8)
         self.codings: Kept[Stages] = Kept(1)
-        self.splits: Kept[tuple[NDArray[np.intp], NDArray[np.intp]]] = Kept(4)
-
-    def rows(self, params: CodecParams) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-        """Numbers of the calibration rows and of those that are held out."""
-        key = f"{params.seed} {params.calibration_rows} {params.measurement_rows}"
-        return self.splits.get(key, lambda: split_rows(len(self.matrix), params))
+        self.originals: Kept[Original] = Kept(4)
 
     def fit(self, params: CodecParams) -> Made:
         return self._fits_of(params).first(_stages(params))
@@ -114,6 +111,14 @@ class Fitting:
         coding = self.codings.get(key, lambda: Stages(rpq.encoding(books_so_far, self.matrix, params)))
         return coding.first(_stages(params))
 
+    def measured(self, params: CodecParams, decoded: NDArray[np.float32]) -> Measured:
+        key = f"{params.seed} {params.calibration_rows} {params.measurement_rows}"
+        return compared(self.originals.get(key, lambda: self._original(params)), decoded)
+
+    def _original(self, params: CodecParams) -> Original:
+        parts: list[Selection] = [*split_rows(len(self.matrix), params), EVERY]
+        return Original(self.matrix, parts, np.random.default_rng(params.seed))
+
     def _fits_of(self, params: CodecParams) -> Stages:
         return self.fits.get(learnt(params), lambda: Stages(self._learning(params)))
 
@@ -124,7 +129,7 @@ class Fitting:
                 raise CodecError("gptq needs calibration activations")
             rows = self.activations
         else:
-            rows = self.matrix[self.rows(params)[0]]
+            rows = self.matrix[split_rows(len(self.matrix), params)[0]]
         if params.family == "rpq":
             yield from rpq.training(rows, params, rng)
         else:

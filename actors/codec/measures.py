@@ -6,6 +6,7 @@ a rescaling of rows nor a rotation of the whole, after which a model is destroye
 row cosine see them. A certificate needs more than any of these.
 """
 
+from collections.abc import Iterator, Sequence
 from math import inf
 from typing import NamedTuple
 
@@ -29,8 +30,8 @@ Selection = slice | NDArray[np.intp]
 
 EVERY = slice(None)
 
-BLOCK_FLOATS = 1 << 20
-"""Worked on at a time beside the original and the decoded matrix, which are there as a whole."""
+BLOCK_FLOATS = 1 << 16
+"""Made float64 at a time, beside the original and the decoded matrix, which are there as a whole."""
 
 
 def measure(
@@ -41,9 +42,8 @@ def measure(
     rows: Selection = EVERY,
 ) -> Measures:
     """Over all rows, or those given. Where there are fewer than `pairs` pairs of rows, all of them are taken."""
-    if original.ndim != 2 or original.shape != decoded.shape or len(original) < 3:
-        raise CodecError(f"measures need two (n, d) of one shape with n >= 3, got {original.shape}, {decoded.shape}")
-    return _summed(original, decoded, _row_sums(original, decoded), rng, pairs, rows)
+    (measures,) = Original(original, [rows], rng, pairs).against(decoded)
+    return measures
 
 
 def measured(
@@ -54,11 +54,13 @@ def measured(
     rng: np.random.Generator,
     pairs: int = PAIRS,
 ) -> Measured:
-    """A codec on the rows that it was fitted on, on rows that it hasn't seen, and on all; every row is summed once."""
-    sums = _row_sums(original, decoded)
-    seen, unseen, everything = (
-        _summed(original, decoded, sums, rng, pairs, rows) for rows in (calibration, held_out, EVERY)
-    )
+    """A codec on the rows that it was fitted on, on rows that it hasn't seen, and on all."""
+    return compared(Original(original, [calibration, held_out, EVERY], rng, pairs), decoded)
+
+
+def compared(original: "Original", decoded: NDArray[np.float32]) -> Measured:
+    """The same for an original whose parts are the calibration rows, the held-out ones, and all."""
+    seen, unseen, everything = original.against(decoded)
     return Measured(
         calibration=seen,
         held_out=unseen,
@@ -68,59 +70,68 @@ def measured(
     )
 
 
-class _RowSums(NamedTuple):
-    """What is summed along each row, (n,) float64."""
+class _Part(NamedTuple):
+    """Some rows of the original, m of them, and p pairs among them."""
 
-    original: NDArray[np.float64]  # |x|^2
-    decoded: NDArray[np.float64]  # |y|^2
-    along: NDArray[np.float64]  # x.y
-    apart: NDArray[np.float64]  # |x - y|^2
-
-
-def _row_sums(original: NDArray[np.float32], decoded: NDArray[np.float32]) -> _RowSums:
-    n, d = original.shape
-    sums = _RowSums(*(np.empty(n) for _ in range(4)))
-    step = max(1, BLOCK_FLOATS // max(d, 1))
-    for start in range(0, n, step):
-        block = slice(start, start + step)
-        x, y = original[block], decoded[block]
-        sums.original[block] = np.einsum("nd,nd->n", x, x, dtype=np.float64)
-        sums.decoded[block] = np.einsum("nd,nd->n", y, y, dtype=np.float64)
-        sums.along[block] = np.einsum("nd,nd->n", x, y, dtype=np.float64)
-        left = x - y
-        sums.apart[block] = np.einsum("nd,nd->n", left, left, dtype=np.float64)
-    if not (np.isfinite(sums.original).all() and np.isfinite(sums.decoded).all()):
-        raise CodecError("measures need finite values in the original and in what was decoded")
-    return sums
+    rows: NDArray[np.intp]  # (m,) numbers
+    first: NDArray[np.intp]  # (p,) places in rows
+    second: NDArray[np.intp]
+    truth: NDArray[np.float64]  # (p,) cosines
 
 
-def _summed(
-    original: NDArray[np.float32],
-    decoded: NDArray[np.float32],
-    sums: _RowSums,
-    rng: np.random.Generator,
-    pairs: int,
-    rows: Selection,
-) -> Measures:
-    chosen = np.arange(len(original))[rows]
-    if len(chosen) < 3:
-        raise CodecError(f"measures need 3 rows or more, got {len(chosen)}")
-    original_norm, decoded_norm = np.sqrt(sums.original[chosen]), np.sqrt(sums.decoded[chosen])  # (m,)
-    alive = original_norm > 0
-    first, second = row_pairs(len(chosen), pairs, rng)
-    truth = _cosines(original, chosen[first], chosen[second], original_norm[first] * original_norm[second])
-    seen = _cosines(decoded, chosen[first], chosen[second], decoded_norm[first] * decoded_norm[second])
-    icc_3_1, icc_1_1 = icc(np.stack([truth, seen], axis=1))
-    cosines = _ratio(sums.along[chosen], original_norm * decoded_norm)
-    return Measures(
-        rows=len(chosen),
-        relative_l2=_relative(float(np.sqrt(sums.apart[chosen].sum())), float(np.sqrt(sums.original[chosen].sum()))),
-        row_cosine=float(np.mean(cosines[alive])) if alive.any() else 1.0,
-        norm_error=float(np.mean(np.abs(decoded_norm[alive] / original_norm[alive] - 1))) if alive.any() else 0.0,
-        icc_3_1=icc_3_1,
-        icc_1_1=icc_1_1,
-        pairs=len(first),
-    )
+class Original:
+    """The original's side, made once for all that is compared with it: what its rows sum to, pairs of rows in each of
+    its parts, and how alike they are."""
+
+    def __init__(
+        self, matrix: NDArray[np.float32], parts: Sequence[Selection], rng: np.random.Generator, pairs: int = PAIRS
+    ) -> None:
+        if matrix.ndim != 2 or len(matrix) < 3:
+            raise CodecError(f"measures need (n, d) with n >= 3, got {matrix.shape}")
+        self._matrix = matrix
+        every = np.arange(len(matrix))
+        self._norms = np.sqrt(_dots(matrix, every, every))  # (n,)
+        _check_finite(self._norms)
+        self._parts = [self._part(every[rows], rng, pairs) for rows in parts]
+
+    def against(self, decoded: NDArray[np.float32]) -> list[Measures]:
+        """Of each part. decoded: (n, d)."""
+        if decoded.shape != self._matrix.shape:
+            raise CodecError(f"measures need two (n, d) of one shape, got {self._matrix.shape}, {decoded.shape}")
+        squares, along, apart = _row_sums(self._matrix, decoded)
+        _check_finite(squares)
+        norms = np.sqrt(squares)
+        return [self._measures(part, decoded, norms, along, apart) for part in self._parts]
+
+    def _part(self, rows: NDArray[np.intp], rng: np.random.Generator, pairs: int) -> _Part:
+        if len(rows) < 3:
+            raise CodecError(f"measures need 3 rows or more, got {len(rows)}")
+        first, second = row_pairs(len(rows), pairs, rng)
+        return _Part(rows, first, second, _cosines(self._matrix, rows[first], rows[second], self._norms))
+
+    def _measures(
+        self,
+        part: _Part,
+        decoded: NDArray[np.float32],
+        norms: NDArray[np.float64],  # (n,) |y|
+        along: NDArray[np.float64],  # (n,) x.y
+        apart: NDArray[np.float64],  # (n,) |x - y|^2
+    ) -> Measures:
+        rows = part.rows
+        original_norm, decoded_norm = self._norms[rows], norms[rows]  # (m,)
+        alive = original_norm > 0
+        seen = _cosines(decoded, rows[part.first], rows[part.second], norms)
+        icc_3_1, icc_1_1 = icc(np.stack([part.truth, seen], axis=1))
+        cosines = _ratio(along[rows], original_norm * decoded_norm)
+        return Measures(
+            rows=len(rows),
+            relative_l2=_relative(float(np.sqrt(apart[rows].sum())), float(np.linalg.norm(original_norm))),
+            row_cosine=float(np.mean(cosines[alive])) if alive.any() else 1.0,
+            norm_error=float(np.mean(np.abs(decoded_norm[alive] / original_norm[alive] - 1))) if alive.any() else 0.0,
+            icc_3_1=icc_3_1,
+            icc_1_1=icc_1_1,
+            pairs=len(seen),
+        )
 
 
 def icc(judged: NDArray[np.float64]) -> tuple[float, float]:
@@ -161,18 +172,41 @@ def _agreement(between: float, within: float) -> float:
     return (between - within) / (between + within) if between + within > 0 else 1.0
 
 
+def _row_sums(
+    original: NDArray[np.float32], decoded: NDArray[np.float32]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """(n,) |y|^2, x.y and |x - y|^2 of each row."""
+    squares, along, apart = (np.empty(len(original)) for _ in range(3))
+    for block in _blocks(*original.shape):
+        x, y = original[block].astype(np.float64), decoded[block].astype(np.float64)
+        squares[block], along[block] = np.vecdot(y, y), np.vecdot(x, y)
+        x -= y
+        apart[block] = np.vecdot(x, x)
+    return squares, along, apart
+
+
+def _dots(rows: NDArray[np.float32], first: NDArray[np.intp], second: NDArray[np.intp]) -> NDArray[np.float64]:
+    """(p,) in float64, of rows by their numbers."""
+    dots = np.empty(len(first))
+    for block in _blocks(len(first), rows.shape[1]):
+        dots[block] = np.vecdot(rows[first[block]].astype(np.float64), rows[second[block]].astype(np.float64))
+    return dots
+
+
+def _blocks(n: int, d: int) -> Iterator[slice]:
+    step = max(1, BLOCK_FLOATS // max(d, 1))
+    return (slice(start, start + step) for start in range(0, n, step))
+
+
 def _cosines(
-    rows: NDArray[np.float32],
-    first: NDArray[np.intp],
-    second: NDArray[np.intp],
-    norms: NDArray[np.float64],  # of both, multiplied
+    rows: NDArray[np.float32], first: NDArray[np.intp], second: NDArray[np.intp], norms: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    products = np.empty(len(first))
-    step = max(1, BLOCK_FLOATS // max(rows.shape[1], 1))
-    for start in range(0, len(first), step):
-        block = slice(start, start + step)
-        products[block] = np.einsum("pd,pd->p", rows[first[block]], rows[second[block]], dtype=np.float64)
-    return _ratio(products, norms)
+    return _ratio(_dots(rows, first, second), norms[first] * norms[second])
+
+
+def _check_finite(sums: NDArray[np.float64]) -> None:
+    if not np.isfinite(sums).all():
+        raise CodecError("measures need finite values in the original and in what was decoded")
 
 
 def _ratio(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:

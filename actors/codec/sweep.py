@@ -18,7 +18,6 @@ from actors.codec.core_sweep import Group, Kind, Point, as_measured, plan
 from actors.codec.core_trial import PointMeasured, PointSkipped
 from actors.codec.family import FAMILIES
 from actors.codec.fitting import Fitting
-from actors.codec.measures import measured
 from actors.codec.params import Overfitted, check
 from actors.codec.source import Item, Source, open_source
 from actors.codec.stored import byte_chunks, read_matrix
@@ -97,7 +96,6 @@ class _Bench:
         began = perf_counter()
         decoded = family.decode(fit.arrays, codes.arrays, params)
         decode_s = perf_counter() - began
-        rng = np.random.default_rng(params.seed)
         return PointMeasured(
             point=point.number,
             tensor=self._route.name,
@@ -107,7 +105,7 @@ class _Bench:
             sha256=self._sha256,
             params=params,
             charge=family.charge(fit.arrays, codes.arrays, params),
-            measured=measured(fitting.matrix, decoded, *fitting.rows(params), rng),
+            measured=fitting.measured(params, decoded),
             refused=refused,
             fit_s=fit.seconds,
             fit_shared=fit.shared,
