@@ -7,7 +7,7 @@ since it costs bits, and dropping dimensions is no choice at all.
 """
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,11 +51,15 @@ def check(params: CodecParams, n: int, d: int) -> None:
             raise CodecError(f"rotation = opq needs at least as many calibration rows as columns, got {n} < {d}")
 
 
+@lru_cache(maxsize=16)
 def signs(d: int, seed: int) -> NDArray[np.float32]:
-    """(d,) of -1 and 1. From the bit generator's raw stream, which numpy promises to keep as it is."""
+    """(d,) of -1 and 1, not to be written to. From the bit generator's raw stream, which numpy promises to keep as it
+    is."""
     words = np.random.PCG64(seed).random_raw(-(-d // 64)).astype("<u8")
     bits = np.unpackbits(words.view(np.uint8), bitorder="little")[:d]
-    return (1 - 2 * bits.astype(np.float32)).astype(np.float32)
+    drawn = np.float32(1) - 2 * bits.astype(np.float32)
+    drawn.flags.writeable = False
+    return drawn
 
 
 def hadamard(rows: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
@@ -64,7 +68,9 @@ def hadamard(rows: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
 
 
 def hadamard_inverse(rows: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
-    return _transform(rows, transposed=True) * signs(rows.shape[1], seed)
+    out = _transform(rows, transposed=True)
+    out *= signs(rows.shape[1], seed)
+    return out
 
 
 def rotate(rows: NDArray[np.float32], state: Arrays, params: CodecParams) -> NDArray[np.float32]:
@@ -110,7 +116,7 @@ def opq(
 
 
 def _transform(rows: NDArray[np.float32], transposed: bool = False) -> NDArray[np.float32]:
-    """rows H / sqrt(d), H = H_base x H_2 x ... x H_2, one factor after the other along its own axis."""
+    """rows H / sqrt(d), H = H_base x H_2 x ... x H_2, one factor after the other along its own axis. A new array."""
     n, d = rows.shape
     base, power = orders(d)
     factors = [base] if base > 1 else []
@@ -119,7 +125,7 @@ def _transform(rows: NDArray[np.float32], transposed: bool = False) -> NDArray[n
         power //= RADIX
     if power > 1:  # the small factor early: a long last axis is what BLAS is quick at
         factors.insert(1 if base > 1 else 0, power)
-    out = np.ascontiguousarray(rows)
+    out = np.ascontiguousarray(rows) if factors else rows.copy()
     right = d
     for order in factors:
         right //= order

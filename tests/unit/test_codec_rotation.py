@@ -26,7 +26,9 @@ def test_hadamard_is_orthonormal_and_undone(d: int) -> None:
     rows = np.random.default_rng(d).standard_normal((5, d)).astype(np.float32)
     turned = rotation.hadamard(rows, seed=7)
     assert np.allclose(turned, rows @ dense, atol=1e-5)
+    before = turned.copy()
     assert np.allclose(rotation.hadamard_inverse(turned, seed=7), rows, atol=1e-5)
+    assert np.array_equal(turned, before)  # what is turned back isn't written to
     assert np.allclose(np.linalg.norm(turned, axis=1), np.linalg.norm(rows, axis=1), rtol=1e-5)
 
 

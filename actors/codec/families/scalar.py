@@ -17,7 +17,7 @@ from schemas.codec import Charge, CodecParams
 
 T = TypeVar("T", bound=np.generic)
 
-BLOCK_VALUES = 1 << 16  # decoded at a time: 256 KiB of float32, which stays in a core's cache
+BLOCK_VALUES = 1 << 17  # decoded at a time: 512 KiB of float32, which stays in a core's cache
 
 
 def fit(rows: NDArray[np.float32], params: CodecParams, rng: np.random.Generator) -> Arrays:
