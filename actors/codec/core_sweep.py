@@ -24,6 +24,10 @@ Kind = Literal["sweep", "probe"]
 MOST_IN_GROUP = 64
 """A killed worker loses no more points than these."""
 
+STACKED = re.compile(r"(?P<glob>.+)#(?P<matrix>\d+|\*)")
+"""How `tensors` names experts of a stack: `*.down_proj#3`, `*.down_proj#*`. Without a number it is the first, which
+stands for the others."""
+
 FIELDS = CodecParams.__struct_fields__
 
 
@@ -53,6 +57,7 @@ class Point(msgspec.Struct, frozen=True):
 class Group(msgspec.Struct, frozen=True):
     tensor: str
     item: int  # the tensor's number in the source
+    matrix: int  # of the tensor: an expert's number
     points: tuple[Point, ...]
 
 
@@ -97,10 +102,10 @@ def plan(order: SweepCodec, routes: Sequence[tuple[int, Route]], kind: Kind = "s
     """Every group of a job. routes: with the tensors' numbers. Raises as `count`, and for a glob that matches nothing
     that is quantised."""
     everything = points(order)
-    (first, first_route), *rest = _chosen(order, routes, kind)
-    groups = [Group(first_route.name, first, part) for part in _shared(everything)]
+    first, *rest = _chosen(order, routes, kind)
+    groups = [Group(*first, part) for part in _shared(everything)]
     sound = list(_shared([point for point in everything if point.params is not None]))  # the others are told of once
-    return groups + [Group(route.name, number, part) for number, route in rest for part in sound]
+    return groups + [Group(*other, part) for other in rest for part in sound]
 
 
 def as_measured(params: CodecParams, route: Route, kind: Kind) -> CodecParams:
@@ -138,16 +143,22 @@ def _check_residuals(place: str, field: str, values: Sequence[Any]) -> None:
             raise UnknownField(place, unknown, Residual.__struct_fields__)
 
 
-def _chosen(order: SweepCodec, routes: Sequence[tuple[int, Route]], kind: Kind) -> list[tuple[int, Route]]:
+def _chosen(order: SweepCodec, routes: Sequence[tuple[int, Route]], kind: Kind) -> list[tuple[str, int, int]]:
+    """Name, number and matrix of each."""
     quantised = [(number, route) for number, route in routes if route.kind == "quantise"]
     if not quantised:
         raise CodecError(f"none of the target's {len(routes)} tensors would be quantised")
     if not order.tensors:
-        return [max(quantised, key=_size)] if kind == "probe" else quantised
+        largest = [max(quantised, key=_size)] if kind == "probe" else quantised
+        return [(route.name, number, 0) for number, route in largest]
     for pattern in order.tensors:
-        if not any(_matches(route, pattern) for _, route in quantised):
+        if not any(_matrices(route, pattern) for _, route in quantised):
             raise CodecError(_matches_none(pattern, routes))
-    return [(n, route) for n, route in quantised if any(_matches(route, pattern) for pattern in order.tensors)]
+    return [
+        (route.name, number, matrix)
+        for number, route in quantised
+        for matrix in sorted({m for pattern in order.tensors for m in _matrices(route, pattern)})
+    ]
 
 
 def _size(numbered: tuple[int, Route]) -> tuple[int, int]:
@@ -156,14 +167,22 @@ def _size(numbered: tuple[int, Route]) -> tuple[int, int]:
     return route.rows * route.columns, route.rows
 
 
-def _matches(route: Route, pattern: str) -> bool:
-    return fnmatchcase(route.name.lower(), pattern.lower())
+def _matrices(route: Route, pattern: str) -> Sequence[int]:
+    """Those of a tensor that a pattern names."""
+    stacked = STACKED.fullmatch(pattern)
+    glob, which = (stacked["glob"], stacked["matrix"]) if stacked else (pattern, "0")
+    if not fnmatchcase(route.name.lower(), glob.lower()):
+        return ()
+    return range(route.matrices) if which == "*" else [int(which)] if int(which) < route.matrices else ()
 
 
 def _matches_none(pattern: str, routes: Sequence[tuple[int, Route]]) -> str:
+    stacked = STACKED.fullmatch(pattern)
+    glob = stacked["glob"] if stacked else pattern
     for _, route in routes:
-        if _matches(route, pattern):
-            return f"tensors: {pattern!r} matches {route.name}, which isn't quantised: {route.reason}"
+        if fnmatchcase(route.name.lower(), glob.lower()):
+            why = f"has {route.matrices} matrices" if route.matrices else f"isn't quantised: {route.reason}"
+            return f"tensors: {pattern!r} matches {route.name}, which {why}"
     some = ", ".join(route.name for _, route in routes[:3])
     return f"tensors: {pattern!r} matches none of {len(routes)} tensors: {some} …"
 

@@ -1,5 +1,4 @@
-"""A sweep's step, in the worker process: one group of points measured on one tensor. Of a stack of experts the first
-matrix is measured, which stands for the others."""
+"""A sweep's step, in the worker process: one group of points measured on one matrix."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -48,7 +47,7 @@ def measure_group(order: GroupOrder) -> Iterator[Phase | PointMeasured | PointSk
         raise CodecError(f"group {order.group} of {len(planned)}: the target isn't the one that the sweep began with")
     group = planned[order.group]
     try:
-        bench = _Bench(source.items[group.item], order)
+        bench = _Bench(source.items[group.item], group.matrix, order)
     except CodecError as error:  # its data can't be used; other tensors are unharmed
         for point in group.points:
             yield PointSkipped(point.number, group.tensor, point.asked, str(error))
@@ -61,12 +60,13 @@ def measure_group(order: GroupOrder) -> Iterator[Phase | PointMeasured | PointSk
 class _Bench:
     """A tensor's matrix, on which points are measured."""
 
-    def __init__(self, item: Item, order: GroupOrder) -> None:
+    def __init__(self, item: Item, matrix: int, order: GroupOrder) -> None:
         assert item.route is not None
+        self._matrix = matrix
         self._route: Route = item.route
         self._order = order
-        self._sha256 = _sha256(item)
-        self._fitting = Fitting(item.matrix(), _activations(order.activations, item.name))
+        self._sha256 = _sha256(item, matrix)
+        self._fitting = Fitting(item.matrix(matrix), _activations(order.activations, item.name))
 
     def measure(self, point: Point) -> PointMeasured | PointSkipped:
         if point.params is None:
@@ -99,7 +99,7 @@ class _Bench:
         return PointMeasured(
             point=point.number,
             tensor=self._route.name,
-            matrix=0,
+            matrix=self._matrix,
             rows=self._route.rows,
             columns=self._route.columns,
             sha256=self._sha256,
@@ -117,14 +117,14 @@ class _Bench:
         return PointSkipped(point.number, self._route.name, point.asked, reason)
 
 
-def _sha256(item: Item) -> Sha256:
+def _sha256(item: Item, matrix: int) -> Sha256:
     """Of the stored bytes of the matrix that is measured."""
     if item.stored is None:
         return sha256(np.ascontiguousarray(item.matrix()).data).hexdigest()
     assert item.route is not None
     size = item.stored.bytes // item.route.matrices
     digest = sha256()
-    for chunk in byte_chunks(replace(item.stored, bytes=size)):
+    for chunk in byte_chunks(replace(item.stored, offset=item.stored.offset + matrix * size, bytes=size)):
         digest.update(chunk)
     return digest.hexdigest()
 

@@ -129,6 +129,8 @@ def test_globs_choose_and_one_that_matches_nothing_is_refused() -> None:
         plan(sweep(base=base, tensors=["*.query.*", "*.quary.*"]), routes())
     with pytest.raises(CodecError, match=r"embeddings\.word_embeddings\.weight, which isn't quantised: .*looked up"):
         plan(sweep(base=base, tensors=["*embeddings*"]), routes())
+    with pytest.raises(CodecError, match=r"'\*\.query\.\*#1' matches .*query.weight, which has 1 matrices"):
+        plan(sweep(base=base, tensors=["*.query.*#1"]), routes())
     with pytest.raises(CodecError, match="none of the target's 1 tensors"):
         plan(sweep(base=base), routes()[:1])
 

@@ -200,7 +200,7 @@ def test_a_tensor_whose_data_cannot_be_used_harms_no_other(tmp_path: Path) -> No
     assert len(found) == len(skipped) == 2
 
 
-def test_of_a_stack_of_experts_the_first_is_measured(tmp_path: Path) -> None:
+def test_of_a_stack_of_experts_the_first_is_measured_or_those_named(tmp_path: Path) -> None:
     stack = np.stack([weights(200, 48, seed) for seed in (5, 6, 7)])
     name = "model.layers.0.mlp.experts.down_proj"
     folder = model(tmp_path, **{name: stack})
@@ -210,6 +210,12 @@ def test_of_a_stack_of_experts_the_first_is_measured(tmp_path: Path) -> None:
     write_arrays(tmp_path / "one" / "model.safetensors", {TENSOR: stack[0]})
     (single,), _ = run(tmp_path / "one", sweep(tmp_path / "one", base={"family": "scalar", "bits": 4}))
     assert (item.measured, item.charge, item.sha256) == (single.measured, single.charge, single.sha256)
+    named, _ = run(folder, sweep(folder, ["*.down_proj#2"], base={"family": "scalar", "bits": 4}))
+    everyone, _ = run(folder, sweep(folder, ["*.down_proj#*"], base={"family": "scalar", "bits": 4}))
+    assert [found.matrix for found in everyone] == [0, 1, 2]
+    assert [found.sha256 for found in everyone] == [sha256(matrix.tobytes()).hexdigest() for matrix in stack]
+    assert timeless(named) == timeless(everyone[2:])
+    assert everyone[0].measured == item.measured
 
 
 def test_a_column_of_vectors_is_one_tensor(tmp_path: Path) -> None:
