@@ -1,7 +1,7 @@
 """The codec trials as a table, a row a codec measured on a matrix, and the frontier that SQL finds in it."""
 
 from collections.abc import Sequence
-from functools import reduce
+from functools import cached_property, reduce
 from typing import Any
 
 import anyio.to_thread
@@ -59,7 +59,10 @@ class TableCodecJournal:
     def __init__(self, tables: Tables) -> None:
         self._tables = tables
         self._table = StructTable(tables, CODEC_TRIALS, CodecTrial)
-        self._engine = PredicateEngine()
+
+    @cached_property
+    def _engine(self) -> PredicateEngine:
+        return PredicateEngine()
 
     async def append(self, trials: Sequence[CodecTrial]) -> None:
         await self._table.append(trials, lambda trial: (f"codec-{trial.job}-{trial.group}", trial.job))
