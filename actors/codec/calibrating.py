@@ -48,7 +48,7 @@ class Calibrating:
         with self._work.folder() as folder:
             out = folder / "tensor.safetensors"
             asked = TensorOrder(source, command.number, order.params, order.overrides, activations, out)
-            row: TensorRow = await self._work.one(command.job, command.artifact, calibrate_tensor, asked)
+            row = await self._work.one(TensorRow, command.job, command.artifact, calibrate_tensor, asked)
             if row.file is not None:
                 row = replace(row, file=await store.put_file(tensor_key(command.number), out))
             await store.put_row(command.job, row)

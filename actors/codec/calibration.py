@@ -6,7 +6,6 @@ tensor that can't be used harms no other: its row says why. One that the paramet
 a Hadamard order, say) is copied, and its row says that.
 """
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,6 @@ from actors.codec.shard_writer import write_shard
 from actors.codec.source import Item, open_source
 from actors.codec.stored import StoredTensor, byte_chunks, read_matrix
 from schemas.codec import Charge, CodecParams, Measured, Override, StoredFile, TensorRow
-from schemas.names import Sha256
 
 CHUNK_FLOATS = 1 << 22
 """Encoded at a time: 16 MiB."""
@@ -56,7 +54,7 @@ def calibrate_tensor(order: TensorOrder) -> Iterator[Phase | TensorRow]:
         yield replace(row, problem=item.problem)
         return
     try:
-        row = replace(row, sha256=_sha256(item))
+        row = replace(row, sha256=item.sha256())
         if item.route.kind != "quantise":
             yield _copied(item, row, order)
         elif objection := _objection(item, order):
@@ -81,20 +79,6 @@ def _row(item: Item) -> TensorRow:
         reason=route.reason if route else "it can't be read",
         transposed=bool(route and route.transposed),
     )
-
-
-def _sha256(item: Item) -> Sha256:
-    """Of the tensor's bytes as they are stored."""
-    digest = hashlib.sha256()
-    if item.stored is not None:
-        for chunk in byte_chunks(item.stored):
-            digest.update(chunk)
-    else:
-        vectors = item.matrix()
-        step = max(1, CHUNK_FLOATS // max(1, vectors.shape[1]))
-        for start in range(0, len(vectors), step):
-            digest.update(np.ascontiguousarray(vectors[start : start + step]).data)
-    return digest.hexdigest()
 
 
 # --- copied -------------------------------------------------------------------------------------

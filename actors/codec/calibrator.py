@@ -13,6 +13,7 @@ from actors.base import Actor, Origin, handles
 from actors.codec.base import CodecError
 from actors.codec.board import Board
 from actors.codec.calibrating import Calibrating
+from actors.codec.certifying import Certifying
 from actors.codec.config import CodecConfig
 from actors.codec.decoding import Decoding
 from actors.codec.sweeping import Sweeping
@@ -24,11 +25,14 @@ from schemas.events.base import Refusal
 from schemas.events.codec import (
     CalibrateTensor,
     CodecCalibrated,
+    CodecCertified,
     CodecDecoded,
     CodecJobFailed,
+    CodecSelfTestFailed,
     DecodeCodec,
     JobKind,
     MeasurePoints,
+    RunCertification,
     SweepFinished,
     SweepPointMeasured,
     SweepPointSkipped,
@@ -63,6 +67,7 @@ class Calibrator(Actor):
         self._board = Board(registry, clock)
         self._work = Work(compute, bus, cache)
         self._calibrating = Calibrating(registry, buckets, targets, self._work, clock)
+        self._certifying = Certifying(registry, buckets, targets, self._work, clock, host, config)
         self._decoding = Decoding(registry, buckets, targets, self._work)
         self._sweeping = Sweeping(targets, journal, self._work, clock, host)
 
@@ -95,6 +100,20 @@ class Calibrator(Actor):
             return await self._sweeping.step(command)
         except FAILURES as error:
             return [_failed(error, command.job, command.kind, None)]
+
+    @handles
+    async def on_certification(
+        self, command: RunCertification, origin: Origin
+    ) -> Sequence[CodecCertified | CodecSelfTestFailed | CodecJobFailed]:
+        artifact = command.order.artifact
+        if failed := _given_up(origin, command.job, "certify", artifact):
+            return failed
+        if await self._board.find(command.job) is None:
+            return ()
+        try:
+            return [await self._certifying.step(command)]
+        except FAILURES as error:
+            return [_failed(error, command.job, "certify", artifact)]
 
     @handles
     async def on_decode(self, command: DecodeCodec) -> Sequence[CodecDecoded | Refusal]:

@@ -75,13 +75,15 @@ def _chunks(folder: Path, rows: dict[str, TensorRow], tensor: Planned) -> Chunks
         return
     for matrix in range(row.matrices):
         decoded = decoded_rows(folder, row, matrix)
-        for values in _stored_order(decoded, row) if row.transposed else (values for _, values in decoded):
+        for values in stored_order(decoded, row.shape) if row.transposed else (values for _, values in decoded):
             yield from_float32(values, row.dtype)
 
 
-def _stored_order(rows: Iterator[tuple[int, NDArray[np.float32]]], row: TensorRow) -> Iterator[NDArray[np.float32]]:
-    """Rows of output units, as columns of the stored matrix: it has to be there as a whole."""
-    inputs, outputs = row.shape[-2:]
+def stored_order(
+    rows: Iterator[tuple[int, NDArray[np.float32]]], shape: tuple[int, ...]
+) -> Iterator[NDArray[np.float32]]:
+    """Rows of output units, as columns of a matrix stored (inputs, outputs): it has to be there as a whole."""
+    inputs, outputs = shape[-2:]
     stored = np.empty((inputs, outputs), np.float32)
     for first, values in rows:
         stored[:, first : first + len(values)] = values.T

@@ -3,6 +3,7 @@
 The worker process opens one anew for each step; headers alone are read until a matrix is asked for.
 """
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from actors.codec.core import Route, route_checkpoint
 from actors.codec.header import CheckpointError
 from actors.codec.stored import StoredTensor
 from schemas.codec import Override
+from schemas.names import Sha256
 
 COLUMN_SUFFIX = ".npy"
 CONFIG = "config.json"
@@ -45,6 +47,21 @@ class Item(msgspec.Struct, frozen=True):
         if self.stored is None or self.route is None:
             raise CheckpointError(self.shard, self.name, self.problem)
         return stored.read_matrix(self.stored, number, transposed=self.route.transposed)
+
+    def sha256(self) -> Sha256:
+        """Of its bytes as they are stored. Raises CheckpointError."""
+        digest = hashlib.sha256()
+        if self.vectors is not None:
+            rows = self.matrix()
+            step = max(1, stored.CHUNK_BYTES // max(1, 4 * rows.shape[1]))
+            for start in range(0, len(rows), step):
+                digest.update(np.ascontiguousarray(rows[start : start + step]).data)
+        elif self.stored is not None:
+            for chunk in stored.byte_chunks(self.stored):
+                digest.update(chunk)
+        else:
+            raise CheckpointError(self.shard, self.name, self.problem)
+        return digest.hexdigest()
 
 
 class Source(msgspec.Struct, frozen=True):

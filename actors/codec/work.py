@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import aclosing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 from actors.codec.base import Phase
@@ -12,6 +12,8 @@ from actors.errors import Transient
 from actors.ports import Bus, Compute
 from schemas.codec import CodecJobId
 from schemas.events.base import Progress
+
+T = TypeVar("T")
 
 
 class Work:
@@ -32,10 +34,10 @@ class Work:
                     results.append(item)
         return results
 
-    async def one(self, id: CodecJobId, about: str, job: Callable[..., Iterator[Any]], *args: Any) -> Any:
-        """The one result of a job that has one."""
+    async def one(self, kind: type[T], id: CodecJobId, about: str, job: Callable[..., Iterator[Any]], *args: Any) -> T:
+        """The one result, of this kind, of a job that has one."""
         results = await self.run(id, about, job, *args)
-        if len(results) != 1:
+        if len(results) != 1 or not isinstance(results[0], kind):
             raise Transient(f"{job.__name__} of {about} ended with {len(results)} results")
         return results[0]
 

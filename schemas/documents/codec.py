@@ -4,7 +4,7 @@ from schemas.certificate import Certificate
 from schemas.codec import ArtifactName, CodecJobId, CodecParams, CodecTarget
 from schemas.documents.base import Document
 from schemas.events.codec import CodecUse, JobKind
-from schemas.names import BucketName, IndexName, MessageId, ProfileName, Sha256, Timestamp
+from schemas.names import BucketName, IndexName, ProfileName, Sha256, Timestamp
 
 
 class CodecDocument(Document, frozen=True, kw_only=True, tag="codec"):
@@ -24,7 +24,7 @@ class CodecDocument(Document, frozen=True, kw_only=True, tag="codec"):
     job: CodecJobId
     created: Timestamp
     certificate: Certificate | None = None  # the newest
-    certified_by: MessageId | None = None
+    certified_by: CodecJobId | None = None
     uses: list[CodecUse] = []
 
 

@@ -1,0 +1,82 @@
+"""An encoder's function: the embeddings of held-out texts beside the reference's, and which texts are near which."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actors.codec.certify import compare
+from actors.codec.certify.models import libraries, quiet
+from schemas.certificate import EncoderFunction, Estimate
+
+BATCH = 16
+NEAREST = 10
+
+Embeddings = NDArray[np.float32]  # (n, d), unit length
+
+
+def embed(model: Any, tokenizer: Any, texts: Sequence[str], tokens: int, *, cls: bool) -> Embeddings:
+    """Mean over a text's tokens, or its first one where the model's own pooling says so."""
+    torch, _ = libraries()
+    found = []
+    with quiet():
+        for start in range(0, len(texts), BATCH):
+            batch = tokenizer(
+                list(texts[start : start + BATCH]),
+                padding=True,
+                truncation=True,
+                max_length=tokens,
+                return_tensors="pt",
+            )
+            hidden = model(**batch).last_hidden_state.float()  # (b, T, d)
+            mask = batch["attention_mask"][..., None].float()
+            pooled = hidden[:, 0] if cls else (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
+            found.append(torch.nn.functional.normalize(pooled, dim=1).numpy())
+    embeddings: Embeddings = np.concatenate(found)
+    return embeddings
+
+
+def by_first_token(folder: Path) -> bool:
+    """What sentence-transformers' pooling module says; without one, the mean."""
+    config = folder / "1_Pooling" / "config.json"
+    return config.is_file() and bool(json.loads(config.read_bytes()).get("pooling_mode_cls_token"))
+
+
+def shares(reference: Embeddings, candidate: Embeddings, rng: np.random.Generator) -> dict[str, Estimate]:
+    """Mean cosine, and the share of the 10 nearest texts that stay so; by the gate's names, and `top1`."""
+    n = len(reference)
+    ones = np.ones(n, np.int64)
+    cosines = np.einsum("nd,nd->n", reference, candidate, dtype=np.float64)
+    k = min(NEAREST, n - 1)
+    here, there = nearest(reference, k), nearest(candidate, k)
+    kept = np.array([len(np.intersect1d(a, b)) for a, b in zip(here, there, strict=True)])
+    return {
+        "cosine": compare.estimate(np.clip(cosines, 0, 1), ones, rng),
+        "neighbours": compare.estimate(kept, k * ones, rng),
+        "top1": compare.estimate((here[:, 0] == there[:, 0]).astype(np.int64), ones, rng),
+    }
+
+
+def nearest(embeddings: Embeddings, k: int) -> NDArray[np.intp]:
+    """(n, k) other rows by cosine, nearest first."""
+    likeness = embeddings @ embeddings.T
+    np.fill_diagonal(likeness, -np.inf)
+    return np.argsort(-likeness, axis=1, kind="stable")[:, :k]
+
+
+def function(
+    reference: Embeddings, candidate: Embeddings, floor: Embeddings, rng: np.random.Generator
+) -> EncoderFunction:
+    found = shares(reference, candidate, rng)
+    cosines = np.einsum("nd,nd->n", reference, candidate, dtype=np.float64)
+    return EncoderFunction(
+        texts=len(reference),
+        cosine=found["cosine"],
+        worst_cosine=float(cosines.min()),
+        neighbours=found["neighbours"],
+        top1_neighbour=found["top1"],
+        noise_floor_cosine=float(np.einsum("nd,nd->n", reference, floor, dtype=np.float64).mean()),
+    )
