@@ -18,7 +18,7 @@ from daemon.cli.errors import FAILURE, INTERRUPTED, WRONG_USE, CliError
 from daemon.config import ConfigError
 
 DAEMON, DATA, INDEXES, TUNING = "The daemon", "Data", "Indexes", "Tuning"
-MODELS, WATCHING = "Models", "Watching"
+MODELS, CODECS, WATCHING = "Models", "Codecs", "Watching"
 
 COMMANDS = {
     DAEMON: {
@@ -56,6 +56,9 @@ COMMANDS = {
         "vram": ("vram:vram", "Show the GPU's memory: what is in it, and for how long."),
         "preload": ("vram:preload", "Load a model beside what is there."),
         "unload": ("vram:unload", "Take a model out of memory."),
+    },
+    CODECS: {
+        "codec": ("codec:app", "Compress tensors and vectors, certify what that does to them, put it to use."),
     },
     WATCHING: {
         "status": ("watching:status", "Show what runs and how it is."),

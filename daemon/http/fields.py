@@ -62,7 +62,9 @@ def hint_for(error: str, kind: type[msgspec.Struct]) -> str:
         there = _fields_at(inspect.type_info(kind), at[1] if at else "$")
         near = difflib.get_close_matches(unknown[1], there, n=1)
         return f"did you mean `{near[0]}`?" if near else f"fields: {', '.join(sorted(there))}"
-    name = re.sub(r"\[[^\]]*\]", "", at[1]).rpartition(".")[2] if at else ""
+    above, _, name = re.sub(r"\[[^\]]*\]$", "", at[1]).rpartition(".") if at else ("", "", "")
+    if tags := [str(one.tag) for one in _structs_at(inspect.type_info(kind), above) if one.tag_field == name and name]:
+        return f"{name}: one of {', '.join(tags)}"
     allowed = known.get(name, "")
     return f"{name}: {allowed}" if allowed and not allowed.startswith(f"{name}: ") else allowed
 
@@ -77,6 +79,11 @@ def fields(kind: type[msgspec.Struct]) -> dict[str, str]:
 
 def _fields_at(info: Any, path: str) -> list[str]:
     """The fields of the struct that msgspec's path leads to: `$.adapters[0]`."""
+    return [field.encode_name for one in _structs_at(info, path) for field in one.fields]
+
+
+def _structs_at(info: Any, path: str) -> list[inspect.StructType]:
+    """The struct that a path leads to, or those that it may be."""
     level = [info]
     for step in re.findall(r"[^.$\[\]]+|\[[^\]]*\]", path):
         here = [one for inner in level for one in _plain(inner)]
@@ -85,8 +92,7 @@ def _fields_at(info: Any, path: str) -> list[str]:
         else:
             structs = [one for one in here if isinstance(one, inspect.StructType)]
             level = [field.type for one in structs for field in one.fields if field.encode_name == step]
-    structs = [one for inner in level for one in _plain(inner) if isinstance(one, inspect.StructType)]
-    return [field.encode_name for one in structs for field in one.fields]
+    return [one for inner in level for one in _plain(inner) if isinstance(one, inspect.StructType)]
 
 
 def _plain(info: Any) -> list[Any]:

@@ -1,6 +1,6 @@
 """Every route there is, by domain. A test holds this table and the OpenAPI document together."""
 
-from daemon.http.routes import admin, datasets, events, indexes, operations, profiles, promotion, tuning
+from daemon.http.routes import admin, codecs, datasets, events, indexes, operations, profiles, promotion, tuning
 
 ROUTES = [
     *operations.ROUTES,
@@ -9,6 +9,7 @@ ROUTES = [
     *tuning.ROUTES,
     *promotion.ROUTES,
     *profiles.ROUTES,
+    *codecs.ROUTES,
     *admin.ROUTES,
     *events.ROUTES,
 ]

@@ -1,11 +1,9 @@
 """Tuning: eval sets, trials, the agent, and an autotune whose progress is streamed."""
 
-from time import monotonic
-
 from aiohttp import web
 
+from daemon.http.jobs import stream_job
 from daemon.http.route import Call, Route, message
-from daemon.http.streams import HEARTBEAT_S, Ended, Feed, open_stream, write_line
 from schemas.events.autotune import (
     AgentStatus,
     AutotuneStarted,
@@ -78,30 +76,14 @@ async def autotune(call: Call[NoParams, AutotuneBody]) -> web.StreamResponse:
         objective=body.objective,
         agent=body.agent,
     )
-    services = call.services
-    subjects = ("lakehouse.evt.trial.>", "lakehouse.evt.autotune.>", "lakehouse.sig.job.progress")
-    async with Feed(services.bus, services.closing, *subjects) as feed:
-        started = await call.ask(start, long=True)
-        response = await open_stream(call.request, "application/x-ndjson")
-        try:
-            await write_line(response, started)
-            await _follow(feed, started, response, monotonic() + services.config.long_timeout_s)
-        except (Ended, ConnectionError):
-            return response
-        await response.write_eof()
-        return response
-
-
-async def _follow(feed: Feed, started: AutotuneStarted, response: web.StreamResponse, deadline: float) -> None:
-    while monotonic() < deadline:
-        envelope = await feed.next(HEARTBEAT_S)
-        if envelope is None:
-            await write_line(response, Progress(started.campaign, started.index, "waiting", 0))
-            continue
-        if _belongs(envelope.message, started):
-            await write_line(response, envelope.message)
-        if isinstance(envelope.message, TuningFinished) and envelope.message.campaign == started.campaign:
-            return
+    return await stream_job(
+        call,
+        start,
+        ("lakehouse.evt.trial.>", "lakehouse.evt.autotune.>"),
+        _belongs,
+        lambda said, started: isinstance(said, TuningFinished) and said.campaign == started.campaign,
+        lambda started: Progress(started.campaign, started.index, "waiting", 0),
+    )
 
 
 def _belongs(said: Message, started: AutotuneStarted) -> bool:
