@@ -66,14 +66,20 @@ def build(
     n, d = vectors.shape
     if rows.shape != (n,):
         raise ValueError(f"{n} vectors but {rows.shape} labels")
-    graph = hnswlib.Index(space=metric, dim=d)
-    graph.init_index(
-        max_elements=max(n, 1), M=config.M, ef_construction=config.ef_construction, random_seed=config.seed
-    )
+    graph = empty(d, metric, config, n)
     for start in range(0, n, BUILD_STEP):
         stop = min(start + BUILD_STEP, n)
         graph.add_items(np.asarray(vectors[start:stop]), rows[start:stop], num_threads=threads)
         yield stop
+    return graph
+
+
+def empty(dim: int, metric: Metric, config: GraphConfig, capacity: int) -> Graph:
+    """A graph of no rows."""
+    graph = hnswlib.Index(space=metric, dim=dim)
+    graph.init_index(
+        max_elements=max(capacity, 1), M=config.M, ef_construction=config.ef_construction, random_seed=config.seed
+    )
     return graph
 
 

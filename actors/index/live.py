@@ -99,6 +99,8 @@ class LiveGraph:
                 rows, vectors = self.view.fresh_rows[:step], self.view.fresh_vectors[:step]
                 async with self.gate.write():
                     started = time.perf_counter()
+                    if not len(self._held) and not self._taken:
+                        self._begin_anew()
                     await anyio.to_thread.run_sync(self._add, rows, vectors)
                     took = time.perf_counter() - started
                     view = self.view
@@ -143,6 +145,13 @@ class LiveGraph:
             return found
         positions, distances = hnsw.exact_topk(queries, view.fresh_vectors, k, view.vectors.metric)
         return merged(found, (view.fresh_rows[positions], distances), k)
+
+    def _begin_anew(self) -> None:
+        """Rows that are added to a graph whose rows are all deleted find each other badly: their links lead through
+        those that are gone."""
+        vectors = self.view.vectors
+        self._graph = hnsw.empty(vectors.dim, vectors.metric, self.document.config.graph, grown_capacity(len(vectors)))
+        self.deleted = 0
 
     def _add(self, rows: NDArray[np.int64], vectors: NDArray[np.float32]) -> None:
         if self._graph.get_current_count() + len(rows) > self._graph.get_max_elements():
