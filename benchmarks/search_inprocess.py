@@ -32,6 +32,7 @@ from actors.ports import TableRef
 from daemon.bus.heads import MemoryHeads
 from daemon.bus.memory import MemoryBus
 from daemon.clock import SystemClock
+from daemon.codes import ArtifactCodecs
 from daemon.compute import WorkerCompute
 from daemon.embedding.config import EmbeddingConfig
 from daemon.embedding.factory import EmbedderFactory
@@ -84,6 +85,7 @@ class Bench:
             Searcher(
                 *ports,
                 embedders,
+                ArtifactCodecs(self.buckets, self.folder / "artifacts"),
                 TableQueryLog(self.tables),
                 self.bus,
                 self.clock,

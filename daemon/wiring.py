@@ -25,6 +25,7 @@ from actors.profile.slot import VramSlot
 from actors.promotion.actor import Promotion
 from daemon.bus.base import MessageBus
 from daemon.bus.heads import Heads
+from daemon.codes import ArtifactCodecs
 from daemon.compute import WorkerCompute
 from daemon.config import Config
 from daemon.embedding.factory import EmbedderFactory
@@ -127,6 +128,7 @@ def build(config: Config, state: StateDir, bus: MessageBus, heads: Heads, bucket
             buckets,
             snapshots,
             embedders,
+            ArtifactCodecs(buckets, state.cache / "codec" / "artifacts"),
             query_log,
             bus,
             clock,

@@ -16,8 +16,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from actors.codec import rotation
 from actors.codec.base import ENCODER, Arrays, CodecError
 from actors.codec.checkpoint import Checkpoint, open_checkpoint
+from actors.codec.families import rotated
 from actors.codec.family import FAMILIES
 from actors.codec.header import CheckpointError
 from actors.codec.shard_writer import Written, write_arrays
@@ -172,6 +174,7 @@ class CodedColumn:
         self.state = state
         self.codes = codes
         self._family = FAMILIES[params.family]
+        self._stays_turned = params.family == "rotated"
         self.columns = _columns(self.decode(0, 1))
 
     @property
@@ -189,6 +192,16 @@ class CodedColumn:
     def encode(self, vectors: NDArray[np.float32]) -> Arrays:
         """Codes of other vectors (n, columns), by what was learnt from the column's. Raises CodecError."""
         return self._family.encode(self.state, vectors, self.params)
+
+    def turn(self, queries: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(q, columns) to the space of `turned`: rotating a query once saves rotating every row back."""
+        return rotation.rotate(queries, self.state, self.params) if self._stays_turned else queries
+
+    def turned(self, codes: Arrays) -> NDArray[np.float32]:
+        """(n, columns) decoded rows, in the space where the codec keeps them."""
+        if self._stays_turned:
+            return rotated.decode_turned(self.state, codes, self.params)
+        return self._family.decode(self.state, codes, self.params)
 
 
 def open_column(folder: Path) -> CodedColumn:

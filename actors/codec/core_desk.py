@@ -63,6 +63,12 @@ def holds_for(certificate: Certificate, document: CodecDocument) -> bool:
     )
 
 
+def oversample(document: CodecDocument) -> int:
+    """What a column was certified with."""
+    gate = document.certificate.gate if document.certificate else None
+    return gate.oversample if isinstance(gate, ColumnGate) else ColumnGate().oversample
+
+
 def misplaced(command: GraduateCodec, target: CodecTarget, index: IndexDocument | None) -> str | None:
     """Why an artifact can't serve what was named, whatever its certificate says."""
     if command.index is not None:

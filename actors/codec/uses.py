@@ -65,7 +65,7 @@ class Uses:
         }
         expected = before[1] if before else None
         if command.index is not None:
-            user = IndexCodecDocument(index=command.index, **place)
+            user = IndexCodecDocument(index=command.index, oversample=core_desk.oversample(document), **place)
             await self._registry.save(command.index, user, expected=expected)
         elif command.profile is not None:
             profile = ProfileCodecDocument(profile=command.profile, **place)

@@ -17,7 +17,7 @@ from schemas.documents.index import GenerationDocument
 from schemas.events.index import GenerationBuilt
 from schemas.names import Rows, Share, TrialId
 
-Strategy = Literal["graph", "filtered_graph", "exact"]
+Strategy = Literal["graph", "filtered_graph", "codes", "exact"]
 
 ROWS_PER_EF = 7
 """Rows that exact search scans in the time that a graph search spends on one unit of ef."""

@@ -1,10 +1,13 @@
 """From what is stored to what is served: documents, embedder, snapshot, columns, graph file."""
 
+from functools import partial
+
 import anyio.to_thread
 import structlog
 
 from actors import hnsw
 from actors.errors import CorruptState
+from actors.index.coded import CodedVectors
 from actors.index.columns import ColumnCache
 from actors.index.config import IndexConfig
 from actors.index.core import grown_capacity
@@ -12,7 +15,8 @@ from actors.index.live import LiveGraph
 from actors.index.sampling import RecallWindow
 from actors.index.served import ServedIndex
 from actors.index.vectors import VectorSet
-from actors.ports import Buckets, Clock, Embedders, Registry, Snapshots, TableRef, Tables
+from actors.ports import Buckets, Clock, Embedders, Registry, Snapshots, TableRef, Tables, VectorCodecs
+from schemas.documents.codec import IndexCodecDocument
 from schemas.documents.dataset import DatasetDocument
 from schemas.documents.index import GenerationDocument, IndexDocument
 from schemas.events.base import Refusal
@@ -34,6 +38,7 @@ class Loader:
         buckets: Buckets,
         snapshots: Snapshots,
         embedders: Embedders,
+        codecs: VectorCodecs,
         clock: Clock,
         config: IndexConfig,
     ) -> None:
@@ -43,6 +48,7 @@ class Loader:
         self._buckets = buckets
         self._snapshots = snapshots
         self._embedders = embedders
+        self._codecs = codecs
         self._clock = clock
         self._config = config
 
@@ -84,11 +90,24 @@ class Loader:
         return index
 
     async def follow(self, index: ServedIndex) -> bool:
-        """Put the generation of the head under an index; False when it serves it already or
-        its file can't be read (then `unreadable` says so)."""
+        """Put the codec that the index uses, or the generation of the head, under it; False when it serves it already
+        or its file can't be read (then `unreadable` says so)."""
+        async with index.following:
+            return await self._follow(index)
+
+    async def _follow(self, index: ServedIndex) -> bool:
         name = index.document.index
+        codec = await self._registry.load(IndexCodecDocument, name)
+        if codec is not None and await self._follow_codec(index, codec[0]):
+            return True
         found = await self._registry.load(GenerationDocument, name)
-        if found is None or found[0].generation <= index.generation:
+        if index.codes is not None and codec is not None:  # what is promoted meanwhile waits for its turn
+            index.head = found[0] if found else None
+            return False
+        if index.codes is not None and found is None:
+            index.without_codes()
+            return True
+        if found is None or (found[0].generation <= index.generation and index.codes is None):
             return False
         head, live = found[0], index.graph
         if live is not None and (live.document.key, live.document.sha256) == (head.key, head.sha256):
@@ -96,8 +115,26 @@ class Loader:
             return True
         graph = await self._graph(index, head)
         if graph is None:
+            index.without_codes()
             return False
         await index.swap(head, graph, self._clock.now())
+        return True
+
+    async def _follow_codec(self, index: ServedIndex, document: IndexCodecDocument) -> bool:
+        """False when it is searched by that codec already, or the artifact can't be used: then by its graph."""
+        if index.codes is not None and index.codes.artifact == document.artifact:
+            return False
+        try:
+            coded = await self._codecs.load(document)
+            make = partial(CodedVectors.of, coded, index.vectors, document.oversample)
+            codes = await anyio.to_thread.run_sync(make)
+        except (CorruptState, ValueError) as error:
+            log.error("codec unusable, the index is served by its graph", index=index.document.index, why=str(error))
+            return False
+        found = await self._registry.load(GenerationDocument, index.document.index)
+        index.head = found[0] if found else None
+        await index.swap_codes(codes, self._clock.now())
+        log.info("serving by codes", index=index.document.index, codec=document.artifact, bytes=codes.bytes)
         return True
 
     async def _graph(self, index: ServedIndex, head: GenerationDocument) -> LiveGraph | None:

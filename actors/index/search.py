@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.index import core
+from actors.index.coded import CodedVectors
 from actors.index.core import Strategy
 from actors.index.filters import Filters, Matching
 from actors.index.live import INLINE_US, THREADS
@@ -73,7 +74,7 @@ async def search(index: ServedIndex, query: Search, filters: Filters) -> Answer 
         return queries
     watch.step("embed" if query.text is not None else "read")
 
-    vectors, config, generation = index.vectors, index.config, index.generation
+    vectors, config, generation, coded = index.vectors, index.config, index.generation, index.codes
     matching: Matching | None = None
     if query.filter is not None:
         try:
@@ -82,7 +83,7 @@ async def search(index: ServedIndex, query: Search, filters: Filters) -> Answer 
             return Refusal("invalid", f"the filter can't be used: {error}", "a SQL predicate: \"module = 'json'\"")
         watch.step("filter", "%d rows match", len(matching))
     ef = max(query.ef_search or config.ef_search, query.k)
-    found, strategy, vectors, ef = await _neighbours(index, queries, query.k, ef, vectors, matching, watch)
+    found, strategy, vectors, ef = await _neighbours(index, coded, queries, query.k, ef, vectors, matching, watch)
     hits = await _hits(index, found, columns)
     watch.step("fetch", "%d columns", len(columns))
 
@@ -126,6 +127,7 @@ async def query_vectors(index: ServedIndex, query: Search) -> NDArray[np.float32
 
 async def _neighbours(
     index: ServedIndex,
+    coded: CodedVectors | None,
     queries: NDArray[np.float32],
     k: int,
     ef: int,
@@ -134,7 +136,7 @@ async def _neighbours(
     watch: Stopwatch,
 ) -> tuple[Neighbours, Strategy, VectorSet, int]:
     """Neighbours, how they were found, in which vectors, and the ef that it took (0: exact)."""
-    graph, rows = index.graph, len(vectors)
+    graph, rows = None if coded else index.graph, len(vectors)
     chosen = core.strategy(k, ef, rows, None if matching is None else len(matching), index.exact_below_rows)
     if graph is not None and chosen == "graph":
         for wide in (ef, min(4 * ef, core.EF_LIMIT)):
@@ -152,6 +154,10 @@ async def _neighbours(
                 return kept, "filtered_graph", vectors, wide
             fetch, wide = min(rows, 2 * fetch), 2 * wide
     among = None if matching is None else matching.positions
+    if coded is not None and chosen != "exact":
+        near = await anyio.to_thread.run_sync(coded.search, queries, k, among, limiter=THREADS)
+        watch.step("codes", "%s, %d rows", coded.artifact, rows if among is None else len(among))
+        return near, "codes", vectors, 0
     scanned = rows if among is None else len(among)
     if len(queries) * scanned * vectors.dim * EXACT_US_PER_FLOAT < INLINE_US:
         exact = vectors.exact(queries, k, among)

@@ -20,9 +20,10 @@ from actors.index.sampling import WAITING, Checker, K, Sample
 from actors.index.search import Answer, search
 from actors.index.served import ServedIndex
 from actors.index.shelf import Shelf
-from actors.ports import Buckets, Bus, Clock, Embedders, QueryLog, Registry, Snapshots, Tables
+from actors.ports import Buckets, Bus, Clock, Embedders, QueryLog, Registry, Snapshots, Tables, VectorCodecs
 from schemas.documents.index import GenerationDocument, IndexDocument
 from schemas.events.base import Refusal
+from schemas.events.codec import CodecGraduated, CodecWithdrawn
 from schemas.events.index import (
     GenerationReady,
     GenerationSwapped,
@@ -54,6 +55,7 @@ class Searcher(Actor):
         buckets: Buckets,
         snapshots: Snapshots,
         embedders: Embedders,
+        codecs: VectorCodecs,
         query_log: QueryLog,
         bus: Bus,
         clock: Clock,
@@ -71,7 +73,7 @@ class Searcher(Actor):
         self._config = config
         self._process_id = process_id
         self._rng = rng
-        self._loader = Loader(registry, tables, buckets, snapshots, embedders, clock, config)
+        self._loader = Loader(registry, tables, buckets, snapshots, embedders, codecs, clock, config)
         self._shelf = Shelf(self._loader.load, config.memory_budget_mb << 20)
         self._filters = Filters(tables)
         self._checker = Checker()
@@ -124,6 +126,7 @@ class Searcher(Actor):
                     bytes=index.bytes,
                     queries=index.queries,
                     live_recall=index.window.live_recall(),
+                    codec=index.codes.artifact if index.codes else None,
                 ),
             )
         found = await self._registry.load(IndexDocument, query.name)
@@ -145,6 +148,8 @@ class Searcher(Actor):
             return ()  # dropped meanwhile
         await self._loader.follow(index)
         self._shelf.evict()
+        if index.codes is not None:
+            return ()  # it is remembered, and serves when the codec is withdrawn
         if index.graph is None or index.generation != event.generation:
             return self._rebuilds()  # superseded, or unreadable
         return [self._swapped(index, index.graph.document, started)]
@@ -157,6 +162,16 @@ class Searcher(Actor):
         if index is not None and index.vectors.version < event.version:
             await index.sync(self._snapshots)
         return ()
+
+    @handles
+    async def on_graduated(self, event: CodecGraduated) -> Sequence[Never]:
+        await self._follow_codec(event.index)
+        return ()
+
+    @handles
+    async def on_withdrawn(self, event: CodecWithdrawn) -> Sequence[RebuildIndex]:
+        await self._follow_codec(event.index)
+        return self._rebuilds()
 
     @handles
     async def on_dropped(self, event: IndexDropped) -> Sequence[Never]:
@@ -186,10 +201,15 @@ class Searcher(Actor):
             name, window = index.document.index, index.window
             mine = zip(taken, recalls, strict=True)
             window.add([r for (n, s), r in mine if n == name and s.generation == window.generation])
-            if window.has_drifted(index.document.target_recall) and index.graph is not None:
-                window.reported = True
-                recall = window.live_recall()
-                assert recall is not None
+            if not window.has_drifted(index.document.target_recall):
+                continue
+            recall = window.live_recall()
+            assert recall is not None
+            window.reported = True
+            if index.codes is not None:  # there is no promotion to take back
+                codec = index.codes.artifact
+                log.warning("recall of the codec is below target", index=name, codec=codec, recall=recall.mean)
+            elif index.graph is not None:
                 document = index.graph.document
                 target = index.document.target_recall
                 drifts.append(RecallDrifted(name, document.generation, target, recall, document.trial))
@@ -210,6 +230,13 @@ class Searcher(Actor):
         self._shelf.evict()
         return self._rebuilds()
 
+    async def _follow_codec(self, name: IndexName | None) -> None:
+        """An index that isn't in memory needs nothing: loading takes what it uses."""
+        index = await self._shelf.settled(name) if name is not None else None
+        if index is not None:
+            await self._loader.follow(index)
+            self._shelf.evict()
+
     def _sample(self, index: ServedIndex, query: Search, answer: Answer) -> None:
         """Some queries are logged, some kept to be run again exactly."""
         draw = self._rng.random()  # one for both: the low end is logged, the high end sampled
@@ -217,7 +244,7 @@ class Searcher(Actor):
             for vector in answer.queries:
                 self._logged.append((query.index, vector, self._clock.now()))
         sampled = draw >= 1 - self._config.sample_share
-        comparable = answer.strategy == "graph" and query.ef_search is None and query.k >= K
+        comparable = answer.strategy in ("graph", "codes") and query.ef_search is None and query.k >= K
         if sampled and comparable and len(answer.vectors):
             for vector, distances in zip(answer.queries, answer.found[1], strict=True):
                 sample = Sample(answer.result.generation, vector, distances[:K], answer.vectors)

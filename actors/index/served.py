@@ -5,6 +5,7 @@ generations. Searches read it between two awaits and never see half a change.
 import anyio
 import anyio.to_thread
 
+from actors.index.coded import CodedVectors
 from actors.index.columns import ColumnCache
 from actors.index.live import LiveGraph
 from actors.index.sampling import RecallWindow
@@ -34,6 +35,9 @@ class ServedIndex:
         self.embedder = embedder
         self.columns = columns
         self.graph: LiveGraph | None = None
+        self.codes: CodedVectors | None = None  # searched in place of the graph, which isn't in memory then
+        self.following = anyio.Lock()  # one at a time brings it in line with what it is to serve
+        self.head: GenerationDocument | None = None  # the generation that serves, or would without codes
         self.window = RecallWindow(0, 0.0)
         self.queries = 0
         self._vectors = vectors
@@ -41,15 +45,17 @@ class ServedIndex:
 
     @property
     def vectors(self) -> VectorSet:
+        if self.codes:
+            return self.codes.vectors
         return self.graph.view.vectors if self.graph else self._vectors
 
     @property
     def generation(self) -> int:
-        return self.graph.document.generation if self.graph else 0
+        return self.head.generation if self.head else 0
 
     @property
     def config(self) -> HnswConfig:
-        return self.graph.document.config if self.graph else self.document.config
+        return self.head.config if self.head else self.document.config
 
     @property
     def fresh_rows(self) -> Rows:
@@ -58,7 +64,8 @@ class ServedIndex:
     @property
     def bytes(self) -> Bytes:
         """Memory that unloading frees; the mapped vectors belong to the page cache."""
-        return self.columns.bytes + self._vectors.rows.nbytes + (self.graph.bytes if self.graph else 0)
+        searched = (self.graph.bytes if self.graph else 0) + (self.codes.bytes if self.codes else 0)
+        return self.columns.bytes + self._vectors.rows.nbytes + searched
 
     async def sync(self, snapshots: Snapshots) -> bool:
         """Follow the newest version that the vectors cover; False when this is it. From the
@@ -71,6 +78,8 @@ class ServedIndex:
             await self.columns.sync(vectors.rows, vectors.version)
             if self.graph:
                 await self.graph.reconcile(vectors)
+            if self.codes:
+                self.codes = await anyio.to_thread.run_sync(self.codes.at, vectors)
             self._vectors = vectors
             return True
 
@@ -81,7 +90,20 @@ class ServedIndex:
             if graph is not None:
                 if graph.view.vectors.version != self.vectors.version:
                     await graph.reconcile(self._vectors)
-                self.graph = graph
+                self.graph, self.codes = graph, None
             elif self.graph:
                 self.graph.document = document
+            self.head = document
             self.window = RecallWindow(document.generation, now)
+
+    async def swap_codes(self, codes: CodedVectors, now: Timestamp) -> None:
+        """Serve by codes; the graph leaves memory. Searches under way end on what they began with."""
+        async with self._changing:
+            if codes.vectors.version != self._vectors.version:
+                codes = await anyio.to_thread.run_sync(codes.at, self._vectors)
+            self.codes, self.graph = codes, None
+            self.window = RecallWindow(self.generation, now)
+
+    def without_codes(self) -> None:
+        """Of an index that has no graph to go back to: it is searched exactly until there is one."""
+        self.codes = None

@@ -47,6 +47,7 @@ class IndexCodecDocument(Document, frozen=True, kw_only=True, tag="index_codec")
     artifact: ArtifactName
     bucket: BucketName
     manifest_sha256: Sha256
+    oversample: int  # candidates per hit that are rescored exactly, as certified
     since: Timestamp
 
 

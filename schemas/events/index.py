@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from schemas.codec import ArtifactName
 from schemas.config import DEFAULT_CONFIG, HnswConfig
 from schemas.events.base import Command, Event, Query, Reply, Request
 from schemas.names import (
@@ -158,7 +159,7 @@ class Step(msgspec.Struct, frozen=True):
 class Explanation(msgspec.Struct, frozen=True):
     generation: int
     config: HnswConfig
-    strategy: Literal["graph", "filtered_graph", "exact"]
+    strategy: Literal["graph", "filtered_graph", "codes", "exact"]
     ef_search: int
     rows: Rows
     matching_rows: Rows | None  # of the filter
@@ -242,6 +243,7 @@ class IndexStats(Reply, tag="index.stats_reply"):
     bytes: Bytes
     queries: int  # since start
     live_recall: LiveRecall | None = None
+    codec: ArtifactName | None = None  # by whose codes it is searched, in place of its graph
 
 
 class GetIndexStats(Query[IndexStats], tag="search.stats"):

@@ -13,6 +13,11 @@ import numpy as np
 import pyarrow as pa
 
 from actors import hnsw
+from actors.base import Actor
+from actors.codec.calibrator import Calibrator
+from actors.codec.codecs import Codecs
+from actors.codec.config import CodecConfig
+from actors.codec.targets import Targets
 from actors.graphs import GraphCache
 from actors.index.builder import Builder
 from actors.index.catalog import Catalog
@@ -22,11 +27,13 @@ from actors.ports import ROW, TableRef
 from daemon.bus.heads import MemoryHeads
 from daemon.bus.memory import MemoryBus
 from daemon.clock import SystemClock
+from daemon.codes import ArtifactCodecs
 from daemon.embedding.config import EmbeddingConfig
 from daemon.embedding.factory import EmbedderFactory
 from daemon.models.config import ModelsConfig
 from daemon.runtime import Runtime
 from daemon.storage.buckets import ObjectBuckets
+from daemon.storage.codec_journal import TableCodecJournal
 from daemon.storage.query_log import TableQueryLog
 from daemon.storage.registry import DocumentRegistry
 from daemon.storage.snapshots import TableSnapshots
@@ -68,15 +75,26 @@ class IndexHouse:
                     yield item
 
         embedders = EmbedderFactory(EmbeddingConfig(), ModelsConfig(), InlineCompute())
+        codecs = ArtifactCodecs(self.buckets, self.folder / "cache" / "artifacts")
         ports = (self.registry, self.tables, self.buckets, self.snapshots, embedders)
         catalog = Catalog(*ports, self.bus, self.clock, self.config, 0.95, EmbedderSpec())
         builder = Builder(self.registry, self.snapshots, self.buckets, Counted(), self.graphs, self.bus, self.clock)
         log, rng = TableQueryLog(self.tables), np.random.default_rng(7)
         self.query_log = log
-        self.searcher = Searcher(*ports, log, self.bus, self.clock, self.config, "test", rng)
-        async with Runtime(self.bus, [catalog, builder, self.searcher]):
+        self.searcher = Searcher(*ports, codecs, log, self.bus, self.clock, self.config, "test", rng)
+        async with Runtime(self.bus, [catalog, builder, self.searcher, *self._codecs()]):
             yield self
         await embedders.aclose()
+
+    def _codecs(self) -> list[Actor]:
+        cache = self.folder / "cache" / "codec"
+        targets = Targets(self.buckets, self.registry, self.tables, self.snapshots, cache, [])
+        journal = TableCodecJournal(self.tables)
+        worker = Calibrator(
+            self.registry, self.buckets, targets, journal, InlineCompute(), self.bus, self.clock, "test", CodecConfig(),
+            cache,
+        )  # fmt: skip
+        return [Codecs(self.registry, self.buckets, targets, journal, self.clock), worker]
 
     async def dataset(self, name: str, table: pa.Table, vector: str | None = None) -> None:
         """A new dataset with these rows; the column `id` is its id."""

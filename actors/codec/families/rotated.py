@@ -45,6 +45,15 @@ def encode(state: Arrays, rows: NDArray[np.float32], params: CodecParams) -> Arr
 
 
 def decode(state: Arrays, codes: Arrays, params: CodecParams) -> NDArray[np.float32]:
+    return _decoded(state, codes, params, back=True)
+
+
+def decode_turned(state: Arrays, codes: Arrays, params: CodecParams) -> NDArray[np.float32]:
+    """Rows as the rotation left them, whose products with rotated queries are those of decoded rows with queries."""
+    return _decoded(state, codes, params, back=False)
+
+
+def _decoded(state: Arrays, codes: Arrays, params: CodecParams, *, back: bool) -> NDArray[np.float32]:
     columns, bits, packed = int(state["columns"][0]), bits_of(params), codes["codes"].astype(np.uint8, copy=False)
     levels = gaussian_levels(bits) / np.float32(sqrt(columns))
     length = from_halves(codes["scales"].astype(np.float16), state["unit"].astype(np.float32))
@@ -53,7 +62,8 @@ def decode(state: Arrays, codes: Arrays, params: CodecParams) -> NDArray[np.floa
     for start in range(0, len(packed), step):
         block = slice(start, start + step)
         turned = np.take(levels, unpack(packed[block], bits, columns), mode="clip")
-        np.multiply(rotation.rotate_back(turned, state, params), length[block, None], out=out[block])
+        rows = rotation.rotate_back(turned, state, params) if back else turned
+        np.multiply(rows, length[block, None], out=out[block])
     return out
 
 

@@ -1,0 +1,231 @@
+"""An index that is searched by a codec's codes: put to use, kept in step with its dataset, taken out of use again, and
+never a query that fails."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import numpy as np
+import pytest
+
+from actors import hnsw
+from actors.errors import Refused
+from schemas.certificate import ColumnGate
+from schemas.codec import CodecParams, VectorColumn
+from schemas.config import HnswConfig
+from schemas.documents.codec import CodecJobDocument
+from schemas.events.codec import CalibrateCodec, CertifyCodec, GetCodec, GraduateCodec, WithdrawCodec
+from schemas.events.index import GetIndexStats, Search
+from tests.integration.index_house import IndexHouse, clustered, rows_of
+
+ROWS, DIM = 3000, 64
+RECALL, OVERSAMPLE = 0.85, 5
+ROTATED = CodecParams(family="rotated", bits=4, rotation="hadamard", calibration_rows=1000)
+
+
+@pytest.fixture
+async def house(tmp_path: Path) -> AsyncIterator[IndexHouse]:
+    async with IndexHouse(tmp_path, exact_below_rows=100).running() as made:
+        yield made
+
+
+async def coded(
+    house: IndexHouse, params: CodecParams = ROTATED, metric: Any = "cosine", spread: float = 1.0
+) -> np.ndarray:
+    """An index `docs` with a certified artifact `small`; its vectors."""
+    vectors = clustered(ROWS, DIM, spread=spread)
+    if metric != "cosine":
+        vectors *= np.random.default_rng(3).uniform(0.5, 2, (ROWS, 1)).astype(np.float32)
+    await house.dataset("data", rows_of(vectors), "vector")
+    await house.create("docs", "data", "vector", metric=metric)
+    await house.bus.ask(CalibrateCodec(VectorColumn("data", "vector"), params, "small"))
+    await ended(house)
+    await house.bus.ask(CertifyCodec("small", gate=ColumnGate(recall=RECALL, oversample=OVERSAMPLE)))
+    await ended(house)
+    certificate = (await house.bus.ask(GetCodec("small"))).certificate
+    assert certificate is not None
+    assert certificate.passed, certificate.failures
+    return vectors
+
+
+async def ended(house: IndexHouse) -> None:
+    async def none_left() -> bool:
+        return await house.registry.all(CodecJobDocument) == []
+
+    await house.until(none_left, 60)
+
+
+async def graduated(house: IndexHouse, to: str | None = "small") -> None:
+    order = GraduateCodec(to, index="docs") if to else WithdrawCodec(index="docs")
+    await house.bus.ask(order)
+
+    async def served() -> bool:
+        return (await house.bus.ask(GetIndexStats("docs"))).codec == to
+
+    await house.until(served)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "ip", "l2"])
+async def test_a_search_by_codes_finds_what_is_nearest_and_tells_exact_distances(
+    house: IndexHouse, metric: Any
+) -> None:
+    vectors = await coded(house, metric=metric)
+    graph_bytes = (await house.bus.ask(GetIndexStats("docs"))).bytes
+    await graduated(house)
+    stats = await house.bus.ask(GetIndexStats("docs"))
+    codes = ROWS * (DIM // 2 + 2)  # 4 bits and a float16 a row
+    assert stats.bytes < graph_bytes - 0.8 * 4 * ROWS * DIM + codes
+    hits = 0
+    for query in vectors[5::100]:
+        result = await house.bus.ask(Search("docs", vector=query.tolist(), k=10, explain=True))
+        assert result.explain is not None
+        assert result.explain.strategy == "codes"
+        assert [step.name for step in result.explain.steps] == ["read", "codes", "fetch"]
+        rows, distances = hnsw.exact_topk(query[None], vectors, 10, metric)
+        found = {hit.id: hit.distance for hit in result.queries[0]}
+        for row, distance in zip(rows[0], distances[0], strict=True):
+            if f"r{row}" in found:
+                hits += 1
+                assert found[f"r{row}"] == pytest.approx(float(distance), abs=1e-5)
+        assert list(found.values()) == sorted(found.values())
+    assert hits / (10 * len(vectors[5::100])) > 0.97
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        CodecParams(family="scalar", bits=4, group=16, calibration_rows=1000),
+        CodecParams(family="vq", dsub=2, rotation="hadamard", calibration_rows=1000),
+        CodecParams(family="rabitq", rotation="hadamard", calibration_rows=1000),
+        CodecParams(family="pq", dsub=4, calibration_rows=1000),
+    ],
+    ids=lambda params: params.family,
+)
+async def test_every_family_serves(house: IndexHouse, params: CodecParams) -> None:
+    vectors = await coded(house, params)
+    await graduated(house)
+    queries = vectors[7::300]
+    found = await house.bus.ask(Search("docs", vectors=queries.tolist(), k=1))
+    assert [hits[0].id for hits in found.queries] == [f"r{n}" for n in range(7, ROWS, 300)]
+
+
+async def test_rows_that_come_are_found_and_those_that_go_are_not(house: IndexHouse) -> None:
+    vectors = await coded(house)
+    await graduated(house)
+    new = clustered(5, DIM, seed=50)
+    await house.append("data", rows_of(new, ROWS))
+    await house.delete("data", ["r10", "r11"])
+
+    async def changed() -> bool:
+        newest = await house.ids("docs", new[3], 1)
+        return newest == [f"r{ROWS + 3}"] and "r10" not in await house.ids("docs", vectors[10], 5)
+
+    await house.until(changed)
+    stats = await house.bus.ask(GetIndexStats("docs"))
+    assert (stats.rows, stats.codec) == (ROWS + 3, "small")
+    assert (await house.ids("docs", vectors[12], 1)) == ["r12"]
+
+
+async def test_a_filter_leaves_candidates_among_what_matches(house: IndexHouse) -> None:
+    vectors = await coded(house)
+    await graduated(house)
+    for condition, wanted, strategy in (
+        ("number % 2 = 0", range(0, ROWS, 2), "codes"),
+        ("number < 50", range(50), "exact"),
+    ):
+        query = vectors[33]
+        search = Search("docs", vector=query.tolist(), k=10, filter=condition, explain=True)
+        result = await house.bus.ask(search)
+        rows = np.array(wanted)
+        best = rows[np.argsort(-(vectors[rows] @ query), kind="stable")[:10]]
+        assert result.explain is not None
+        assert result.explain.strategy == strategy
+        assert len({hit.id for hit in result.queries[0]} & {f"r{row}" for row in best}) >= 9
+
+
+async def test_no_query_fails_while_codes_and_graphs_take_turns(house: IndexHouse) -> None:
+    vectors = await coded(house)
+    asked, over = 0, False
+
+    async def ask(seed: int) -> None:
+        nonlocal asked
+        for number in np.random.default_rng(seed).integers(ROWS, size=100_000).tolist():
+            if over:
+                return
+            assert (await house.ids("docs", vectors[number], 1)) == [f"r{number}"]
+            asked += 1
+            await anyio.sleep(0.001)  # a search of a graph awaits nothing
+
+    async with anyio.create_task_group() as group:
+        for seed in range(3):
+            group.start_soon(ask, seed)
+        for to in ("small", None, "small", None):
+            before = asked
+            await graduated(house, to)
+            with anyio.fail_after(20):
+                while asked < before + 50:  # noqa: ASYNC110 - it is the others that ask
+                    await anyio.sleep(0.01)
+        over = True
+    stats = await house.bus.ask(GetIndexStats("docs"))
+    assert (stats.codec, stats.generation) == (None, 1)
+
+
+async def test_what_is_promoted_meanwhile_serves_when_the_codec_is_withdrawn(house: IndexHouse) -> None:
+    vectors = await coded(house)
+    await graduated(house)
+    await house.promote("docs", HnswConfig(M=8, ef_construction=60, ef_search=77), "t1")
+
+    async def remembered() -> bool:
+        stats = await house.bus.ask(GetIndexStats("docs"))
+        return (stats.generation, stats.codec) == (2, "small")
+
+    house.searcher.upkeep_s = 0.1
+    await house.until(remembered, 40)
+    await graduated(house, None)
+    stats = await house.bus.ask(GetIndexStats("docs"))
+    assert (stats.generation, stats.config.ef_search) == (2, 77)
+    assert (await house.ids("docs", vectors[12], 1)) == ["r12"]
+
+
+async def test_a_restart_serves_by_codes_and_a_damaged_artifact_by_the_graph(tmp_path: Path) -> None:
+    house = IndexHouse(tmp_path, exact_below_rows=100)
+    async with house.running():
+        vectors = await coded(house)
+        await graduated(house)
+    async with house.running():
+        assert (await house.bus.ask(GetIndexStats("docs"))).codec == "small"
+        assert (await house.ids("docs", vectors[12], 1)) == ["r12"]
+    (tmp_path / "primary" / "codecs" / "small" / "tensors" / "000000.safetensors").write_bytes(b"damaged")
+    async with house.running():
+        stats = await house.bus.ask(GetIndexStats("docs"))
+        assert (stats.codec, stats.generation) == (None, 1)
+        assert (await house.ids("docs", vectors[12], 1)) == ["r12"]
+
+
+async def test_codes_of_other_vectors_are_made_anew(house: IndexHouse) -> None:
+    """An index that was dropped and made again over the same rows with other vectors."""
+    await coded(house)
+    await graduated(house)
+    index = house.searcher._shelf.here("docs")
+    assert index is not None
+    assert index.codes is not None
+    codes = index.codes
+    from actors.index.coded import CodedVectors
+    from actors.index.vectors import VectorSet
+    from actors.ports import CodedRows
+
+    other = clustered(ROWS, DIM, seed=77)
+    vectors = VectorSet(9, codes.vectors.rows, other, "cosine")
+    anew = CodedVectors.of(CodedRows(codes.codec, codes.vectors.rows, codes._codes), vectors, 10)
+    for name, array in codes.codec.encode(other).items():
+        np.testing.assert_array_equal(anew._codes[name], array)
+
+
+async def test_an_artifact_in_use_stays(house: IndexHouse) -> None:
+    from schemas.events.codec import DropCodec
+
+    await coded(house)
+    await graduated(house)
+    with pytest.raises(Refused, match="in use by index docs"):
+        await house.bus.ask(DropCodec("small"))
