@@ -8,6 +8,8 @@ from msgspec.structs import replace
 
 from actors.codec.artifact import extra_files, manifest_of
 from actors.codec.calibration import TensorOrder, calibrate_tensor
+from actors.codec.certify.activations import ActivationsOrder, collect_activations
+from actors.codec.shard_writer import Written
 from actors.codec.source import COLUMN_SUFFIX
 from actors.codec.store import ArtifactStore, tensor_key
 from actors.codec.targets import Local, Targets
@@ -18,6 +20,11 @@ from schemas.codec import Manifest, TensorRow
 from schemas.documents.codec import CodecDocument
 from schemas.events.codec import CalibrateTensor, CodecCalibrated, TensorCalibrated
 from schemas.names import Sha256
+
+SAFETENSORS = ".safetensors"
+
+TOKENS = 128
+"""Of a prompt that activations are collected on."""
 
 
 class Calibrating:
@@ -44,7 +51,7 @@ class Calibrating:
     async def _tensor(self, command: CalibrateTensor, store: ArtifactStore, source: Path) -> TensorRow:
         """Its row is in the bucket after its file."""
         order = command.order
-        activations = await self._targets.path(order.activations, "file") if order.activations else None
+        activations = await self._activations(command, store, source)
         with self._work.folder() as folder:
             out = folder / "tensor.safetensors"
             asked = TensorOrder(source, command.number, order.params, order.overrides, activations, out)
@@ -53,6 +60,23 @@ class Calibrating:
                 row = replace(row, file=await store.put_file(tensor_key(command.number), out))
             await store.put_row(command.job, row)
         return row
+
+    async def _activations(self, command: CalibrateTensor, store: ArtifactStore, source: Path) -> Path | None:
+        """A file of them; made by the job's first step where the order names a text to run the model on."""
+        order = command.order
+        if order.activations is None:
+            return None
+        given = await self._targets.path(order.activations, "file")
+        if given.suffix == SAFETENSORS:
+            return given
+        made = await store.activations(command.job)
+        if made is None:
+            with self._work.folder() as folder:
+                out = folder / "activations.safetensors"
+                asked = ActivationsOrder(source, given, TOKENS, order.params.seed, out)
+                await self._work.one(Written, command.job, command.artifact, collect_activations, asked)
+                made = await store.put_activations(command.job, out)
+        return made
 
     async def _finish(self, command: CalibrateTensor, store: ArtifactStore, local: Local) -> CodecCalibrated:
         found = await self._registry.load(CodecDocument, command.artifact)

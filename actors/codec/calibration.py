@@ -163,9 +163,7 @@ def _matrix(
     began = perf_counter()
     codes = _encoded(matrix, state, params)
     encode_s = perf_counter() - began
-    decoded = np.empty(matrix.shape, np.float32)
-    for first, rows in artifact.decoded(state, codes, params):
-        decoded[first : first + len(rows)] = rows
+    decoded = _decoded(matrix.shape, state, codes, params)
     return _Coded(
         {name: array for name, array in state.items() if not name.startswith(ENCODER)},
         codes,
@@ -174,6 +172,15 @@ def _matrix(
         fit_s,
         encode_s,
     )
+
+
+def _decoded(shape: tuple[int, ...], state: Arrays, codes: Arrays, params: CodecParams) -> NDArray[np.float32]:
+    if params.family == "f32":  # its codes are the rows; another copy would be one too many
+        return codes["codes"].astype(np.float32, copy=False)
+    decoded = np.empty(shape, np.float32)
+    for first, rows in artifact.decoded(state, codes, params):
+        decoded[first : first + len(rows)] = rows
+    return decoded
 
 
 def _encoded(matrix: NDArray[np.float32], state: Arrays, params: CodecParams) -> Arrays:

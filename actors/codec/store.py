@@ -54,6 +54,18 @@ class ArtifactStore:
     async def put_row(self, job: CodecJobId, row: TensorRow) -> None:
         await self._buckets.put(self._bucket, self._row(job, row.number), msgspec.json.encode(row), overwrite=True)
 
+    async def activations(self, job: CodecJobId) -> Path | None:
+        """Those that a step of the job collected."""
+        try:
+            return await self._buckets.fetch(self._bucket, self._activations(job))
+        except FileNotFoundError:
+            return None
+
+    async def put_activations(self, job: CodecJobId, path: Path) -> Path:
+        await self._buckets.delete(self._bucket, self._activations(job))
+        stored = await self._buckets.upload(self._bucket, self._activations(job), path)
+        return await self._buckets.fetch(self._bucket, stored.key, stored.sha256)
+
     async def put_file(self, key: str, path: Path) -> StoredFile:
         """key: below the artifact's folder."""
         await self._buckets.delete(self._bucket, f"{self._folder}/{key}")  # left by an attempt that was killed
@@ -91,6 +103,9 @@ class ArtifactStore:
         """The manifest first: what is half gone isn't there."""
         await self._buckets.delete(self._bucket, f"{self._folder}/{MANIFEST}")
         await self._buckets.delete_prefix(self._bucket, self._folder)
+
+    def _activations(self, job: CodecJobId) -> str:
+        return f"{self._folder}/rows/{job}/activations.safetensors"
 
     def _row(self, job: CodecJobId, number: int) -> str:
         return f"{self._folder}/rows/{job}/{number:06d}.json"

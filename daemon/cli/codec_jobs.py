@@ -81,7 +81,8 @@ def calibrate(
     override
         Tensors that go another way: 'GLOB=passthrough', 'GLOB=quantise', 'GLOB=skip'.
     activations
-        gptq: safetensors with (m, columns) inputs under the tensors' names.
+        gptq: a text to run the model on (needs the `cert` extra), or safetensors with (m, columns) inputs under the
+        tensors' names.
     bucket
         Where the artifact lies.
     json

@@ -50,7 +50,7 @@ class CalibrateCodec(Request[CodecJobStarted], tag="codec.calibrate"):
     params: CodecParams
     artifact: ArtifactName | None = None  # default: the job's id
     overrides: list[Override] = []
-    activations: str | None = None  # gptq: safetensors file with (m, columns) inputs by the tensors' names
+    activations: str | None = None  # gptq: safetensors with (m, columns) inputs by the tensors' names, or a text to run
     bucket: BucketName = "primary"
     asked_by: str = "bus"
 

@@ -19,7 +19,7 @@ from actors.codec.base import CodecError, Phase
 from actors.codec.certify import causal_lm, column, encoder, gates
 from actors.codec.certify.causal_lm import Runs, Tokens
 from actors.codec.certify.controls import DAMAGES, NAMES, write_damaged
-from actors.codec.certify.models import libraries, load_model, load_tokenizer
+from actors.codec.certify.models import is_causal_lm, libraries, load_model, load_tokenizer
 from actors.codec.certify.prompts import read_texts, tokenised
 from actors.codec.params import split_rows
 from actors.codec.restore import decode_checkpoint
@@ -188,10 +188,7 @@ def certify_model(order: ModelOrder) -> Iterator[Phase | Verdict]:
 
 def _gate(order: ModelOrder, architecture: Architecture) -> Gate:
     """By what the model is. Raises CodecError for a gate of the other kind, and a model that is neither."""
-    name = architecture.architecture
-    is_lm = name.endswith(("ForCausalLM", "LMHeadModel"))
-    if not is_lm and not name.endswith(("Model", "ForMaskedLM")):
-        raise CodecError(f"{name} is no causal language model and no encoder: there is no certificate for it yet")
+    name, is_lm = architecture.architecture, is_causal_lm(architecture)
     gate = order.gate or (order.causal_lm if is_lm else order.encoder)
     if isinstance(gate, CausalLmGate) != is_lm:
         what = "a causal language model: its gate is top1 and top5" if is_lm else "an encoder: its gate is cosine"

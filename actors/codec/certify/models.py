@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from actors.codec.architecture import Architecture
 from actors.codec.base import CodecError
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
@@ -73,6 +74,16 @@ def load_tokenizer(folder: Path) -> Any:
         return transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:
         raise CodecError(f"{folder}: no tokenizer that transformers can load: {_first_line(error)}") from error
+
+
+def is_causal_lm(architecture: Architecture) -> bool:
+    """Else an encoder. Raises CodecError for what is neither."""
+    name = architecture.architecture
+    if name.endswith(("ForCausalLM", "LMHeadModel")):
+        return True
+    if name.endswith(("Model", "ForMaskedLM")):
+        return False
+    raise CodecError(f"{name} is no causal language model and no encoder")
 
 
 def module_of(model: Any, tensor: str) -> tuple[str, Any] | None:
