@@ -74,6 +74,13 @@ def test_prompts_that_differ_make_a_share_less_sure_than_positions_do() -> None:
     assert uneven.low < uneven.lower < uneven.mean < uneven.high
 
 
+def test_a_mean_of_values_is_as_sure_as_they_are_alike() -> None:
+    cosines = np.random.default_rng(3).uniform(0.998, 1.0, 150)
+    found = estimate(cosines, np.ones(150, int), RNG, trials=False)
+    assert found.mean - 4 * cosines.std() / np.sqrt(150) < found.lower < found.mean
+    assert estimate(cosines, np.ones(150, int), RNG).lower < 0.98, "as if one of 150 were a miss"
+
+
 def test_of_nothing_there_is_no_share() -> None:
     with pytest.raises(StreamError):
         estimate(np.zeros(0), np.zeros(0, int), RNG)

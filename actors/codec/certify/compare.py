@@ -90,8 +90,11 @@ def estimate(
     hits: NDArray[np.floating] | NDArray[np.integer],  # (n,) of each prompt or query
     totals: NDArray[np.integer],  # (n,) out of so many
     rng: np.random.Generator,
+    *,
+    trials: bool = True,
 ) -> Estimate:
-    """The share of all hits in all totals. Raises StreamError where there is nothing to share."""
+    """The share of all hits in all totals; without `trials`, of values between 0 and 1 that are no hits or misses, such
+    as cosines, to which a binomial's bound says nothing. Raises StreamError where there is nothing to share."""
     count = int(totals.sum())
     if len(totals) == 0 or count == 0:
         raise StreamError("a share of no positions")
@@ -101,7 +104,7 @@ def estimate(
     shares = (drawn @ hits)[out_of > 0] / out_of[out_of > 0]
     low, once, high = np.quantile(shares, [ALPHA / 2, ALPHA, 1 - ALPHA / 2])
     mean = float(hits.sum()) / count
-    lower = min(float(once), clopper_pearson(float(hits.sum()), count), mean)
+    lower = min(float(once), mean, clopper_pearson(float(hits.sum()), count) if trials else 1.0)
     return Estimate(mean, float(min(low, mean)), float(max(high, mean)), max(0.0, lower), count)
 
 
