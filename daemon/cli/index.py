@@ -172,6 +172,7 @@ def stats(name: Name, /, *, json: Json = False, to: Connection = Connection()) -
         "state": " ".join(filter(None, (answer["state"], answer.get("reason")))),
         "generation": answer["generation"],
         "configuration": configuration(answer["config"]),
+        "searched by": answer.get("codec") and f"the codes of {answer['codec']}, rescored exactly",
         "rows": answer["rows"],
         "fresh rows": answer["fresh_rows"],
         "deleted": answer["deleted"],

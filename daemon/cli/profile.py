@@ -134,6 +134,7 @@ def show_profile(profile: Name, /, *, json: Json = False, to: Connection = Conne
         {
             "profile": one["id"] + (" (active)" if answer["active"] else ""),
             "model": _model(one),
+            "codec": answer.get("codec"),
             "adapters": [f"{adapter['name']} × {adapter['scale']:g}" for adapter in one["adapters"]],
             "embedder": _embedder(one),
             "indexes": one["indexes"],
