@@ -1,7 +1,7 @@
 """What the shells need from outside, as Protocols. The daemon implements them; tests have
 in-memory ones under the same contract suites. No actor sees anything else of the world."""
 
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -12,13 +12,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from actors.base import Origin
-from schemas.codec import ArtifactName, CodecJobId
 from schemas.documents.base import Document
-from schemas.documents.codec import IndexCodecDocument
-from schemas.documents.codec_trial import CodecTrial
 from schemas.documents.trial import TrialPoint
 from schemas.events.base import Message, Request
-from schemas.events.codec import FrontierPoint, Measure
 from schemas.events.dataset import CommitInfo
 from schemas.events.index import EmbedderKind, EmbedderSpec
 from schemas.events.profile import GpuReading, LoadedModel
@@ -240,63 +236,6 @@ class Journal(Protocol):
 
     async def trial(self, index: IndexName, trial: str) -> list[TrialPoint]:
         """One trial's points; empty when unknown."""
-        ...
-
-
-class CodecJournal(Protocol):
-    """The codec trials: every codec measured on a matrix, for ever."""
-
-    async def append(self, trials: Sequence[CodecTrial]) -> None:
-        """Durable on return. Trials of a job's group that is there already are not written again."""
-        ...
-
-    async def trials(
-        self, *, job: CodecJobId | None = None, target: str | None = None, tensor: str | None = None, limit: int = 1000
-    ) -> tuple[list[CodecTrial], int]:
-        """The newest that fit, newest first, and how many there are."""
-        ...
-
-    async def frontier(
-        self, measure: Measure, *, target: str | None = None, tensor: str | None = None, job: CodecJobId | None = None
-    ) -> tuple[list[FrontierPoint], str]:
-        """Every codec that fits, by bits, and the SQL that found which of them are on the frontier."""
-        ...
-
-
-class VectorCodec(Protocol):
-    """A certified codec of a column's vectors. Codes are arrays by name, first axis the rows."""
-
-    artifact: ArtifactName
-
-    @property
-    def bytes(self) -> Bytes:
-        """Of what was learnt, beside the codes."""
-        ...
-
-    def encode(self, vectors: NDArray[np.float32]) -> Mapping[str, NDArray[np.generic]]:
-        """(n, d) to codes; the same vectors always give the same."""
-        ...
-
-    def turn(self, queries: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(q, d) to the space that `turned` decodes into, where inner products and distances are the same."""
-        ...
-
-    def turned(self, codes: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float32]:
-        """(n, d) decoded rows, in that space."""
-        ...
-
-
-class CodedRows(msgspec.Struct, frozen=True):
-    """An artifact of a column: its codec, and the codes of the rows that were there when it was made."""
-
-    codec: VectorCodec
-    rows: NDArray[np.int64]  # (n,) ascending
-    codes: Mapping[str, NDArray[np.generic]]
-
-
-class VectorCodecs(Protocol):
-    async def load(self, document: IndexCodecDocument) -> CodedRows:
-        """Raises CorruptState when the artifact can't be used."""
         ...
 
 

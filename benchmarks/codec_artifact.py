@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from actors.codec.artifact import MANIFEST, extra_files, manifest_of
 from actors.codec.base import Phase
 from actors.codec.calibration import TensorOrder, calibrate_tensor
-from actors.codec.source import open_source
+from actors.codec.checkpoints.source import open_source
 from actors.codec.store import tensor_key
 from schemas.codec import Checkpoint, CodecParams, Manifest, Override, StoredFile
 

@@ -23,9 +23,9 @@ from rich.table import Table
 from actors import hnsw
 from actors.codec.artifact import CodedColumn
 from actors.codec.family import FAMILIES
+from actors.codec_ports import CodedRows
 from actors.index.coded import CodedVectors
 from actors.index.vectors import VectorSet
-from actors.ports import CodedRows
 from benchmarks.small_lm import cache
 from daemon.cli.codec_words import short
 from daemon.codes import ColumnCodec

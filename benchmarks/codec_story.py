@@ -27,10 +27,10 @@ from rich.table import Table
 from actors.codec.base import Phase
 from actors.codec.certify.controls import DAMAGES, NAMES
 from actors.codec.certify.job import ModelOrder, Verdict, certify_model
+from actors.codec.checkpoints.source import open_source
 from actors.codec.core_trial import PointMeasured, trial
 from actors.codec.families import pq
 from actors.codec.measures import measure
-from actors.codec.source import open_source
 from actors.codec.sweep import GroupOrder, groups, measure_group
 from actors.codec.versions import versions
 from benchmarks.codec_artifact import artifact

@@ -7,9 +7,11 @@ The text is split by module: what is held out, a model can't have seen. Needs th
 """
 
 import ast
+import fcntl
 import hashlib
 import json
 import os
+import shutil
 import sys
 import sysconfig
 import time
@@ -70,18 +72,21 @@ def cache() -> Path:
 
 
 def small_lm() -> Path:
-    """The model's folder, with `held-out.txt` beside its files; trained when it isn't there."""
+    """The model in a folder, with `held-out.txt` in it; trained when it is not there, by one process at a time."""
     training, held_out = split()
     told = json.dumps([RECIPE, sys.version_info[:2]]) + "\0".join(training + held_out)
     folder = cache() / hashlib.sha256(told.encode()).hexdigest()[:16]
-    if not (folder / "held-out.txt").exists():
-        part = folder.with_name(f".{folder.name}-{os.getpid()}")
-        part.mkdir(parents=True, exist_ok=True)
-        _train(training, part)
-        (part / "held-out.txt").write_text("\n\n".join(held_out), encoding="utf-8")
-        if folder.exists():  # another process was quicker
-            return folder
-        part.rename(folder)
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with (folder.parent / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not folder.exists():
+                part = folder.with_name(f".{folder.name}")
+                shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
+                part.mkdir()
+                _train(training, part)
+                (part / "held-out.txt").write_text("\n\n".join(held_out), encoding="utf-8")
+                part.rename(folder)
     return folder
 
 
@@ -103,6 +108,8 @@ def _train(texts: list[str], folder: Path) -> None:
     optimiser = torch.optim.AdamW(model.parameters(), lr=RECIPE["rate"], weight_decay=0.1, betas=(0.9, 0.95))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RECIPE["rate"], total_steps=RECIPE["steps"])
     rng = np.random.default_rng(RECIPE["seed"])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
     for _ in range(RECIPE["steps"]):
         starts = rng.integers(0, len(ids) - context, size=batch)
         given = torch.from_numpy(np.stack([ids[start : start + context] for start in starts]))
@@ -112,6 +119,7 @@ def _train(texts: list[str], folder: Path) -> None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         schedule.step()
+    torch.set_num_threads(threads)
     model.eval().save_pretrained(folder)
 
 

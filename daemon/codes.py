@@ -8,8 +8,9 @@ import numpy as np
 from actors.codec.artifact import CodedColumn, open_column
 from actors.codec.base import CodecError
 from actors.codec.store import ArtifactStore
+from actors.codec_ports import CodedRows
 from actors.errors import CorruptState
-from actors.ports import Buckets, CodedRows
+from actors.ports import Buckets
 from schemas.codec import ArtifactName
 from schemas.documents.codec import IndexCodecDocument
 

@@ -16,14 +16,14 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.codec import rotation
 from actors.codec.base import ENCODER, Arrays, CodecError
-from actors.codec.checkpoint import Checkpoint, open_checkpoint
+from actors.codec.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from actors.codec.checkpoints.header import CheckpointError
+from actors.codec.checkpoints.shard_writer import Written, write_arrays
+from actors.codec.checkpoints.stored import read_array
 from actors.codec.families import rotated
 from actors.codec.family import FAMILIES
-from actors.codec.header import CheckpointError
-from actors.codec.shard_writer import Written, write_arrays
-from actors.codec.stored import read_array
+from actors.codec.kernels import rotation
 from actors.codec.versions import versions
 from schemas.codec import ArtifactName, CodecParams, CodecTarget, Manifest, Override, StoredFile, TensorRow
 from schemas.names import Sha256

@@ -12,14 +12,15 @@ import structlog
 from actors.base import Actor, Origin, handles
 from actors.codec.base import CodecError
 from actors.codec.board import Board
-from actors.codec.calibrating import Calibrating
-from actors.codec.certifying import Certifying
 from actors.codec.config import CodecConfig
-from actors.codec.decoding import Decoding
-from actors.codec.sweeping import Sweeping
+from actors.codec.steps.calibrating import Calibrating
+from actors.codec.steps.certifying import Certifying
+from actors.codec.steps.decoding import Decoding
+from actors.codec.steps.sweeping import Sweeping
+from actors.codec.steps.work import Work
 from actors.codec.targets import NoTarget, Targets
-from actors.codec.work import Work
-from actors.ports import Buckets, Bus, Clock, CodecJournal, Compute, Registry
+from actors.codec_ports import CodecJournal
+from actors.ports import Buckets, Bus, Clock, Compute, Registry
 from schemas.codec import ArtifactName, CodecJobId
 from schemas.events.base import Refusal
 from schemas.events.codec import (

@@ -15,13 +15,14 @@ from actors.base import Actor, Origin, concurrent, handles
 from actors.codec import core_desk
 from actors.codec.base import CodecError
 from actors.codec.board import Board, job_id
+from actors.codec.checkpoints.source import Source, open_source
 from actors.codec.core_sweep import Kind, TooManyPoints, UnknownField, as_sweep, count
-from actors.codec.source import Source, open_source
 from actors.codec.store import ArtifactStore
 from actors.codec.sweep import groups
 from actors.codec.targets import NoTarget, Targets
 from actors.codec.uses import Uses, unknown
-from actors.ports import Buckets, Clock, CodecJournal, Registry
+from actors.codec_ports import CodecJournal
+from actors.ports import Buckets, Clock, Registry
 from schemas.codec import Checkpoint, CodecTarget, Override, describe
 from schemas.documents.codec import CodecDocument
 from schemas.events.base import Refusal

@@ -14,10 +14,10 @@ import numpy as np
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from actors.codec import books
 from actors.codec.base import Arrays, CodecError
 from actors.codec.families import rpq
 from actors.codec.family import FAMILIES
+from actors.codec.kernels import books
 from actors.codec.measures import EVERY, Original, Selection, compared
 from actors.codec.params import learnt, split_rows
 from schemas.codec import CodecParams, Measured

@@ -11,9 +11,9 @@ import numpy as np
 from msgspec.structs import replace as with_fields
 from numpy.typing import NDArray
 
-from actors.codec import books, rotation
 from actors.codec.base import CodecError
 from actors.codec.families.additive import MOST_CENTROIDS
+from actors.codec.kernels import books, rotation
 from actors.codec.measures import PAIRED_ROWS
 from schemas.codec import CodecParams, Family, LaneWidth, Rotation
 

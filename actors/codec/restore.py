@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 
 from actors.codec.artifact import EXTRA, decoded_rows, read_manifest, tensor_file
 from actors.codec.base import CodecError, Phase
-from actors.codec.checkpoint import open_checkpoint
-from actors.codec.dtypes import from_float32
-from actors.codec.header import Planned
-from actors.codec.shard_writer import Chunks, write_index, write_shard
-from actors.codec.stored import byte_chunks
+from actors.codec.checkpoints.checkpoint import open_checkpoint
+from actors.codec.checkpoints.dtypes import from_float32
+from actors.codec.checkpoints.header import Planned
+from actors.codec.checkpoints.shard_writer import Chunks, write_index, write_shard
+from actors.codec.checkpoints.stored import byte_chunks
 from schemas.codec import Manifest, TensorRow
 
+SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 METADATA = {"format": "pt"}
 """What transformers demands of a file's metadata."""
@@ -42,7 +43,7 @@ def decode_checkpoint(folder: Path, out: Path) -> Iterator[Phase]:
             yield Phase("decode", number, len(shards), "shards")
             by_name = {row.name: row for row in rows}
             write_shard(part / shard, planned[shard], partial(_chunks, folder, by_name), METADATA)
-        if len(shards) > 1:
+        if set(shards) != {SINGLE}:
             write_index(part / INDEX, planned)
         for file in manifest.extra:
             beside = part / file.key.removeprefix(f"{EXTRA}/")

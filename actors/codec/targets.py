@@ -35,7 +35,7 @@ class NoTarget(Exception):
 
 
 class Local(msgspec.Struct, frozen=True):
-    """A target on this machine, for `actors.codec.source.open_source`."""
+    """A target on this machine, for `actors.codec.checkpoints.source.open_source`."""
 
     path: Path
     version: int | None = None  # of a column's dataset

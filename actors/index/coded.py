@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors import hnsw
+from actors.codec_ports import CodedRows, VectorCodec
 from actors.index.vectors import Neighbours, VectorSet
-from actors.ports import CodedRows, VectorCodec
 from schemas.codec import ArtifactName
 
 Codes = Mapping[str, NDArray[np.generic]]

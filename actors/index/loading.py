@@ -6,6 +6,7 @@ import anyio.to_thread
 import structlog
 
 from actors import hnsw
+from actors.codec_ports import VectorCodecs
 from actors.errors import CorruptState
 from actors.index.coded import CodedVectors
 from actors.index.columns import ColumnCache
@@ -15,7 +16,7 @@ from actors.index.live import LiveGraph
 from actors.index.sampling import RecallWindow
 from actors.index.served import ServedIndex
 from actors.index.vectors import VectorSet
-from actors.ports import Buckets, Clock, Embedders, Registry, Snapshots, TableRef, Tables, VectorCodecs
+from actors.ports import Buckets, Clock, Embedders, Registry, Snapshots, TableRef, Tables
 from schemas.documents.codec import IndexCodecDocument
 from schemas.documents.dataset import DatasetDocument
 from schemas.documents.index import GenerationDocument, IndexDocument

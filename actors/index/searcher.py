@@ -12,6 +12,7 @@ import structlog
 from numpy.typing import NDArray
 
 from actors.base import Actor, concurrent, every, handles
+from actors.codec_ports import VectorCodecs
 from actors.errors import CorruptState, Transient
 from actors.index.config import IndexConfig
 from actors.index.filters import Filters
@@ -20,7 +21,7 @@ from actors.index.sampling import WAITING, Checker, K, Sample
 from actors.index.search import Answer, search
 from actors.index.served import ServedIndex
 from actors.index.shelf import Shelf
-from actors.ports import Buckets, Bus, Clock, Embedders, QueryLog, Registry, Snapshots, Tables, VectorCodecs
+from actors.ports import Buckets, Bus, Clock, Embedders, QueryLog, Registry, Snapshots, Tables
 from schemas.documents.index import GenerationDocument, IndexDocument
 from schemas.events.base import Refusal
 from schemas.events.codec import CodecGraduated, CodecWithdrawn

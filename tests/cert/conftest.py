@@ -18,6 +18,14 @@ def pytest_runtest_setup() -> None:
         pytest.skip(sentence)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def as_in_the_worker_process() -> None:
+    """One thread: two processes' threads that wait for each other are five times as slow on two cores."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def lm() -> Path:
     """A small GPT-2 of this machine's docstrings, with `held-out.txt` in its folder."""

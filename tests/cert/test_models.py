@@ -16,10 +16,10 @@ from actors.codec.base import CodecError, Phase
 from actors.codec.certify.activations import ActivationsOrder, collect_activations
 from actors.codec.certify.controls import write_damaged
 from actors.codec.certify.job import ModelOrder, SelfTestFailed, Verdict, certify_model
-from actors.codec.checkpoint import open_checkpoint
+from actors.codec.checkpoints.checkpoint import open_checkpoint
+from actors.codec.checkpoints.source import open_source
+from actors.codec.checkpoints.stored import read_matrix
 from actors.codec.restore import decode_checkpoint
-from actors.codec.source import open_source
-from actors.codec.stored import read_matrix
 from benchmarks.codec_artifact import artifact, make_artifact
 from schemas.certificate import CausalLmFunction, CausalLmGate, EncoderFunction, EncoderGate
 from schemas.codec import CodecParams, Manifest

@@ -10,8 +10,8 @@ import msgspec
 import numpy as np
 
 from actors.base import Origin
+from actors.codec.checkpoints.shard_writer import write_arrays
 from actors.codec.codecs import Codecs
-from actors.codec.shard_writer import write_arrays
 from actors.codec.store import ArtifactStore
 from actors.codec.targets import Targets
 from actors.ports import Snapshot

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.codec.architecture import Architecture, ConfigError, parse_architecture
 from actors.codec.base import CodecError
+from actors.codec.checkpoints.architecture import Architecture, ConfigError, parse_architecture
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],

@@ -14,14 +14,14 @@ from msgspec.structs import replace
 from actors.codec.artifact import decoded_rows, extra_files, manifest_of, target_sha256
 from actors.codec.base import CodecError, Phase
 from actors.codec.calibration import TensorOrder, calibrate_tensor
-from actors.codec.checkpoint import open_checkpoint
-from actors.codec.dtypes import from_float32
+from actors.codec.checkpoints.checkpoint import open_checkpoint
+from actors.codec.checkpoints.dtypes import from_float32
+from actors.codec.checkpoints.header import Planned
+from actors.codec.checkpoints.shard_writer import write_arrays, write_index, write_shard
+from actors.codec.checkpoints.source import open_source
+from actors.codec.checkpoints.stored import byte_chunks, read_matrix
 from actors.codec.family import FAMILIES
-from actors.codec.header import Planned
 from actors.codec.restore import decode_checkpoint
-from actors.codec.shard_writer import write_arrays, write_index, write_shard
-from actors.codec.source import open_source
-from actors.codec.stored import byte_chunks, read_matrix
 from benchmarks.codec_artifact import make_artifact
 from schemas.codec import Checkpoint, CodecParams, Override, Residual, TensorRow
 

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actors.codec import calibrating
 from actors.codec.artifact import open_column, read_manifest
 from actors.codec.calibrator import Calibrator
-from actors.codec.checkpoint import open_checkpoint
+from actors.codec.checkpoints.checkpoint import open_checkpoint
+from actors.codec.checkpoints.shard_writer import write_arrays
+from actors.codec.checkpoints.stored import read_matrix
 from actors.codec.config import CodecConfig
-from actors.codec.shard_writer import write_arrays
+from actors.codec.steps import calibrating
 from actors.codec.store import ArtifactStore
-from actors.codec.stored import read_matrix
 from schemas.codec import Checkpoint, CodecParams
 from schemas.documents.codec import CodecDocument
 from schemas.events.base import Command, Message, Refusal

@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from actors.codec.base import CodecError
-from actors.codec.checkpoint import Checkpoint, open_checkpoint
-from actors.codec.dtypes import BITS, from_float32, to_float32
-from actors.codec.header import CheckpointError, Planned, parse_header
-from actors.codec.shard_writer import TEMPORARY, write_arrays, write_index, write_shard
-from actors.codec.stored import byte_chunks, read_array, read_matrix, row_chunks
+from actors.codec.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from actors.codec.checkpoints.dtypes import BITS, from_float32, to_float32
+from actors.codec.checkpoints.header import CheckpointError, Planned, parse_header
+from actors.codec.checkpoints.shard_writer import TEMPORARY, write_arrays, write_index, write_shard
+from actors.codec.checkpoints.stored import byte_chunks, read_array, read_matrix, row_chunks
 
 Described = dict[str, tuple[str, Sequence[int], bytes]]  # name -> dtype, shape, data
 

@@ -5,7 +5,7 @@ import pytest
 
 from actors.codec.base import ENCODER, CodecError
 from actors.codec.families import gptq, scalar
-from actors.codec.grid import dequantise, fit_grid, quantise
+from actors.codec.kernels.grid import dequantise, fit_grid, quantise
 from schemas.codec import CodecParams
 from tests.unit.codec_matrices import weights
 

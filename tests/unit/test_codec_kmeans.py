@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from actors.codec.base import CodecError
-from actors.codec.kmeans import Clusters, Seeding, lloyd, nearest, nearest_few, plusplus, sample
+from actors.codec.kernels.kmeans import Clusters, Seeding, lloyd, nearest, nearest_few, plusplus, sample
 
 SEEDINGS: list[Seeding] = ["sample", "plusplus"]
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.codec.packing import pack, packed_width, unpack
+from actors.codec.kernels.packing import pack, packed_width, unpack
 
 
 @given(st.integers(1, 8), st.integers(0, 9), st.integers(1, 70), st.integers(0, 2**32))

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from actors.codec.base import Arrays, CodecError
 from actors.codec.families import pq, rpq
-from actors.codec.lanes import bf16
-from actors.codec.rotation import hadamard
+from actors.codec.kernels.lanes import bf16
+from actors.codec.kernels.rotation import hadamard
 from schemas.codec import CodecParams, Distance, LaneWidth, Residual, Rotation
 
 N, D = 600, 24

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from actors.codec import rotation
 from actors.codec.base import CodecError
-from actors.codec.lanes import bf16, bf16_bits, from_bf16_bits
+from actors.codec.kernels import rotation
+from actors.codec.kernels.lanes import bf16, bf16_bits, from_bf16_bits
 from schemas.codec import CodecParams, LaneWidth
 
 ORDERS = [1, 2, 4, 12, 20, 24, 40, 64, 96, 160, 384, 768, 1024, 1280, 1536]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from actors.codec.base import CodecError
 from actors.codec.families import passthrough, scalar
-from actors.codec.grid import dequantise, fit_grid, quantise
+from actors.codec.kernels.grid import dequantise, fit_grid, quantise
 from actors.codec.measures import measure
 from schemas.codec import CodecParams
 from tests.unit.codec_matrices import weights

@@ -13,14 +13,14 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from actors.codec.base import CodecError, Phase
+from actors.codec.checkpoints.shard_writer import write_arrays
+from actors.codec.checkpoints.source import open_source
 from actors.codec.core_sweep import Kind, as_sweep, points
 from actors.codec.core_trial import PointMeasured, PointSkipped, trial
 from actors.codec.family import FAMILIES
 from actors.codec.fitting import Fitting
 from actors.codec.measures import measure
 from actors.codec.params import capped, learnt, split_rows
-from actors.codec.shard_writer import write_arrays
-from actors.codec.source import open_source
 from actors.codec.sweep import GroupOrder, groups, measure_group
 from actors.codec.versions import versions
 from schemas.codec import Checkpoint, CodecParams

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
+from actors.codec.checkpoints.source import open_source
 from actors.codec.core_sweep import UnknownField, count
 from actors.codec.core_trial import PointMeasured, PointSkipped
-from actors.codec.source import open_source
 from actors.codec.sweep import GroupOrder, groups, measure_group
 from daemon.cli.sweep_file import read_sweep_file
 from schemas.codec import Checkpoint

@@ -10,10 +10,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.codec.base import CodecError, Phase
-from actors.codec.certify.models import is_causal_lm, libraries, load_model, load_tokenizer, module_of, quiet
+from actors.codec.certify.models import (
+    check_loaded_is,
+    context,
+    is_causal_lm,
+    libraries,
+    load_model,
+    load_tokenizer,
+    module_of,
+    quiet,
+)
 from actors.codec.certify.prompts import read_texts, tokenised
-from actors.codec.shard_writer import Written, write_arrays
-from actors.codec.source import open_source
+from actors.codec.checkpoints.shard_writer import Written, write_arrays
+from actors.codec.checkpoints.source import open_source
 
 ROWS = 1024
 """Kept of each layer: a Hessian of some thousand columns needs no more to round well by."""
@@ -40,8 +49,10 @@ def collect_activations(order: ActivationsOrder) -> Iterator[Phase | Written]:
             f"{source.folder}: no config.json, so activations can't be collected: give them as safetensors"
         )
     texts, _ = read_texts(order.text, PROMPTS)
-    prompts = tokenised(texts, load_tokenizer(source.folder), order.tokens)
+    check_loaded_is(source)
+    tokenizer = load_tokenizer(source.folder)
     model = load_model(source.folder, causal_lm=is_causal_lm(source.architecture))
+    prompts = tokenised(texts, tokenizer, context(model, tokenizer, order.tokens))
     rng = np.random.default_rng(order.seed)
     share = max(1, -(-ROWS // len(prompts)))  # rows of a prompt
     heard: dict[str, list[NDArray[np.float32]]] = {}

@@ -70,9 +70,13 @@ def agreement(scores: Sequence[Prompt], rng: np.random.Generator) -> tuple[Agree
 
 
 def in_bfloat16(model: Any) -> Any:
-    """The model with weights and arithmetic of bfloat16."""
+    """The model with weights and arithmetic of bfloat16. Frequencies of rotary positions, which are no weights, stay as
+    a loader leaves them."""
     torch, _ = libraries()
-    return deepcopy(model).to(torch.bfloat16)
+    copy = deepcopy(model)
+    for parameter in copy.parameters():
+        parameter.data = parameter.data.to(torch.bfloat16)
+    return copy
 
 
 def layer_errors(reference: Any, candidate: Any, tensors: Sequence[str], prompts: Sequence[Tokens]) -> list[LayerError]:
@@ -155,4 +159,5 @@ def _continued(model: Any, start: Tokens) -> list[int]:
 
 
 def _perplexity(nll: Sequence[NDArray[np.float64]]) -> float:
-    return float(np.exp(np.concatenate(nll).mean()))
+    """At most e^700, which a float64 holds."""
+    return float(np.exp(min(np.concatenate(nll).mean(), 700.0)))

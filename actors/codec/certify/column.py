@@ -31,7 +31,7 @@ def candidates(
     """(q, count) rows that look nearest by their decoded selves, nearest first; `own` left out."""
     best = np.empty((len(queries), 0), np.float32)
     rows = np.empty((len(queries), 0), np.int64)
-    for first, block in blocks:
+    for first, block in _cut(blocks, max(count + 1, CHUNK_FLOATS // max(1, len(queries)))):
         distances = -(queries @ block.T)  # (q, b)
         if metric == "l2":
             distances = np.einsum("bd,bd->b", block, block) + 2 * distances
@@ -43,6 +43,13 @@ def candidates(
             best, rows = np.take_along_axis(best, kept, axis=1), np.take_along_axis(rows, kept, axis=1)
     order = np.argsort(best, axis=1, kind="stable")
     return _without(np.take_along_axis(rows, order, axis=1), own, min(count, rows.shape[1] - 1))
+
+
+def _cut(blocks: Blocks, rows: int) -> Blocks:
+    """Into blocks of so many rows at most: distances of all queries to one are in memory."""
+    for first, block in blocks:
+        for start in range(0, len(block), rows):
+            yield first + start, block[start : start + rows]
 
 
 def rescored(

@@ -24,6 +24,10 @@ class StreamError(CodecError):
     """Token streams that can't be compared; there is no certificate."""
 
 
+class NotFinite(CodecError):
+    """A model answers with NaN or infinities: a control fails by it, and of anything else there is no certificate."""
+
+
 class Prompt(NamedTuple):
     """One prompt's scores, teacher-forced: T positions, of which the last has no next token."""
 
@@ -44,9 +48,14 @@ def score(
         raise StreamError(
             f"logits {reference.shape} and {candidate.shape} of {len(tokens)} tokens: these aren't of one prompt"
         )
+    for name, logits in (("reference", reference), ("candidate", candidate)):
+        if not np.isfinite(logits).all():
+            raise NotFinite(f"the {name}'s logits aren't finite")
     p, q = _log_softmax(reference), _log_softmax(candidate)
     best = reference.argmax(axis=1)
-    rank = (candidate > np.take_along_axis(candidate, best[:, None], axis=1)).sum(axis=1)
+    wanted = np.take_along_axis(candidate, best[:, None], axis=1)
+    before = np.arange(candidate.shape[1]) < best[:, None]  # of equals the first counts, as argmax has it
+    rank = ((candidate > wanted) | ((candidate == wanted) & before)).sum(axis=1)
     following = tokens[1:, None]
     return Prompt(
         kl=np.maximum(np.einsum("tv,tv->t", np.exp(p), p - q), 0.0),

@@ -15,15 +15,15 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.codec import rotation
 from actors.codec.base import CodecError
-from actors.codec.dtypes import from_float32
+from actors.codec.checkpoints.dtypes import from_float32
+from actors.codec.checkpoints.header import Planned
+from actors.codec.checkpoints.shard_writer import Chunks, write_index, write_shard
+from actors.codec.checkpoints.source import Item, Source
+from actors.codec.checkpoints.stored import byte_chunks
 from actors.codec.families import pq
-from actors.codec.header import Planned
-from actors.codec.restore import INDEX, METADATA, stored_order
-from actors.codec.shard_writer import Chunks, write_index, write_shard
-from actors.codec.source import Item, Source
-from actors.codec.stored import byte_chunks
+from actors.codec.kernels import rotation
+from actors.codec.restore import INDEX, METADATA, SINGLE, stored_order
 from schemas.codec import CodecParams
 
 Name = Literal["row_rescaling", "global_rotation", "overfit_128_rows", "noise"]
@@ -83,7 +83,7 @@ def write_damaged(source: Source, out: Path, name: Name, seed: int) -> None:
     for shard, items in by_shard.items():
         by_name = {item.name: item for item in items}
         write_shard(out / shard, planned[shard], partial(_chunks, by_name, DAMAGES[name], seed), METADATA)
-    if len(planned) > 1:
+    if set(planned) != {SINGLE}:
         write_index(out / INDEX, planned)
 
 

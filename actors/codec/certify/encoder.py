@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from actors.codec.base import CodecError
 from actors.codec.certify import compare
 from actors.codec.certify.models import libraries, quiet
 from schemas.certificate import EncoderFunction, Estimate
@@ -36,13 +37,26 @@ def embed(model: Any, tokenizer: Any, texts: Sequence[str], tokens: int, *, cls:
             pooled = hidden[:, 0] if cls else (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
             found.append(torch.nn.functional.normalize(pooled, dim=1).numpy())
     embeddings: Embeddings = np.concatenate(found)
+    if not np.isfinite(embeddings).all():
+        raise compare.NotFinite("embeddings aren't finite")
     return embeddings
 
 
 def by_first_token(folder: Path) -> bool:
-    """What sentence-transformers' pooling module says; without one, the mean."""
+    """What sentence-transformers' pooling module says; without one, the mean. Raises CodecError for another pooling:
+    embeddings that nobody uses would be compared."""
     config = folder / "1_Pooling" / "config.json"
-    return config.is_file() and bool(json.loads(config.read_bytes()).get("pooling_mode_cls_token"))
+    if not config.is_file():
+        return False
+    told = json.loads(config.read_bytes())
+    modes = {name.removeprefix("pooling_mode_") for name, on in told.items() if name.startswith("pooling_mode_") and on}
+    if isinstance(told.get("pooling_mode"), str):
+        modes = {told["pooling_mode"]}
+    if modes <= {"mean_tokens", "mean"}:
+        return False
+    if modes <= {"cls_token", "cls"}:
+        return True
+    raise CodecError(f"{config}: pooling by {', '.join(sorted(modes))} isn't measured here; by mean or cls is")
 
 
 def shares(reference: Embeddings, candidate: Embeddings, rng: np.random.Generator) -> dict[str, Estimate]:

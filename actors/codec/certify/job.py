@@ -13,17 +13,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.codec.architecture import Architecture
 from actors.codec.artifact import open_column, read_manifest, target_sha256
 from actors.codec.base import CodecError, Phase
 from actors.codec.certify import causal_lm, column, encoder, gates
 from actors.codec.certify.causal_lm import Runs, Tokens
+from actors.codec.certify.compare import NotFinite
 from actors.codec.certify.controls import DAMAGES, NAMES, write_damaged
-from actors.codec.certify.models import is_causal_lm, libraries, load_model, load_tokenizer
+from actors.codec.certify.models import (
+    check_loaded_is,
+    context,
+    is_causal_lm,
+    libraries,
+    load_model,
+    load_tokenizer,
+)
 from actors.codec.certify.prompts import read_texts, tokenised
+from actors.codec.checkpoints.architecture import Architecture
+from actors.codec.checkpoints.source import Source, open_source
 from actors.codec.params import split_rows
 from actors.codec.restore import decode_checkpoint
-from actors.codec.source import Source, open_source
 from schemas.certificate import (
     CausalLmFunction,
     CausalLmGate,
@@ -160,6 +168,7 @@ def certify_model(order: ModelOrder) -> Iterator[Phase | Verdict]:
     texts, text_sha256 = read_texts(order.text, order.prompts)
     yield Phase("hash", 0, len(source.items), "tensors")
     _same_target(manifest, source)
+    check_loaded_is(source)
     tester: _Tester = _LmTester(source, order, texts) if isinstance(gate, CausalLmGate) else _EncoderTester(
         source, order, texts
     )  # fmt: skip
@@ -170,6 +179,8 @@ def certify_model(order: ModelOrder) -> Iterator[Phase | Verdict]:
         try:
             write_damaged(source, folder, name, order.seed)
             controls.append(Control(name, *gates.surely_below(gate, tester.shares(folder))))
+        except NotFinite as error:
+            controls.append(Control(name, True, str(error)))
         finally:
             shutil.rmtree(folder, ignore_errors=True)
     if not all(control.failed for control in controls):
@@ -233,8 +244,10 @@ class _Tester:
 class _LmTester(_Tester):
     def __init__(self, source: Source, order: ModelOrder, texts: list[str]) -> None:
         self._seed = order.seed
-        self._prompts: list[Tokens] = tokenised(texts, load_tokenizer(source.folder), order.tokens)
+        tokenizer = load_tokenizer(source.folder)
         self._model = load_model(source.folder, causal_lm=True)
+        tokens = context(self._model, tokenizer, order.tokens)
+        self._prompts: list[Tokens] = tokenised(texts, tokenizer, tokens)
 
     def shares(self, folder: Path) -> dict[str, Estimate]:
         candidate = Runs(load_model(folder, causal_lm=True))
@@ -263,10 +276,10 @@ class _EncoderTester(_Tester):
     def __init__(self, source: Source, order: ModelOrder, texts: list[str]) -> None:
         self._seed = order.seed
         self._texts = texts
-        self._tokens = order.tokens
         self._cls = encoder.by_first_token(source.folder)
         self._tokenizer = load_tokenizer(source.folder)
         self._model = load_model(source.folder, causal_lm=False)
+        self._tokens = context(self._model, self._tokenizer, order.tokens)
         self._reference = self._embed(self._model, texts)
 
     def shares(self, folder: Path) -> dict[str, Estimate]:

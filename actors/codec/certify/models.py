@@ -4,6 +4,7 @@ Models run on the CPU, whatever GPU there is: that one is the slot's to give. No
 code that lies beside a model is run.
 """
 
+import json
 import os
 import warnings
 from collections.abc import Iterator
@@ -11,8 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from actors.codec.architecture import Architecture
 from actors.codec.base import CodecError
+from actors.codec.checkpoints.architecture import Architecture
+from actors.codec.checkpoints.source import Source
+from actors.codec.restore import INDEX, SINGLE
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
@@ -57,23 +60,55 @@ def load_model(folder: Path, *, causal_lm: bool) -> Any:
             str(folder),
             local_files_only=True,
             trust_remote_code=False,
+            use_safetensors=True,
             dtype=torch.float32,
             output_loading_info=True,
         )
     except Exception as error:
         raise CodecError(f"{folder}: transformers can't load it: {_first_line(error)}") from error
-    missing = sorted(name for name in told["missing_keys"] if "position_ids" not in name)
+    missing = sorted(name for name in told["missing_keys"] if not _unused(name))
     if missing:
         raise CodecError(f"{folder}: the checkpoint lacks {len(missing)} weights: {', '.join(missing[:3])}")
     return model.eval()
 
 
+def _unused(name: str) -> bool:
+    """Of a weight, whether logits and hidden states are without it: a pooler comes after them."""
+    return "position_ids" in name or "pooler" in name.split(".")
+
+
+def check_loaded_is(source: Source) -> None:
+    """A loader picks files by their names. Raises CodecError where those aren't the source's."""
+    single, index = source.folder / SINGLE, source.folder / INDEX
+    if single.exists():
+        loaded = {SINGLE}
+    else:
+        loaded = set(json.loads(index.read_bytes())["weight_map"].values()) if index.exists() else set()
+    given = {item.shard for item in source.items}
+    if loaded != given:
+        raise CodecError(
+            f"{source.folder}: transformers would load {', '.join(sorted(loaded)) or 'nothing'}, the target is "
+            f"{', '.join(sorted(given))}: a loadable folder has {SINGLE}, or {INDEX} and its shards, not both"
+        )
+
+
 def load_tokenizer(folder: Path) -> Any:
+    """Raises CodecError, also for one without a vocabulary, which a loader makes up where the files are missing: every
+    text would be the same unknown words to it."""
     _, transformers = libraries()
     try:
-        return transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        found = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:
         raise CodecError(f"{folder}: no tokenizer that transformers can load: {_first_line(error)}") from error
+    if len(found) <= len(found.all_special_ids):
+        raise CodecError(f"{folder}: the tokenizer's files are missing: put tokenizer.json beside config.json")
+    return found
+
+
+def context(model: Any, tokenizer: Any, asked: int) -> int:
+    """Tokens of a text: as many as asked for, and as the model has positions for."""
+    positions = getattr(model.config, "max_position_embeddings", None) or asked
+    return int(min(asked, positions, tokenizer.model_max_length))
 
 
 def is_causal_lm(architecture: Architecture) -> bool:

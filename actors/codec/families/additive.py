@@ -10,10 +10,10 @@ codes  codes_0 (n, d / dsub) uint8 | uint16, codes_1 ...; scales (n,) float16
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.codec import books, kmeans, lanes
 from actors.codec.base import Arrays, CodecError
 from actors.codec.families import pq, vq
-from actors.codec.halves import to_halves
+from actors.codec.kernels import books, kmeans, lanes
+from actors.codec.kernels.halves import to_halves
 from schemas.codec import CodecParams
 
 charge = books.charge

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.codec.base import ENCODER, Arrays, CodecError
-from actors.codec.books import checked
 from actors.codec.families import scalar
-from actors.codec.grid import dequantise, fit_grid, quantise
-from actors.codec.packing import bits_of
+from actors.codec.kernels.books import checked
+from actors.codec.kernels.grid import dequantise, fit_grid, quantise
+from actors.codec.kernels.packing import bits_of
 from schemas.codec import CodecParams
 
 charge = scalar.charge

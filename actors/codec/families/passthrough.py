@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.codec.base import Arrays, CodecError
-from actors.codec.books import checked
-from actors.codec.lanes import bf16_bits, from_bf16_bits
+from actors.codec.kernels.books import checked
+from actors.codec.kernels.lanes import bf16_bits, from_bf16_bits
 from schemas.codec import Charge, CodecParams
 
 LARGEST = from_bf16_bits(np.array([0x7F7F], np.uint16))[0]

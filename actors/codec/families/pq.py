@@ -11,9 +11,9 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.codec import books, kmeans, lanes, rotation
 from actors.codec.base import Arrays, CodecError
-from actors.codec.halves import to_halves, unit_of
+from actors.codec.kernels import books, kmeans, lanes, rotation
+from actors.codec.kernels.halves import to_halves, unit_of
 from schemas.codec import CodecParams
 
 charge = books.charge

@@ -14,13 +14,13 @@ from math import sqrt
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.codec import rotation
 from actors.codec.base import Arrays
-from actors.codec.books import checked
 from actors.codec.families import scalar
 from actors.codec.families.rotated import directions, norms
-from actors.codec.halves import from_halves, to_halves, unit_of
-from actors.codec.packing import pack, unpack
+from actors.codec.kernels import rotation
+from actors.codec.kernels.books import checked
+from actors.codec.kernels.halves import from_halves, to_halves, unit_of
+from actors.codec.kernels.packing import pack, unpack
 from schemas.codec import CodecParams
 
 charge = scalar.charge

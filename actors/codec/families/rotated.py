@@ -15,12 +15,12 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.codec import rotation
 from actors.codec.base import Arrays
-from actors.codec.books import checked
 from actors.codec.families import scalar
-from actors.codec.halves import from_halves, to_halves, unit_of
-from actors.codec.packing import bits_of, pack, unpack
+from actors.codec.kernels import rotation
+from actors.codec.kernels.books import checked
+from actors.codec.kernels.halves import from_halves, to_halves, unit_of
+from actors.codec.kernels.packing import bits_of, pack, unpack
 from schemas.codec import CodecParams
 
 charge = scalar.charge

@@ -12,10 +12,10 @@ from itertools import count, islice
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.codec import books, lanes
 from actors.codec.base import Arrays
 from actors.codec.families import pq
-from actors.codec.halves import to_halves
+from actors.codec.kernels import books, lanes
+from actors.codec.kernels.halves import to_halves
 from schemas.codec import CodecParams
 
 charge = books.charge

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.codec.base import ENCODER, Arrays
-from actors.codec.books import checked
-from actors.codec.grid import Zero, dequantise, fit_grid, quantise
-from actors.codec.lanes import bf16_bits, from_bf16_bits
-from actors.codec.packing import bits_of, pack, unpack
+from actors.codec.kernels.books import checked
+from actors.codec.kernels.grid import Zero, dequantise, fit_grid, quantise
+from actors.codec.kernels.lanes import bf16_bits, from_bf16_bits
+from actors.codec.kernels.packing import bits_of, pack, unpack
 from schemas.codec import Charge, CodecParams
 
 T = TypeVar("T", bound=np.generic)

@@ -10,10 +10,10 @@ codes  codes (n, d / dsub) uint8 | uint16; scales (n,) float16
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.codec import books, kmeans, lanes, rotation
 from actors.codec.base import Arrays, CodecError
 from actors.codec.families.pq import ONE
-from actors.codec.halves import from_halves, to_halves, unit_of
+from actors.codec.kernels import books, kmeans, lanes, rotation
+from actors.codec.kernels.halves import from_halves, to_halves, unit_of
 from schemas.codec import CodecParams
 
 charge = books.charge

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from actors.codec.base import CodecError
-from actors.codec.dtypes import BITS
+from actors.codec.checkpoints.dtypes import BITS
 
 LENGTH_BYTES = 8
 MOST_BYTES = 100_000_000

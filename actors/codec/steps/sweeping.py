@@ -1,11 +1,12 @@
 """A step of a sweep or a probe: one group of points measured, its rows written to the codec trials, its facts told."""
 
 from actors.codec.core_trial import PointMeasured, trial
+from actors.codec.steps.work import Work
 from actors.codec.sweep import GroupOrder, measure_group
 from actors.codec.targets import Targets
 from actors.codec.versions import versions
-from actors.codec.work import Work
-from actors.ports import Clock, CodecJournal
+from actors.codec_ports import CodecJournal
+from actors.ports import Clock
 from schemas.codec import describe
 from schemas.events.codec import MeasurePoints, SweepFinished, SweepPointMeasured, SweepPointSkipped
 

@@ -1,7 +1,7 @@
 """A checkpoint of one or many safetensors files: where its tensors lie.
 
-`open_checkpoint` reads headers alone and sorts tensors into those that can be read (by actors.codec.stored) and
-problems that name file and tensor.
+`open_checkpoint` reads headers alone and sorts tensors into those that can be read (by actors.codec.checkpoints.stored)
+and problems that name file and tensor.
 """
 
 import os
@@ -10,8 +10,8 @@ from pathlib import Path
 
 import msgspec
 
-from actors.codec.header import LENGTH_BYTES, CheckpointError, Header, header_bytes, parse_header
-from actors.codec.stored import StoredTensor
+from actors.codec.checkpoints.header import LENGTH_BYTES, CheckpointError, Header, header_bytes, parse_header
+from actors.codec.checkpoints.stored import StoredTensor
 
 INDEX_SUFFIX = ".safetensors.index.json"
 

@@ -5,10 +5,10 @@ from msgspec.structs import replace
 
 from actors.codec.certify.job import ColumnOrder, ModelOrder, SelfTestFailed, Verdict, certify_column, certify_model
 from actors.codec.config import CodecConfig
+from actors.codec.steps.work import Work
 from actors.codec.store import ArtifactStore
 from actors.codec.targets import NoTarget, Targets
 from actors.codec.versions import versions
-from actors.codec.work import Work
 from actors.errors import Conflict
 from actors.ports import Buckets, Clock, Registry
 from schemas.certificate import Certificate, ColumnGate

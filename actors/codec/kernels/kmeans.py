@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.codec.base import CodecError
-from actors.codec.lanes import Floats
+from actors.codec.kernels.lanes import Floats
 
 Seeding = Literal["sample", "plusplus"]
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import anyio.to_thread
 
 from actors.codec.restore import decode_checkpoint
+from actors.codec.steps.work import Work
 from actors.codec.store import ArtifactStore
 from actors.codec.targets import NoTarget, Targets
-from actors.codec.work import Work
 from actors.ports import Buckets, Registry
 from schemas.codec import VectorColumn
 from schemas.documents.codec import CodecDocument

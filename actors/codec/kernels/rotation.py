@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.codec.base import Arrays, CodecError
-from actors.codec.lanes import bf16, bf16_bits, from_bf16_bits
+from actors.codec.kernels.lanes import bf16, bf16_bits, from_bf16_bits
 from schemas.codec import CodecParams
 
 RADIX = 32

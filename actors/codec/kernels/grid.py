@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.codec.base import CodecError
-from actors.codec.lanes import bf16
+from actors.codec.kernels.lanes import bf16
 from schemas.codec import Clip
 
 SHRINKS = np.linspace(1.0, 0.3, 36, dtype=np.float32)  # parts of the range, tried for the least squared error

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.codec.base import CodecError
-from actors.codec.dtypes import name_of
-from actors.codec.header import Planned, lay_out
+from actors.codec.checkpoints.dtypes import name_of
+from actors.codec.checkpoints.header import Planned, lay_out
 from schemas.names import Bytes, Sha256
 
 TEMPORARY = ".part-"
