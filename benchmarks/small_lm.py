@@ -72,7 +72,7 @@ def cache() -> Path:
 
 
 def small_lm() -> Path:
-    """The model in a folder, with `held-out.txt` in it; trained when it is not there, by one process at a time."""
+    """Its folder, with `held-out.txt` beside its files; trained by one process at a time, unless it is there."""
     training, held_out = split()
     told = json.dumps([RECIPE, sys.version_info[:2]]) + "\0".join(training + held_out)
     folder = cache() / hashlib.sha256(told.encode()).hexdigest()[:16]
