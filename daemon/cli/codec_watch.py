@@ -1,41 +1,20 @@
 """A codec job's stream as a person reads it: a bar for the step that runs, a line for every tensor and point, and what
 came of it."""
 
-import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from daemon.cli.codec_words import bits, figure, short, trial_params
 from daemon.cli.output import console, print_facts, print_table
+from daemon.cli.progress import stream_bars
 
 
 def draw(lines: Iterator[dict[str, Any]]) -> dict[str, Any] | None:
     """Returns the last message."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    terminal = sys.stdout.isatty()
-    drawn_on = console if terminal else Console(stderr=True)
     message: dict[str, Any] | None = None
     started: dict[str, Any] = {}
     trials: list[dict[str, Any]] = []
-    with Progress(
-        *columns, console=drawn_on, transient=True, redirect_stdout=terminal, disable=not drawn_on.is_terminal
-    ) as bar:
+    with stream_bars() as bar:
         whole, step = bar.add_task("waiting", total=None), bar.add_task("", total=None, visible=False)
         for message in lines:
             match message["type"]:

@@ -10,7 +10,16 @@ from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Column
 
 from daemon.cli.client import Client
@@ -139,3 +148,23 @@ def _amount(done: float, total: float | None, unit: str) -> str:
         return f"{size(done)} of {size(total)}" if total else size(done) if done else ""
     of = f" of {total:,.0f}" if total else ""
     return f"{done:,.0f}{of} {unit}".rstrip() if done or total else ""
+
+
+@contextlib.contextmanager
+def stream_bars() -> Iterator[Progress]:
+    """Bars above which lines are printed as a job's stream tells them; redirected, the lines alone."""
+    terminal = sys.stdout.isatty()
+    drawn_on = console if terminal else Console(stderr=True)
+    # Redirected, what is printed here would land on stderr.
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=drawn_on,
+        transient=True,
+        redirect_stdout=terminal,
+        disable=not drawn_on.is_terminal,
+    ) as bars:
+        yield bars

@@ -1,6 +1,5 @@
 """Commands about tuning: tune now and watch, enqueue, what was tried, what the agent does."""
 
-import sys
 import time
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
@@ -24,6 +23,7 @@ from daemon.cli.output import (
     print_table,
     share,
 )
+from daemon.cli.progress import stream_bars
 
 POINT_COLUMNS = ["trial", "configuration", "recall ", "≥ ", "p50 ", "p99 ", "vs champion", "build ", "proposer"]
 
@@ -86,30 +86,8 @@ def _point(text: str) -> dict[str, int]:
 def _watch(lines: Iterator[dict[str, Any]]) -> dict[str, Any] | None:
     """Draws the stream: a bar for the running step, a line for every finished trial, a sentence
     for the end. Returns the last message."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
     message: dict[str, Any] | None = None
-    terminal = sys.stdout.isatty()
-    drawn_on = console if terminal else Console(stderr=True)
-    # Redirected, what is printed here would land on stderr.
-    with Progress(
-        *columns, console=drawn_on, transient=True, redirect_stdout=terminal, disable=not drawn_on.is_terminal
-    ) as bar:
+    with stream_bars() as bar:
         task = bar.add_task("waiting", total=None)
         for message in lines:
             match message["type"]:
