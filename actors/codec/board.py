@@ -9,6 +9,7 @@ from schemas.codec import ArtifactName, CodecJobId
 from schemas.documents.codec import CodecDocument, CodecJobDocument
 from schemas.events.base import Refusal
 from schemas.events.codec import CodecJob, CodecJobStarted
+from schemas.names import BucketName
 
 
 def job_id(origin: Origin) -> CodecJobId:
@@ -21,13 +22,17 @@ class Board:
         self._registry = registry
         self._clock = clock
 
-    async def begin(self, started: CodecJobStarted, about: str, asked_by: str) -> bool:
-        """From here on the job is under way; False when it is already: the order came again."""
+    async def begin(
+        self, started: CodecJobStarted, about: str, asked_by: str, bucket: BucketName | None = None
+    ) -> bool:
+        """From here on the job is under way, making an artifact in `bucket` if it makes one; False when it is already:
+        the order came again."""
         document = CodecJobDocument(
             job=started.job,
             kind=started.kind,
             about=about,
             artifact=started.artifact,
+            bucket=bucket,
             steps=started.steps,
             started=self._clock.now(),
             asked_by=asked_by,

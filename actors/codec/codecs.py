@@ -23,7 +23,7 @@ from actors.codec.targets import NoTarget, Targets
 from actors.codec.uses import Uses, unknown
 from actors.codec_ports import CodecJournal
 from actors.ports import Buckets, Clock, Registry
-from schemas.codec import Checkpoint, CodecTarget, Override, describe
+from schemas.codec import Checkpoint, CodecJobId, CodecTarget, Override, describe
 from schemas.documents.codec import CodecDocument
 from schemas.events.base import Refusal
 from schemas.events.codec import (
@@ -99,7 +99,9 @@ class Codecs(Actor):
         if taken := await self._board.taken(artifact, job):
             return [taken]
         started = CodecJobStarted(job, "calibrate", len(source.items), artifact)
-        if await self._board.begin(started, describe(command.target), command.asked_by):
+        if await self._registry.load(CodecDocument, artifact) is not None:
+            return [started]  # this order, come again after its end
+        if await self._board.begin(started, describe(command.target), command.asked_by, command.bucket):
             await ArtifactStore(self._buckets, command.bucket, artifact).remove()  # what an unfinished one left
         return [started, CalibrateTensor(job, command, artifact, 0, started.steps)]
 
@@ -146,7 +148,7 @@ class Codecs(Actor):
             return [
                 Refusal("not_found", f"no codec job {command.job!r} is under way", "lakehouse codec jobs lists them")
             ]
-        await self._board.end(job.job)
+        await self._abandon(job.job)
         return [CodecJobFailed(job.job, job.kind, f"cancelled by {command.asked_by}", artifact=job.artifact)]
 
     # --- what became of them --------------------------------------------------------------------
@@ -173,7 +175,7 @@ class Codecs(Actor):
 
     @handles
     async def on_failed(self, event: CodecJobFailed) -> Sequence[Never]:
-        await self._board.end(event.job)
+        await self._abandon(event.job)
         return ()
 
     # --- use ------------------------------------------------------------------------------------
@@ -272,6 +274,15 @@ class Codecs(Actor):
         started = CodecJobStarted(job_id(origin), kind, steps)
         await self._board.begin(started, describe(order.target), order.asked_by)
         return [started, MeasurePoints(started.job, order, kind, 0, steps)]
+
+    async def _abandon(self, job: CodecJobId) -> None:
+        """The job is over; what it has of an artifact goes."""
+        found = await self._board.find(job)
+        await self._board.end(job)
+        if found is None or found.bucket is None or found.artifact is None:
+            return
+        if await self._registry.load(CodecDocument, found.artifact) is None:
+            await ArtifactStore(self._buckets, found.bucket, found.artifact).remove()
 
     async def _open(self, target: CodecTarget, overrides: Sequence[Override] = ()) -> Source:
         """Headers and routes of a target. Raises NoTarget, CodecError."""

@@ -35,6 +35,7 @@ class CodecJobDocument(Document, frozen=True, kw_only=True, tag="codec_job"):
     kind: JobKind
     about: str  # the target, or the artifact
     artifact: ArtifactName | None  # that it makes or certifies
+    bucket: BucketName | None  # where it makes one
     steps: int
     started: Timestamp
     asked_by: str

@@ -143,6 +143,15 @@ async def test_a_step_that_comes_again_does_nothing_twice(house: House, monkeypa
     assert len(await house.registry.all(CodecDocument)) == 1
 
 
+async def test_an_order_that_comes_again_after_its_end_leaves_the_artifact_alone(house: House) -> None:
+    order = CalibrateCodec(house.checkpoint, INT8, "small")
+    await house.run(order)
+    files = await house.buckets.list("primary", "codecs/small")
+    (only,) = await house.ask(order)
+    assert isinstance(only, CodecJobStarted)
+    assert await house.buckets.list("primary", "codecs/small") == files
+
+
 async def test_a_killed_attempt_leaves_half_a_tensor_that_nobody_sees(house: House) -> None:
     """A file without its row is done again."""
     _, first = await house.ask(CalibrateCodec(house.checkpoint, INT8, "small"))
@@ -155,16 +164,48 @@ async def test_a_killed_attempt_leaves_half_a_tensor_that_nobody_sees(house: Hou
 async def test_a_cancelled_job_s_next_step_does_nothing(house: House) -> None:
     started, first = await house.ask(CalibrateCodec(house.checkpoint, INT8, "small"))
     assert isinstance(started, CodecJobStarted)
+    _, second = await house.work(first, "s1")
+    assert await house.buckets.list("primary", "codecs/small") != []
     await house.ask(CancelCodecJob(started.job))
-    assert list(await house.work(first, "s1")) == []
+    assert list(await house.work(second, "s2")) == []
     assert await house.buckets.list("primary", "codecs/small") == []
+
+
+async def test_a_calibration_that_goes_no_further_leaves_no_file(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    started, first = await house.ask(CalibrateCodec(house.checkpoint, INT8, "small"))
+    assert isinstance(started, CodecJobStarted)
+    second = (await house.work(first, "s1"))[1]
+    assert await house.buckets.list("primary", "codecs/small") != []
+    await house.ask(CancelCodecJob(started.job))
+    assert list(await house.work(second, "s2")) == []
+    assert await house.buckets.list("primary", "codecs/small") == [], "cancelled"
+
+    _, again = await house.ask(CalibrateCodec(house.checkpoint, INT8, "small"), "m2")
+    kept = (await house.work(again, "s3"))[1]
+    assert list(await house.work(second, "s2", delivery=2)) == []
+    assert await house.buckets.list("primary", "codecs/small") != [], "by now the name is another job's"
+
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("no lanes")
+
+    monkeypatch.setattr(calibrating, "calibrate_tensor", broken)
+    assert isinstance((await house.work(kept, "s4"))[0], CodecJobFailed)
+    assert await house.buckets.list("primary", "codecs/small") == [], "failed"
+
+
+async def test_a_step_that_comes_again_after_the_end_leaves_the_artifact(house: House) -> None:
+    _, first = await house.ask(CalibrateCodec(house.checkpoint, INT8, "small"))
+    await house.run(CalibrateCodec(house.checkpoint, INT8, "small"))
+    before = await house.buckets.list("primary", "codecs/small")
+    assert list(await house.work(first, "s1", delivery=2)) == []
+    assert await house.buckets.list("primary", "codecs/small") == before != []
 
 
 async def test_a_step_that_kills_its_worker_again_and_again_ends_the_job(house: House) -> None:
     _, first = await house.ask(CalibrateCodec(house.checkpoint, INT8, "small"))
     (failed,) = await house.work(first, "s1", delivery=4)
     assert isinstance(failed, CodecJobFailed)
-    assert "died at each of 3 attempts" in failed.reason
+    assert "at each of 3 attempts" in failed.reason
 
 
 async def test_a_tensor_that_can_t_be_used_harms_no_other(house: House, tmp_path: Path) -> None:
