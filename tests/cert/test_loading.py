@@ -14,6 +14,7 @@ from actors.codec.certify.activations import ActivationsOrder, collect_activatio
 from actors.codec.certify.causal_lm import Runs, in_bfloat16
 from actors.codec.certify.job import ModelOrder, Verdict, certify_model
 from actors.codec.certify.models import context, load_model, load_tokenizer
+from actors.codec.certify.prompts import TextError
 from actors.codec.checkpoints.shard_writer import Written
 from benchmarks.codec_artifact import artifact
 from schemas.certificate import CausalLmFunction, CausalLmGate, EncoderGate
@@ -133,3 +134,13 @@ def test_the_floor_is_what_a_loader_s_bfloat16_is(tmp_path: Path) -> None:
     assert {n: b.dtype for n, b in ours.named_buffers()} == {n: b.dtype for n, b in theirs.named_buffers()}
     tokens = np.arange(1, 250, dtype=np.int64)
     np.testing.assert_array_equal(Runs(ours).logits(tokens), Runs(theirs).logits(tokens))
+
+
+def test_too_few_texts_have_no_neighbours(encoder: Path, sentences: Path, tmp_path: Path) -> None:
+    with artifact(encoder, CodecParams(family="f32")) as (folder, _):
+        order = ModelOrder(
+            reference=encoder, artifact=folder, text=sentences, gate=None, causal_lm=CausalLmGate(),
+            encoder=EncoderGate(), prompts=20, tokens=32, seed=1, work=tmp_path,
+        )  # fmt: skip
+        with pytest.raises(TextError, match="20 texts: which are near which takes 50"):
+            list(certify_model(order))

@@ -14,11 +14,12 @@ from msgspec.structs import replace
 from actors.codec.artifact import open_column
 from actors.codec.base import CodecError, Phase
 from actors.codec.certify.activations import ActivationsOrder, collect_activations
-from actors.codec.certify.controls import write_damaged
+from actors.codec.certify.controls import DAMAGES, write_damaged
 from actors.codec.certify.job import ModelOrder, SelfTestFailed, Verdict, certify_model
 from actors.codec.checkpoints.checkpoint import open_checkpoint
 from actors.codec.checkpoints.source import open_source
 from actors.codec.checkpoints.stored import read_matrix
+from actors.codec.measures import measure
 from actors.codec.restore import decode_checkpoint
 from benchmarks.codec_artifact import artifact, make_artifact
 from schemas.certificate import CausalLmFunction, CausalLmGate, EncoderFunction, EncoderGate
@@ -93,6 +94,10 @@ def test_too_little_text_claims_nothing(lm: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["row_rescaling", "global_rotation"])
 def test_a_destroyed_model_that_icc_calls_perfect_is_found_out(lm: Path, tmp_path: Path, name: Any) -> None:
     """The artifact is the destroyed model itself, with its figures."""
+    for item in open_source(lm).items:
+        if item.route is not None and item.route.kind == "quantise":
+            seen = measure(item.matrix(), DAMAGES[name](item.matrix(), 5), np.random.default_rng(1))
+            assert seen.icc_3_1 > 0.9999, item.name
     broken = tmp_path / "broken"
     write_damaged(open_source(lm), broken, name, 5)
     for file in ("config.json", "tokenizer.json", "tokenizer_config.json"):

@@ -12,10 +12,11 @@ import pytest
 
 from actors.codec.artifact import MANIFEST
 from actors.codec.base import CodecError
-from actors.codec.certify import column, encoder
-from actors.codec.certify.compare import NotFinite, score
+from actors.codec.certify import column, compare, encoder
+from actors.codec.certify.compare import NotFinite, estimate, score
 from actors.codec.certify.controls import write_damaged
 from actors.codec.certify.models import CertUnavailable, check_loaded_is, libraries
+from actors.codec.certify.prompts import read_texts
 from actors.codec.checkpoints.checkpoint import open_checkpoint
 from actors.codec.checkpoints.source import open_source
 from actors.codec.checkpoints.stored import read_matrix
@@ -71,6 +72,32 @@ def test_many_queries_don_t_change_what_is_found(monkeypatch: pytest.MonkeyPatch
     np.testing.assert_array_equal(column.candidates([(0, vectors)], vectors[own], own, 9, "l2"), found)
     assert sum(widest) == 200
     assert max(widest) * len(own) <= 600
+
+
+def test_a_bootstrap_in_parts_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    hits, totals = np.random.default_rng(1).integers(0, 9, 60), np.full(60, 9)
+    whole = estimate(hits, totals, np.random.default_rng(2))
+    monkeypatch.setattr(compare, "DRAWN", 60 * 700)
+    assert estimate(hits, totals, np.random.default_rng(2)) == whole
+
+
+def test_neighbours_are_counted_text_by_text() -> None:
+    rng = np.random.default_rng(6)
+    one = rng.normal(size=(80, 12)).astype(np.float32)
+    other = one + rng.normal(scale=0.4, size=one.shape).astype(np.float32)
+    one, other = (each / np.linalg.norm(each, axis=1, keepdims=True) for each in (one, other))
+    near = [[set(np.argsort(-(m @ m[t]), kind="stable")[:11]) - {t} for t in range(80)] for m in (one, other)]
+    found = encoder.shares(one, other, np.random.default_rng(0))
+    assert found["neighbours"].mean == pytest.approx(np.mean([len(a & b) / 10 for a, b in zip(*near, strict=True)]))
+    assert found["cosine"].mean == pytest.approx((one * other).sum(1).mean(), rel=1e-6)
+    same = encoder.shares(one, one, np.random.default_rng(0))
+    assert (same["neighbours"].mean, same["top1"].mean) == (1.0, 1.0)
+
+
+def test_lines_may_end_as_windows_ends_them(tmp_path: Path) -> None:
+    file = tmp_path / "text.txt"
+    file.write_bytes(b"\r\n\r\n".join(b"prompt %d\r\nof two lines" % n for n in range(9)))
+    assert len(read_texts(file, 20)[0]) == 9
 
 
 # --- files -----------------------------------------------------------------------------------------

@@ -16,6 +16,9 @@ from actors.codec.base import CodecError
 from schemas.certificate import Divergence, Estimate
 
 RESAMPLES = 4000
+DRAWN = 1 << 22
+"""Numbers of a bootstrap that are in memory at once."""
+
 ALPHA = 0.05
 TOP = 5
 
@@ -107,14 +110,26 @@ def estimate(
     count = int(totals.sum())
     if len(totals) == 0 or count == 0:
         raise StreamError("a share of no positions")
-    n = len(totals)
-    drawn = rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES)  # (RESAMPLES, n): how often each prompt is drawn
-    out_of = drawn @ totals
-    shares = (drawn @ hits)[out_of > 0] / out_of[out_of > 0]
+    shares = _resampled(hits, totals, rng)
     low, once, high = np.quantile(shares, [ALPHA / 2, ALPHA, 1 - ALPHA / 2])
     mean = float(hits.sum()) / count
     lower = min(float(once), mean, clopper_pearson(float(hits.sum()), count) if trials else 1.0)
     return Estimate(mean, float(min(low, mean)), float(max(high, mean)), max(0.0, lower), count)
+
+
+def _resampled(
+    hits: NDArray[np.floating] | NDArray[np.integer], totals: NDArray[np.integer], rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """(RESAMPLES,) shares, or fewer where a resample has no positions."""
+    n = len(totals)
+    step = max(1, DRAWN // n)
+    shares = []
+    for start in range(0, RESAMPLES, step):
+        few = min(step, RESAMPLES - start)
+        drawn = rng.multinomial(n, np.full(n, 1 / n), size=few)  # (few, n): how often each prompt is drawn
+        out_of = drawn @ totals
+        shares.append((drawn @ hits)[out_of > 0] / out_of[out_of > 0])
+    return np.concatenate(shares)
 
 
 def clopper_pearson(hits: float, trials: int) -> float:

@@ -27,7 +27,7 @@ from actors.codec.certify.models import (
     load_model,
     load_tokenizer,
 )
-from actors.codec.certify.prompts import read_texts, tokenised
+from actors.codec.certify.prompts import TextError, read_texts, tokenised
 from actors.codec.checkpoints.architecture import Architecture
 from actors.codec.checkpoints.source import Source, open_source
 from actors.codec.params import split_rows
@@ -275,6 +275,8 @@ class _LmTester(_Tester):
 class _EncoderTester(_Tester):
     def __init__(self, source: Source, order: ModelOrder, texts: list[str]) -> None:
         self._seed = order.seed
+        if len(texts) < encoder.FEWEST:
+            raise TextError(f"{len(texts)} texts: which are near which takes {encoder.FEWEST} or more")
         self._texts = texts
         self._cls = encoder.by_first_token(source.folder)
         self._tokenizer = load_tokenizer(source.folder)

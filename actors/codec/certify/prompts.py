@@ -34,7 +34,7 @@ def read_texts(path: Path, at_most: int) -> tuple[list[str], Sha256]:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise TextError(f"{path.name} is no UTF-8 text: byte {error.start}") from None
-    texts = [part.strip() for part in re.split(r"\n[ \t]*\n", text) if part.strip()][:at_most]
+    texts = [part.strip() for part in re.split(r"\n[ \t\r]*\n", text) if part.strip()][:at_most]
     if len(texts) < FEWEST:
         raise TextError(
             f"{path.name} has {len(texts)} prompts, a certificate takes {FEWEST} or more: put blank lines between them"
