@@ -5,6 +5,7 @@ What a kind of step takes is in calibrating, sweeping and certifying; what it co
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import structlog
@@ -82,11 +83,13 @@ class Calibrator(Actor):
     ) -> Sequence[TensorCalibrated | CalibrateTensor | CodecCalibrated | CodecJobFailed]:
         if failed := _given_up(origin, command.job, "calibrate", command.artifact):
             return failed
-        if await self._board.find(command.job) is None:
-            return ()  # cancelled, or done
+        if await self._board.find(command.job) is None:  # cancelled, or done
+            await self._remove_unfinished(command)
+            return ()
         try:
             return await self._calibrating.step(command)
         except FAILURES as error:
+            await self._remove_unfinished(command)
             return [_failed(error, command.job, "calibrate", command.artifact)]
 
     @handles
@@ -125,12 +128,18 @@ class Calibrator(Actor):
         except CodecError as error:
             return [Refusal("invalid", str(error))]
 
+    async def _remove_unfinished(self, command: CalibrateTensor) -> None:
+        """What a step wrote after its job was cancelled, unless the name is an artifact's or another job's by now."""
+        if await self._board.taken(command.artifact, command.job) is None:
+            with suppress(OSError, KeyError):  # a bucket that is gone keeps no job from ending
+                await self._calibrating.remove_unfinished(command)
+
 
 def _given_up(origin: Origin, job: CodecJobId, kind: JobKind, artifact: ArtifactName | None) -> list[CodecJobFailed]:
     if origin.delivery <= MAX_DELIVERIES:
         return []
-    reason = f"the worker died at each of {origin.delivery - 1} attempts at one step; is there memory enough?"
-    return [CodecJobFailed(job, kind, reason, artifact=artifact)]
+    reason = f"one step came to nothing at each of {origin.delivery - 1} attempts: the worker died, or failed"
+    return [CodecJobFailed(job, kind, reason, "is there memory enough? The daemon's log says what happened", artifact)]
 
 
 def _failed(error: Exception, job: CodecJobId, kind: JobKind, artifact: ArtifactName | None) -> CodecJobFailed:

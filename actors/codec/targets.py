@@ -79,9 +79,13 @@ class Targets:
             raise NoTarget(f"the vectors of index {index.index!r} can't be had: {error}", "", "unavailable") from error
 
     async def path(self, path: str, what: str) -> Path:
-        """A file or folder under the allowed roots, or of a bucket. Raises NoTarget."""
-        if path.startswith(BUCKET):
-            return await self._objects(path)
+        """A file or folder under the allowed roots, or of a bucket; a file, where `what` says so. Raises NoTarget."""
+        found = await self._objects(path) if path.startswith(BUCKET) else self._below_roots(path, what)
+        if what == "file" and found.is_dir():
+            raise NoTarget(f"{path} is a folder, and a file is needed", "name a file in it")
+        return found
+
+    def _below_roots(self, path: str, what: str) -> Path:
         try:
             real = real_path(path, self._roots, SETTING)
         except OutsideRoots as error:

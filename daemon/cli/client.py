@@ -179,4 +179,11 @@ def _refusal(response: http.client.HTTPResponse) -> CliError:
         hint = "name the daemon's token file with --token-file; $LAKEHOUSE_TOKEN_FILE may be another daemon's"
     if wait := response.getheader("Retry-After"):
         hint = f"{hint}; try again in {wait} s".lstrip("; ")
-    return CliError(reason[:1].upper() + reason[1:] + ("" if reason.endswith((".", "?")) else "."), hint)
+    return CliError(_sentence(reason), hint)
+
+
+def _sentence(reason: str) -> str:
+    """With a capital, unless it begins with the name of something: a tensor, a URL, a field."""
+    first = reason.split(" ", 1)[0]
+    begun = reason[:1].upper() + reason[1:] if first.rstrip(",;").isalpha() else reason
+    return begun + ("" if reason.endswith((".", "?")) else ".")

@@ -49,6 +49,12 @@ def test_a_refusal_of_several_lines_becomes_one(run: Run, daemon: CliDaemon) -> 
     assert run("datasets") == (1, "", "Binder error candidates: x.\nhint: mend it\n")
 
 
+@pytest.mark.parametrize("reason", ["encoder.layer.0.weight: scalar needs bits", "bucket://attic/x: no such object"])
+def test_a_name_that_a_refusal_begins_with_keeps_its_letters(run: Run, daemon: CliDaemon, reason: str) -> None:
+    daemon.answers["GET /datasets"] = (422, ErrorBody("invalid", reason, "mend it"))
+    assert run("datasets") == (1, "", f"{reason}.\nhint: mend it\n")
+
+
 def test_a_refused_tuning_prints_nothing_else(run: Run, daemon: CliDaemon) -> None:
     daemon.answers["POST /vectors/hnsw/autotune"] = [b""]
     code, out, _ = run("tune", "docs")

@@ -204,6 +204,8 @@ async def test_a_certification_that_can_t_be_is_refused(setting: Setting, tmp_pa
     assert "recall" in refusal(await setting.ask(CertifyCodec("column", gate=CausalLmGate()))).reason
     assert refusal(await setting.ask(CertifyCodec("model", str(tmp_path / "none.txt")))).status == "not_found"
     assert refusal(await setting.ask(CertifyCodec("model", "/etc/passwd"))).status == "forbidden"
+    folder = refusal(await setting.ask(CertifyCodec("model", setting.checkpoint.path)))
+    assert (folder.status, "is a folder" in folder.reason) == ("invalid", True)
 
 
 # --- use -------------------------------------------------------------------------------------------

@@ -48,6 +48,11 @@ class Calibrating:
                 return [said, replace(command, number=command.number + 1)]
             return [said, await self._finish(command, store, local)]
 
+    async def remove_unfinished(self, command: CalibrateTensor) -> None:
+        """An artifact's files, unless it is whole."""
+        if await self._registry.load(CodecDocument, command.artifact) is None:
+            await ArtifactStore(self._buckets, command.order.bucket, command.artifact).remove()
+
     async def _tensor(self, command: CalibrateTensor, store: ArtifactStore, source: Path) -> TensorRow:
         """Its row is in the bucket after its file."""
         order = command.order
