@@ -1,5 +1,4 @@
-"""Certificates of real models: a language model that is trained here, and a MiniLM encoder. What keeps a function
-passes, what only looks alike doesn't."""
+"""Certificates of a language model that is trained here: what keeps its function passes, what looks alike doesn't."""
 
 import shutil
 from collections.abc import Iterator
@@ -11,7 +10,6 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from actors.codec.artifact import open_column
 from actors.codec.base import CodecError, Phase
 from actors.codec.certify.activations import ActivationsOrder, collect_activations
 from actors.codec.certify.controls import DAMAGES, write_damaged
@@ -22,7 +20,7 @@ from actors.codec.checkpoints.stored import read_matrix
 from actors.codec.measures import measure
 from actors.codec.restore import decode_checkpoint
 from benchmarks.codec_artifact import artifact, make_artifact
-from schemas.certificate import CausalLmFunction, CausalLmGate, EncoderFunction, EncoderGate
+from schemas.certificate import CausalLmFunction, CausalLmGate, EncoderGate
 from schemas.codec import CodecParams, Manifest
 
 INT8 = CodecParams(family="scalar", bits=8)
@@ -189,24 +187,3 @@ def test_error_feedback_keeps_layers_outputs_better_than_rounding(lm: Path, tmp_
         weights[family] = np.mean([row.measured[0].all_rows.relative_l2 for row in manifest.tensors if row.measured])
     assert layers["gptq"] < 0.8 * layers["scalar"]
     assert weights["gptq"] > weights["scalar"]
-
-
-@pytest.mark.slow
-def test_an_encoder_is_certified_by_what_is_near_what(encoder: Path, sentences: Path, tmp_path: Path) -> None:
-    found: dict[str, EncoderFunction] = {}
-    passed: dict[str, list[str]] = {}
-    for name, params in (("int8", INT8), ("rotated4", ROTATED4), ("pq", replace(PQ, centroids=128))):
-        with certified(encoder, params, sentences, tmp_path / name, prompts=150) as (said, _):
-            assert isinstance(said.function, EncoderFunction)
-            found[name], passed[name] = said.function, said.failures
-    assert passed["int8"] == []
-    assert found["int8"].cosine.lower > 0.999 > 0.9 > found["pq"].cosine.high
-    assert found["int8"].neighbours.mean > found["rotated4"].neighbours.mean > found["pq"].neighbours.mean
-    assert len(passed["pq"]) == 2
-    assert found["int8"].noise_floor_cosine > 0.999
-    assert found["rotated4"].worst_cosine < found["rotated4"].cosine.mean
-
-
-def test_a_column_s_artifact_isn_t_a_model_s(encoder: Path) -> None:
-    with artifact(encoder, F32) as (folder, _), pytest.raises(CodecError, match="not of a column"):
-        open_column(folder)
