@@ -1,10 +1,12 @@
-"""The frontier as a picture: bits per weight against a measure, what nothing beats joined and named."""
+"""The frontier as a picture: bits per weight against a measure, what nothing beats joined and named. Where the names
+go is in plot_names."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from daemon.cli.codec_words import short
+from daemon.cli.plot_names import Name, write_names
 
 WORDS = {
     "icc_3_1": "ICC(3,1) on unseen rows",
@@ -16,6 +18,9 @@ WORDS = {
 
 BLUE, GREY, ORANGE = "#1f5fa8", "#b4b8bd", "#d9730d"
 LOWER_IS_BETTER = ("relative_l2", "norm_error")
+
+FEW = 6
+"""Points that are memorised have names when there are no more of them: a cloud needs none."""
 
 
 def draw(answer: Mapping[str, Any], file: Path) -> None:
@@ -41,27 +46,31 @@ def draw(answer: Mapping[str, Any], file: Path) -> None:
             *_places(learnt, lost), s=120, facecolors="none", edgecolors=ORANGE, linewidths=1.8,
             label="knows its calibration rows by heart", zorder=4,
         )  # fmt: skip
-    for number, point in enumerate(best):
-        axes.annotate(
-            short(point["params"]), _place(point, lost), xytext=(10, -14) if number % 2 == 0 else (-10, 8),
-            ha="left" if number % 2 == 0 else "right",
-            textcoords="offset points", fontsize=9.5, color=BLUE,
-        )  # fmt: skip
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_xticks([1, 2, 3, 4, 5, 6, 8, 12, 16, 32])
     axes.set_xlim(*_span([point["bits_per_weight"] for point in answer["points"]]))
     axes.minorticks_off()
     if measure not in LOWER_IS_BETTER:
         axes.invert_yaxis()
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{1 - value:.6g}"))
+    shown = (lambda value, _: f"{value:g}") if measure in LOWER_IS_BETTER else (lambda value, _: f"{1 - value:.6g}")
+    axes.yaxis.set_major_formatter(FuncFormatter(shown))
     axes.set_xlabel("bits per weight, codebooks and scales charged")
     axes.set_ylabel(WORDS[measure])
     axes.set_title(answer.get("target") or "all that was swept", loc="left", fontsize=11)
     axes.grid(True, which="major", color="#e8eaed", linewidth=0.8, zorder=0)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    axes.legend(loc="upper left" if measure not in LOWER_IS_BETTER else "upper right", frameon=False)
+    legend = axes.legend(loc="upper left" if measure not in LOWER_IS_BETTER else "upper right", frameon=False)
     figure.tight_layout()
+    named = [(point, BLUE) for point in best]
+    if len(learnt) <= FEW:
+        named += [(point, ORANGE) for point in learnt if not point["frontier"]]
+    write_names(
+        axes,
+        [Name(*_place(point, lost), short(point["params"]), color) for point, color in named],
+        others=[_place(point, lost) for point in beaten],
+        taken=[legend.get_window_extent()],
+    )
     figure.savefig(file, format=file.suffix.lower().removeprefix("."))
     pyplot.close(figure)
 
@@ -84,5 +93,5 @@ def _places(points: list[dict[str, Any]], lost: Any) -> tuple[list[float], list[
 
 
 def _span(values: list[float]) -> tuple[float, float]:
-    """With room for names on the right."""
-    return min(values) / 1.15, max(values) * 1.5
+    """With room for names, more of it on the right."""
+    return min(values) / 1.25, max(values) * 1.45

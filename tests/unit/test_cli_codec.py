@@ -9,6 +9,7 @@ import pytest
 
 from daemon.cli.codec_words import axes_of, short, target_of
 from daemon.cli.errors import CliError
+from daemon.cli.plot_names import Box, place
 from schemas.certificate import (
     Agreement,
     CausalLmFunction,
@@ -421,3 +422,27 @@ def test_the_frontier_is_a_table_and_a_picture(run: Run, daemon: CliDaemon) -> N
     daemon.answers["GET /codec/frontier"] = Frontier("icc_3_1", None, [], "SELECT")
     code, _, err = run("codec", "frontier", "--plot", "g.png")
     assert (code, "nothing to draw" in err) == (1, True)
+
+
+def test_names_in_a_picture_cover_no_name_no_point_and_stay_inside() -> None:
+    frame = (0.0, 0.0, 400.0, 200.0)
+    full: list[Box] = []
+    spots = [(60.0, 100.0), (66.0, 104.0), (330.0, 100.0), (390.0, 190.0)]
+    for spot in spots:
+        found = place(spot, (80.0, 12.0), frame, full, spots, [])
+        assert found is not None
+        box = found[1]
+        assert (box[0] >= 0, box[2] <= 400, box[1] >= 0, box[3] <= 200) == (True,) * 4
+        assert not any(box[0] < x < box[2] and box[1] < y < box[3] for x, y in spots)
+        assert not any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in full)
+        full.append(box)
+    assert full[0][2] <= 60.0 or full[0][0] > 66.0, "not between its point and the next"
+    assert place((5.0, 5.0), (80.0, 12.0), (0.0, 0.0, 50.0, 50.0), [], [], []) is None, "there is no room"
+
+
+def test_a_name_keeps_off_the_line() -> None:
+    across = [(x, 100.0) for x in range(0, 400, 5)]
+    found = place((200.0, 100.0), (80.0, 12.0), (0.0, 0.0, 400.0, 200.0), [], [(200.0, 100.0)], across)
+    assert found is not None
+    assert not found[1][1] < 100.0 < found[1][3]
+    assert not found[2], "it is beside its point"
