@@ -170,7 +170,7 @@ def probe(
     /,
     *,
     tensor: str | None = None,
-    rows: Annotated[list[int] | None, Parameter(negative="", consume_multiple=True)] = None,
+    rows: Annotated[list[int] | None, Parameter(negative="", consume_multiple=True, validator=Number(gte=3))] = None,
     params: str | None = None,
     json: Json = False,
     to: Connection = Connection(),
@@ -210,6 +210,7 @@ def certify(
     cosine: Share = None,
     neighbours: Share = None,
     recall: Share = None,
+    k: Annotated[int | None, Parameter(validator=Number(gte=1, lte=100))] = None,
     oversample: Annotated[int | None, Parameter(validator=Number(gte=1, lte=100))] = None,
     prompts: Annotated[int, Parameter(validator=Number(gte=2))] = 200,
     tokens: Annotated[int, Parameter(validator=Number(gte=8, lte=8192))] = 64,
@@ -232,7 +233,9 @@ def certify(
     neighbours
         Share of the 10 nearest texts that stay so.
     recall
-        A column's gate: recall@10 of search over codes with exact rescoring.
+        A column's gate: recall@k of search over codes with exact rescoring.
+    k
+        Hits that are compared; default 10.
     oversample
         Candidates per hit that are rescored.
     prompts
@@ -247,7 +250,9 @@ def certify(
     body = {
         "artifact": artifact,
         "text": str(text.absolute()) if text else None,
-        "gate": _gate(top1=top1, top5=top5, cosine=cosine, neighbours=neighbours, recall=recall, oversample=oversample),
+        "gate": _gate(
+            top1=top1, top5=top5, cosine=cosine, neighbours=neighbours, recall=recall, k=k, oversample=oversample
+        ),
         "prompts": prompts,
         "tokens": tokens,
         "seed": seed,
@@ -257,7 +262,11 @@ def certify(
     return 0 if last["type"] == "codec.certified" and last["certificate"]["passed"] else 1
 
 
-FUNCTIONS = {"causal_lm": ("top1", "top5"), "encoder": ("cosine", "neighbours"), "column": ("recall", "oversample")}
+FUNCTIONS = {
+    "causal_lm": ("top1", "top5"),
+    "encoder": ("cosine", "neighbours"),
+    "column": ("recall", "k", "oversample"),
+}
 
 
 def _gate(**given: float | None) -> dict[str, Any] | None:
@@ -269,7 +278,7 @@ def _gate(**given: float | None) -> dict[str, Any] | None:
         if set(named) <= set(fields):
             return {"function": function, **named}
     options = ", ".join(f"--{name}" for name in named)
-    kinds = "; ".join(" and ".join(f"--{name}" for name in fields) for fields in FUNCTIONS.values())
+    kinds = "; ".join(", ".join(f"--{name}" for name in fields) for fields in FUNCTIONS.values())
     raise CliError(f"{options} are of different gates.", kinds, WRONG_USE)
 
 

@@ -4,7 +4,7 @@ came of it."""
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from daemon.cli.codec_words import bits, figure, short, trial_params
+from daemon.cli.codec_words import bits, counted, figure, short, trial_params
 from daemon.cli.output import console, print_facts, print_table
 from daemon.cli.progress import stream_bars
 
@@ -21,7 +21,9 @@ def draw(lines: Iterator[dict[str, Any]]) -> dict[str, Any] | None:
                 case "codec.job_started":
                     started = message
                     bar.update(whole, description=message["kind"], total=message["steps"], completed=0)
-                    console.print(f"job {message['job']}, {message['steps']} steps", style="dim", markup=False)
+                    console.print(
+                        f"job {message['job']}, {counted(message['steps'], 'step')}", style="dim", markup=False
+                    )
                 case "job.progress":
                     done, total = message["done"], message.get("total")
                     several = started.get("steps", 1) > 1
@@ -89,7 +91,7 @@ def _print_end(message: Mapping[str, Any], trials: list[dict[str, Any]]) -> None
         case "codec.sweep_finished" if message["kind"] == "probe":
             print_overfit(trials)
         case "codec.sweep_finished":
-            console.print(f"{len(trials):,} rows measured", style="bold", markup=False)
+            console.print(f"{counted(len(trials), 'row')} measured", style="bold", markup=False)
             if trials:
                 console.print(f"[dim]lakehouse codec frontier --job {message['job']}[/dim]")
         case "codec.certified":

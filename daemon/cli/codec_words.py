@@ -102,3 +102,7 @@ def bits(value: float | None) -> str:
 
 def figure(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
+
+
+def counted(number: int, what: str) -> str:
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from daemon.cli.codec_words import axes_of, short, target_of
+from daemon.cli.codec_words import axes_of, counted, short, target_of
 from daemon.cli.errors import CliError
 from daemon.cli.plot_names import Box, place
 from schemas.certificate import (
@@ -113,6 +113,10 @@ def test_a_target_is_a_path_a_bucket_or_a_column(tmp_path: Path, monkeypatch: py
         target_of("model")
 
 
+def test_one_is_no_plural() -> None:
+    assert [counted(n, "step") for n in (0, 1, 2000)] == ["0 steps", "1 step", "2,000 steps"]
+
+
 def test_axes_are_words_numbers_and_objects() -> None:
     assert axes_of(["family=scalar,rotated", "bits=2,3", "group=null,64", 'residual={"depth": 1},null']) == {
         "family": ["scalar", "rotated"], "bits": [2, 3], "group": [None, 64], "residual": [{"depth": 1}, None],
@@ -202,6 +206,7 @@ def test_a_job_that_fails_says_why(run: Run, daemon: CliDaemon) -> None:
         (("sweep", "/m"), "a file or axes"),
         (("sweep", "/m", "none.yaml"), "can't be read"),
         (("sweep", "/m", "--axis", "bits"), "no axis"),
+        (("probe", "/m", "--rows", "1"), "--rows"),
         (("certify", "a", "--top1", "0.9", "--recall", "0.9"), "different gates"),
         (("graduate", "a"), "one index or one profile"),
         (("graduate", "a", "--index", "i", "--profile", "p"), "one index or one profile"),
@@ -331,6 +336,7 @@ def test_a_certificate_is_told_with_its_gate_bounds_and_controls(
         (("--top1", "0.95"), {"function": "causal_lm", "top1": 0.95, "top5": 0.999, "mean_kl": None}),
         (("--cosine", "0.9", "--neighbours", "0.8"), {"function": "encoder", "cosine": 0.9, "neighbours": 0.8}),
         (("--oversample", "3"), {"function": "column", "recall": 0.95, "k": 10, "oversample": 3}),
+        (("--k", "5"), {"function": "column", "recall": 0.95, "k": 5, "oversample": 10}),
     ],
 )
 def test_a_gate_is_asked_for(run: Run, daemon: CliDaemon, options: tuple[str, ...], gate: dict[str, Any]) -> None:
