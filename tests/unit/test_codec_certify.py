@@ -203,7 +203,7 @@ def test_a_destroyed_column_s_search_fails() -> None:
     for name in NAMES:
         blocks = [(0, DAMAGES[name](vectors, 1))]
         shares = column.measure(vectors, blocks, own, gate, "cosine", np.random.default_rng(0))
-        assert gates.surely_below(gate, {"recall": shares["codes"]})[0], name
+        assert gates.surely_below(gate, {"recall": shares["recall"]})[0], name
 
 
 # --- a column --------------------------------------------------------------------------------------
