@@ -35,7 +35,7 @@ def libraries() -> tuple[Any, Any]:
     except ImportError as error:
         raise CertUnavailable(
             f"certificates of models need torch and transformers ({error.name} is missing): "
-            "pip install 'lakehouse[cert]', or `deploy/venv.sh cert` in a checkout"
+            "run `deploy/venv.sh cert` where the daemon was installed from"
         ) from None
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
