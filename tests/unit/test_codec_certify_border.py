@@ -166,7 +166,7 @@ def test_pooling_that_isn_t_measured_is_an_error(tmp_path: Path, told: dict[str,
 def test_without_torch_the_error_says_what_to_install(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None if missing == "torch" else sys)
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(CertUnavailable, match=rf"{missing} is missing.*pip install 'lakehouse\[cert\]'"):
+    with pytest.raises(CertUnavailable, match=rf"{missing} is missing.*deploy/venv.sh cert"):
         libraries()
 
 
