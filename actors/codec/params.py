@@ -169,9 +169,10 @@ def _check_rows(params: CodecParams, n: int, columns: int) -> None:
     most = max(books.stages(params)) if params.residual else params.centroids
     shared = params.family in ("vq", "additive")
     groups = columns // books.group_width(params, columns) if shared else 1
-    if params.calibration_rows * groups < most:
+    points = params.calibration_rows * groups
+    if points <= most:
         raise Overfitted(
-            f"centroids = {most} is more than the {params.calibration_rows * groups} points of"
+            f"centroids = {most} is {'as many as' if points == most else 'more than'} the {points} points of"
             f" {params.calibration_rows} calibration rows: each would be learnt by heart"
         )
 

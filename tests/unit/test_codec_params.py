@@ -91,7 +91,8 @@ def test_zero_dimensions_and_other_ranks_are_refused(shape: tuple[int, ...]) -> 
         ("rotated", {"lane_width": "u8x64"}, "got u8x64"),
         ("pq", {"rotation": "opq"}, "opq needs lane_width = bf16x32, got f32x16"),
         ("pq", {"rotation": "opq", "lane_width": "bf16x32", "calibration_rows": 383}, "383 < 384"),
-        ("pq", {"centroids": 1025}, "centroids = 1025.*1024 calibration rows"),
+        ("pq", {"centroids": 1025}, "centroids = 1025 is more than.*1024 calibration rows"),
+        ("pq", {"centroids": 1024}, "centroids = 1024 is as many as.*1024 calibration rows"),
         ("pq", {"calibration_rows": 128}, "centroids = 256.*128 calibration rows"),
         ("rpq", {"residual": {"centroids": 2048}}, "centroids = 2048"),
         ("pq", {"calibration_rows": 1445}, "leave 91 .*92.*calibration_rows <= 1444"),
@@ -111,7 +112,7 @@ def test_refused(family: str, fields: dict[str, Any], says: str) -> None:
     ("family", "fields"),
     [
         ("pq", {"rotation": "opq", "lane_width": "bf16x32", "calibration_rows": 384}),
-        ("pq", {"centroids": 1024}),
+        ("pq", {"centroids": 1023}),
         ("pq", {"calibration_rows": 1444}),
         ("pq", {"measurement_rows": 512}),
         ("pq", {"subspaces": 5}),  # runs of 77 and 76 columns

@@ -183,7 +183,7 @@ def test_the_probe_shows_the_overfit_as_rows_grow(tmp_path: Path) -> None:
     found, skipped = run(folder, as_sweep(probe), "probe")
     assert {item.tensor for item in (*found, *skipped)} == {TENSOR}  # the larger one
     assert [item.measured.calibration.rows for item in found] == [32, 64, 300]
-    assert [bool(item.refused) for item in found] == [True, False, False]
+    assert [bool(item.refused) for item in found] == [True, True, False]  # 64 centroids for 64 rows are a copy
     gaps = [item.measured.memorisation for item in found]
     assert gaps[0] > gaps[2]
     assert [item.reason[:22] for item in skipped] == ["calibration_rows = 350"]
