@@ -29,6 +29,8 @@ def write_names(axes: Any, names: Sequence[Name], others: Sequence[Spot], taken:
     """names: in the order in which a line joins those of one colour. others: points without a name. taken: window
     extents of what is there already."""
     renderer = axes.figure.canvas.get_renderer()
+    axes.autoscale(False)  # lines to names move nothing
+    points_a_pixel = 72 / axes.figure.dpi  # a picture is saved at other dpi, as SVG
     frame = _box(axes.get_window_extent())
     spots = [
         (float(x), float(y)) for x, y in axes.transData.transform([(name.x, name.y) for name in names] or [(1, 1)])
@@ -43,7 +45,7 @@ def write_names(axes: Any, names: Sequence[Name], others: Sequence[Spot], taken:
     full = [_box(extent) for extent in taken]
     for name, spot in zip(names, spots, strict=False):
         text = axes.annotate(
-            name.words, (name.x, name.y), xytext=(0, 0), textcoords="offset pixels", fontsize=SIZE, color=name.color,
+            name.words, (name.x, name.y), xytext=(0, 0), textcoords="offset points", fontsize=SIZE, color=name.color,
             ha="center", va="center", zorder=5,
         )  # fmt: skip
         extent = text.get_window_extent(renderer)
@@ -52,7 +54,7 @@ def write_names(axes: Any, names: Sequence[Name], others: Sequence[Spot], taken:
             text.remove()
             continue
         middle, box, far = found
-        text.set_position((middle[0] - spot[0], middle[1] - spot[1]))
+        text.set_position(((middle[0] - spot[0]) * points_a_pixel, (middle[1] - spot[1]) * points_a_pixel))
         full.append(box)
         if far:
             end = axes.transData.inverted().transform(
