@@ -127,6 +127,7 @@ def dominated(one: FrontierPoint, others: list[FrontierPoint], sign: int) -> boo
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("measure", get_args(Measure))
 async def test_the_frontier_is_that_of_brute_force(journal: TableCodecJournal, measure: Measure) -> None:
     rng = np.random.default_rng(3)

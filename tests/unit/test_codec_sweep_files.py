@@ -50,6 +50,7 @@ def test_every_file_is_known_here_and_says_what_it_shows() -> None:
     assert all(len(read_sweep_file(path).about) > 30 for path in FOLDER.glob("*.yaml"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_each_file_yields_what_it_promises(name: str, tmp_path: Path) -> None:
     points, bad = FILES[name]

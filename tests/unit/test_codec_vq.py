@@ -162,6 +162,7 @@ def test_refinement_never_raises_the_error() -> None:
     assert errors[-1] < 0.8 * errors[0]
 
 
+@pytest.mark.slow
 def test_more_stages_keep_more_on_unseen_rows() -> None:
     rows, unseen = weights(1000), weights(seed=1)
     errors = [
