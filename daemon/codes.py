@@ -21,7 +21,8 @@ class ColumnCodec(CodedColumn):
     artifact: ArtifactName
 
     def __init__(self, artifact: ArtifactName, column: CodedColumn) -> None:
-        super().__init__(column.params, column.state, {name: array[:1] for name, array in column.codes.items()})
+        # copies: a view would keep all of the codes in memory
+        super().__init__(column.params, column.state, {name: array[:1].copy() for name, array in column.codes.items()})
         self.artifact = artifact
 
 

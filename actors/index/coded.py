@@ -5,6 +5,7 @@ on disk. In memory are the codes, what the codec learnt, and the row numbers. Im
 from collections.abc import Iterator, Mapping
 
 import numpy as np
+import structlog
 from numpy.typing import NDArray
 
 from actors import hnsw
@@ -19,6 +20,8 @@ BLOCK_FLOATS = 1 << 20
 
 CHECKED_ROWS = 64
 """Rows whose codes are compared with those that their vectors have, before the stored ones are believed."""
+
+log = structlog.get_logger(__name__)
 
 
 class CodedVectors:
@@ -39,6 +42,7 @@ class CodedVectors:
         again = made.codec.encode(_gathered(vectors, vectors.positions(common))) if len(common) else {}
         stored = made._sliced(np.searchsorted(coded.rows, common))
         if any(not np.array_equal(array, stored[name]) for name, array in again.items()):
+            log.warning("an artifact's codes are of other vectors, and made anew", codec=coded.codec.artifact)
             made.vectors = VectorSet(-1, coded.rows[:0], vectors.vectors[:0], vectors.metric)
             made._codes = {name: array[:0] for name, array in coded.codes.items()}
         return made.at(vectors)
@@ -83,13 +87,13 @@ class CodedVectors:
         self, queries: NDArray[np.float32], count: int, among: NDArray[np.int64] | None
     ) -> NDArray[np.int64]:
         """(q, <= count) positions that look nearest by their codes, in no order."""
-        turned = self.codec.turn(queries)
+        towards = -self.codec.turn(queries)
         best = np.empty((len(queries), 0), np.float32)
         kept = np.empty((len(queries), 0), np.int64)
         everything = np.arange(len(self.vectors)) if among is None else among
         for some in _blocks(everything, self.vectors.dim):
             block = self.codec.turned(self._sliced(slice(some[0], some[-1] + 1) if among is None else some))
-            apart = turned @ (-block.T)  # (q, b)
+            apart = towards @ block.T  # (q, b)
             if self.vectors.metric == "l2":
                 apart = 2 * apart + np.einsum("bd,bd->b", block, block)
             best = np.concatenate([best, apart], axis=1)

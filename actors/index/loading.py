@@ -44,6 +44,7 @@ class Loader:
         config: IndexConfig,
     ) -> None:
         self.unreadable: dict[IndexName, str] = {}
+        self._unfit: dict[IndexName, tuple[IndexCodecDocument, int]] = {}  # codecs that can't keep a version's rows
         self._registry = registry
         self._tables = tables
         self._buckets = buckets
@@ -102,7 +103,7 @@ class Loader:
         if codec is not None and await self._follow_codec(index, codec[0]):
             return True
         found = await self._registry.load(GenerationDocument, name)
-        if index.codes is not None and codec is not None:  # what is promoted meanwhile waits for its turn
+        if codec is not None and index.codec == codec[0]:  # what is promoted meanwhile waits for its turn
             index.head = found[0] if found else None
             return False
         if index.codes is not None and found is None:
@@ -123,18 +124,23 @@ class Loader:
 
     async def _follow_codec(self, index: ServedIndex, document: IndexCodecDocument) -> bool:
         """False when it is searched by that codec already, or the artifact can't be used: then by its graph."""
-        if index.codes is not None and index.codes.artifact == document.artifact:
+        tried = (document, index.vectors.version)
+        if index.codec == document or self._unfit.get(index.document.index) == tried:
             return False
         try:
             coded = await self._codecs.load(document)
-            make = partial(CodedVectors.of, coded, index.vectors, document.oversample)
-            codes = await anyio.to_thread.run_sync(make)
+            try:
+                make = partial(CodedVectors.of, coded, index.vectors, document.oversample)
+                codes = await anyio.to_thread.run_sync(make)
+            except ValueError:
+                self._unfit[index.document.index] = tried
+                raise
         except (CorruptState, ValueError) as error:
             log.error("codec unusable, the index is served by its graph", index=index.document.index, why=str(error))
             return False
         found = await self._registry.load(GenerationDocument, index.document.index)
         index.head = found[0] if found else None
-        await index.swap_codes(codes, self._clock.now())
+        await index.swap_codes(codes, document, self._clock.now())
         log.info("serving by codes", index=index.document.index, codec=document.artifact, bytes=codes.bytes)
         return True
 

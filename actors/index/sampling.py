@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from actors.index.core import RecallBounds, drifted, recall_bounds
 from actors.index.vectors import VectorSet
+from schemas.codec import ArtifactName
 from schemas.events.index import LiveRecall
 from schemas.names import Share, Timestamp
 
@@ -37,16 +38,24 @@ class Sample(msgspec.Struct, frozen=True):
     query: NDArray[np.float32]  # (d,)
     distances: NDArray[np.float32]  # (<= K,) ascending, as answered
     vectors: VectorSet  # what it was answered from
+    codec: ArtifactName | None = None  # by whose codes; None: by the graph
 
 
 class RecallWindow:
-    """Recall of one generation of one index."""
+    """Recall of one generation of one index, or of the codec that serves in its place."""
 
-    def __init__(self, generation: int, since: Timestamp) -> None:
-        self.generation = generation
-        self.reported = False  # a drift is told once per generation
+    def __init__(self, generation: int, since: Timestamp, codec: ArtifactName | None = None) -> None:
+        self.reported = False  # a drift is told once
+        self._generation = generation
+        self._codec = codec
         self._since = since
         self._recalls: deque[float] = deque(maxlen=WINDOW)
+
+    def is_of(self, sample: Sample) -> bool:
+        """A codec's answers are its own, whatever generation waits behind it."""
+        if sample.codec is not None or self._codec is not None:
+            return sample.codec == self._codec
+        return sample.generation == self._generation
 
     def add(self, recalls: list[float]) -> None:
         self._recalls.extend(recalls)

@@ -21,6 +21,7 @@ from actors.index.filters import Filters, Matching
 from actors.index.live import INLINE_US, THREADS
 from actors.index.served import ServedIndex
 from actors.index.vectors import Neighbours, VectorSet
+from schemas.codec import ArtifactName
 from schemas.events.base import Refusal
 from schemas.events.index import Explanation, Hit, Search, SearchResult, Step
 
@@ -58,6 +59,7 @@ class Answer(msgspec.Struct, frozen=True):
     ef: int
     matching: int | None  # rows that the filter leaves
     vectors: VectorSet  # what was searched
+    codec: ArtifactName | None  # by whose codes
     result: SearchResult
 
 
@@ -93,7 +95,8 @@ async def search(index: ServedIndex, query: Search, filters: Filters) -> Answer 
         count = None if matching is None else len(matching)
         explain = Explanation(generation, config, strategy, ef, len(vectors), count, watch.steps)
     result = SearchResult(index.document.index, generation, hits, watch.total_us, explain)
-    return Answer(queries, found, strategy, ef, None if matching is None else len(matching), vectors, result)
+    codec = coded.artifact if coded is not None and strategy == "codes" else None
+    return Answer(queries, found, strategy, ef, None if matching is None else len(matching), vectors, codec, result)
 
 
 async def query_vectors(index: ServedIndex, query: Search) -> NDArray[np.float32] | Refusal:

@@ -161,7 +161,10 @@ class Searcher(Actor):
         """An index that isn't in memory needs nothing: loading takes the newest version."""
         index = await self._shelf.settled(event.index)
         if index is not None and index.vectors.version < event.version:
+            served_by_codes = index.codes is not None
             await index.sync(self._snapshots)
+            if served_by_codes and index.codes is None:
+                await self._loader.follow(index)
         return ()
 
     @handles
@@ -170,9 +173,12 @@ class Searcher(Actor):
         return ()
 
     @handles
-    async def on_withdrawn(self, event: CodecWithdrawn) -> Sequence[RebuildIndex]:
-        await self._follow_codec(event.index)
-        return self._rebuilds()
+    async def on_withdrawn(self, event: CodecWithdrawn) -> Sequence[GenerationSwapped | RebuildIndex]:
+        started = self._clock.monotonic()
+        index = await self._follow_codec(event.index)
+        if index is None or index.graph is None:
+            return self._rebuilds()
+        return [self._swapped(index, index.graph.document, started)]
 
     @handles
     async def on_dropped(self, event: IndexDropped) -> Sequence[Never]:
@@ -201,7 +207,7 @@ class Searcher(Actor):
         for index in self._shelf.all():
             name, window = index.document.index, index.window
             mine = zip(taken, recalls, strict=True)
-            window.add([r for (n, s), r in mine if n == name and s.generation == window.generation])
+            window.add([r for (n, s), r in mine if n == name and window.is_of(s)])
             if not window.has_drifted(index.document.target_recall):
                 continue
             recall = window.live_recall()
@@ -231,12 +237,13 @@ class Searcher(Actor):
         self._shelf.evict()
         return self._rebuilds()
 
-    async def _follow_codec(self, name: IndexName | None) -> None:
+    async def _follow_codec(self, name: IndexName | None) -> ServedIndex | None:
         """An index that isn't in memory needs nothing: loading takes what it uses."""
         index = await self._shelf.settled(name) if name is not None else None
         if index is not None:
             await self._loader.follow(index)
             self._shelf.evict()
+        return index
 
     def _sample(self, index: ServedIndex, query: Search, answer: Answer) -> None:
         """Some queries are logged, some kept to be run again exactly."""
@@ -248,7 +255,7 @@ class Searcher(Actor):
         comparable = answer.strategy in ("graph", "codes") and query.ef_search is None and query.k >= K
         if sampled and comparable and len(answer.vectors):
             for vector, distances in zip(answer.queries, answer.found[1], strict=True):
-                sample = Sample(answer.result.generation, vector, distances[:K], answer.vectors)
+                sample = Sample(answer.result.generation, vector, distances[:K], answer.vectors, answer.codec)
                 self._samples.append((query.index, sample))
 
     async def _flush(self) -> None:

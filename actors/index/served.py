@@ -4,6 +4,7 @@ generations. Searches read it between two awaits and never see half a change.
 
 import anyio
 import anyio.to_thread
+import structlog
 
 from actors.index.coded import CodedVectors
 from actors.index.columns import ColumnCache
@@ -12,8 +13,11 @@ from actors.index.sampling import RecallWindow
 from actors.index.vectors import VectorSet
 from actors.ports import Embedder, Snapshots, TableRef
 from schemas.config import HnswConfig
+from schemas.documents.codec import IndexCodecDocument
 from schemas.documents.index import GenerationDocument, IndexDocument
 from schemas.names import Bytes, Rows, Timestamp
+
+log = structlog.get_logger(__name__)
 
 
 class ServedIndex:
@@ -36,6 +40,7 @@ class ServedIndex:
         self.columns = columns
         self.graph: LiveGraph | None = None
         self.codes: CodedVectors | None = None  # searched in place of the graph, which isn't in memory then
+        self.codec: IndexCodecDocument | None = None  # that the codes are of
         self.following = anyio.Lock()  # one at a time brings it in line with what it is to serve
         self.head: GenerationDocument | None = None  # the generation that serves, or would without codes
         self.window = RecallWindow(0, 0.0)
@@ -79,7 +84,11 @@ class ServedIndex:
             if self.graph:
                 await self.graph.reconcile(vectors)
             if self.codes:
-                self.codes = await anyio.to_thread.run_sync(self.codes.at, vectors)
+                try:
+                    self.codes = await anyio.to_thread.run_sync(self.codes.at, vectors)
+                except ValueError as error:  # a row that the codec can't keep: it must be found all the same
+                    log.error("codec can't take a row", index=self.document.index, why=str(error))
+                    self.without_codes()
             self._vectors = vectors
             return True
 
@@ -90,20 +99,20 @@ class ServedIndex:
             if graph is not None:
                 if graph.view.vectors.version != self.vectors.version:
                     await graph.reconcile(self._vectors)
-                self.graph, self.codes = graph, None
+                self.graph, self.codes, self.codec = graph, None, None
             elif self.graph:
                 self.graph.document = document
             self.head = document
             self.window = RecallWindow(document.generation, now)
 
-    async def swap_codes(self, codes: CodedVectors, now: Timestamp) -> None:
+    async def swap_codes(self, codes: CodedVectors, codec: IndexCodecDocument, now: Timestamp) -> None:
         """Serve by codes; the graph leaves memory. Searches under way end on what they began with."""
         async with self._changing:
             if codes.vectors.version != self._vectors.version:
                 codes = await anyio.to_thread.run_sync(codes.at, self._vectors)
-            self.codes, self.graph = codes, None
-            self.window = RecallWindow(self.generation, now)
+            self.codes, self.codec, self.graph = codes, codec, None
+            self.window = RecallWindow(self.generation, now, codec.artifact)
 
     def without_codes(self) -> None:
-        """Of an index that has no graph to go back to: it is searched exactly until there is one."""
-        self.codes = None
+        """It is searched exactly until there is a graph to go back to."""
+        self.codes, self.codec, self.head = None, None, None

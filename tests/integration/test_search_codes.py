@@ -17,9 +17,17 @@ from actors.index.vectors import VectorSet
 from schemas.certificate import ColumnGate
 from schemas.codec import CodecParams, VectorColumn
 from schemas.config import HnswConfig
-from schemas.documents.codec import CodecJobDocument
-from schemas.events.codec import CalibrateCodec, CertifyCodec, DropCodec, GetCodec, GraduateCodec, WithdrawCodec
-from schemas.events.index import GetIndexStats, Search
+from schemas.documents.codec import CodecJobDocument, IndexCodecDocument
+from schemas.events.codec import (
+    CalibrateCodec,
+    CertifyCodec,
+    CodecWithdrawn,
+    DropCodec,
+    GetCodec,
+    GraduateCodec,
+    WithdrawCodec,
+)
+from schemas.events.index import GenerationSwapped, GetIndexStats, Search
 from tests.integration.index_house import IndexHouse, clustered, rows_of
 
 ROWS, DIM = 3000, 64
@@ -189,6 +197,110 @@ async def test_what_is_promoted_meanwhile_serves_when_the_codec_is_withdrawn(hou
     stats = await house.bus.ask(GetIndexStats("docs"))
     assert (stats.generation, stats.config.ef_search) == (2, 77)
     assert (await house.ids("docs", vectors[12], 1)) == ["r12"]
+
+
+async def test_a_promotion_behind_a_codec_is_told_to_serve_when_the_codec_is_withdrawn(house: IndexHouse) -> None:
+    """Else a drift of its recall couldn't be laid to it."""
+    await coded(house)
+    await graduated(house)
+    await house.promote("docs", HnswConfig(M=8, ef_construction=60, ef_search=77), "t1")
+
+    async def remembered() -> bool:
+        return (await house.bus.ask(GetIndexStats("docs"))).generation == 2
+
+    house.searcher.upkeep_s = 0.1
+    await house.until(remembered, 40)
+    index = house.searcher._shelf.here("docs")
+    assert index is not None
+    await house.registry.delete(IndexCodecDocument, "docs", expected=None)
+    said = await house.searcher.on_withdrawn(CodecWithdrawn("small", "docs", None, "test"))
+    assert [(fact.generation, fact.trial) for fact in said if isinstance(fact, GenerationSwapped)] == [(2, "t1")]
+    assert index.codes is None
+
+
+async def test_live_recall_of_a_codec_goes_on_when_a_generation_is_promoted_behind_it(tmp_path: Path) -> None:
+    house = IndexHouse(tmp_path, exact_below_rows=100, sample_share=1.0)
+    async with house.running():
+        house.searcher.check_s = house.searcher.upkeep_s = 0.1
+        vectors = await coded(house)
+        await graduated(house)
+
+        async def sampled(count: int) -> None:
+            for query in vectors[:20]:
+                await house.ids("docs", query)
+
+            async def told() -> bool:
+                recall = (await house.bus.ask(GetIndexStats("docs"))).live_recall
+                return recall is not None and recall.samples == count and recall.mean > 0.9
+
+            await house.until(told)
+
+        await sampled(20)
+        await house.promote("docs", HnswConfig(M=8, ef_construction=60, ef_search=77), "t1")
+
+        async def remembered() -> bool:
+            return (await house.bus.ask(GetIndexStats("docs"))).generation == 2
+
+        await house.until(remembered, 40)
+        await sampled(40)
+        await graduated(house, None)
+        await sampled(20)  # the graph's own
+
+
+async def test_a_row_that_the_codec_cannot_keep_brings_the_graph_back(house: IndexHouse) -> None:
+    await coded(house, metric="l2")
+    await graduated(house)
+    new = clustered(2, DIM, seed=50)
+    new[0] *= 1e6  # float16 has no such norm over the unit of the others
+    await house.append("data", rows_of(new, ROWS))
+
+    async def changed() -> bool:
+        stats = await house.bus.ask(GetIndexStats("docs"))
+        return (stats.rows, stats.codec, stats.generation) == (ROWS + 2, None, 1)
+
+    await house.until(changed)
+    assert await house.ids("docs", new[1], 1) == [f"r{ROWS + 1}"]
+    await house.delete("data", [f"r{ROWS}"])
+    house.searcher.upkeep_s = 0.1
+
+    async def again() -> bool:
+        return (await house.bus.ask(GetIndexStats("docs"))).codec == "small"
+
+    await house.until(again)
+    assert await house.ids("docs", new[1], 1) == [f"r{ROWS + 1}"]
+
+
+async def test_what_is_graduated_again_serves_as_it_was_certified_last(house: IndexHouse) -> None:
+    await coded(house)
+    await graduated(house)
+    await house.bus.ask(CertifyCodec("small", gate=ColumnGate(recall=0.8, oversample=3)))
+    await ended(house)
+    await house.bus.ask(GraduateCodec("small", index="docs"))
+
+    async def fewer() -> bool:
+        index = house.searcher._shelf.here("docs")
+        return index is not None and index.codes is not None and index.codes._oversample == 3
+
+    await house.until(fewer)
+
+
+async def test_a_damaged_artifact_in_place_of_a_sound_one_brings_the_graph_back(house: IndexHouse) -> None:
+    vectors = await coded(house)
+    await house.bus.ask(CalibrateCodec(VectorColumn("data", "vector"), ROTATED, "other"))
+    await ended(house)
+    await house.bus.ask(CertifyCodec("other", gate=ColumnGate(recall=RECALL, oversample=OVERSAMPLE)))
+    await ended(house)
+    await graduated(house)
+    damaged = house.folder / "primary" / "codecs" / "other" / "tensors" / "000000.safetensors"
+    damaged.write_bytes(b"damaged")
+    await house.bus.ask(GraduateCodec("other", index="docs"))
+
+    async def by_graph() -> bool:
+        stats = await house.bus.ask(GetIndexStats("docs"))
+        return (stats.codec, stats.generation) == (None, 1)
+
+    await house.until(by_graph)
+    assert await house.ids("docs", vectors[12], 1) == ["r12"]
 
 
 async def test_a_restart_serves_by_codes_and_a_damaged_artifact_by_the_graph(tmp_path: Path) -> None:
