@@ -81,7 +81,7 @@ def frontier(
         empty="No codec was measured there yet: lakehouse codec sweep TARGET deploy/codec/best.yaml",
     )
     if hidden := len(answer["points"]) - len(shown):
-        console.print(f"[dim]{hidden} more are beaten in both: --points shows them[/dim]")
+        console.print(f"[dim]{hidden} more are beaten in both, or were measured on less: --points shows them[/dim]")
     if plot is not None:
         console.print(f"drawn to {plot}", markup=False)
 

@@ -41,11 +41,13 @@ WITH newest AS (
     FROM newest GROUP BY signature
 )
 SELECT *, CASE WHEN $measure IN ('relative_l2', 'norm_error') THEN -1 ELSE 1 END AS sign,
-    good = max(good) OVER (ORDER BY bits RANGE UNBOUNDED PRECEDING)
-        AND bits = min(bits) OVER (ORDER BY good DESC RANGE UNBOUNDED PRECEDING) AS frontier
+    weights = max(weights) OVER ()
+        AND good = max(good) OVER (PARTITION BY weights ORDER BY bits RANGE UNBOUNDED PRECEDING)
+        AND bits = min(bits) OVER (PARTITION BY weights ORDER BY good DESC RANGE UNBOUNDED PRECEDING) AS frontier
 FROM points ORDER BY bits, sign * good, signature
 """
-"""Nothing that costs no more is better (the first window), and nothing as good costs less (the second)."""
+"""Nothing that costs no more is better (the second window), and nothing as good costs less (the third), among those
+that were measured on as much as any: what was measured on a few tensors alone can't be compared."""
 
 _READ = (
     "job", "target", "tensor", "matrix", "rows", "columns", "signature", "bits_per_weight", "memorised", "refused",

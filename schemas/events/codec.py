@@ -232,7 +232,7 @@ class FrontierPoint(msgspec.Struct, frozen=True):
     weights: int
     worst: float  # tensor
     memorised: int  # tensors on which it is
-    frontier: bool  # nothing is at once cheaper and better
+    frontier: bool  # of those measured on the most weights, nothing is at once cheaper and better
 
 
 class Frontier(Reply, tag="codec.frontier"):

@@ -119,8 +119,9 @@ async def test_tensors_weigh_as_much_as_they_have_weights(journal: TableCodecJou
 
 
 def dominated(one: FrontierPoint, others: list[FrontierPoint], sign: int) -> bool:
-    return any(
-        other.bits_per_weight <= one.bits_per_weight
+    return one.weights < max(other.weights for other in others) or any(
+        other.weights == one.weights
+        and other.bits_per_weight <= one.bits_per_weight
         and sign * other.value >= sign * one.value
         and (other.bits_per_weight, other.value) != (one.bits_per_weight, one.value)
         for other in others
