@@ -117,7 +117,8 @@ class Loader:
             return True
         graph = await self._graph(index, head)
         if graph is None:
-            index.without_codes()
+            if index.codes is not None:
+                index.without_codes()
             return False
         await index.swap(head, graph, self._clock.now())
         return True
@@ -127,20 +128,19 @@ class Loader:
         tried = (document, index.vectors.version)
         if index.codec == document or self._unfit.get(index.document.index) == tried:
             return False
+        found = await self._registry.load(GenerationDocument, index.document.index)
         try:
             coded = await self._codecs.load(document)
             try:
                 make = partial(CodedVectors.of, coded, index.vectors, document.oversample)
                 codes = await anyio.to_thread.run_sync(make)
+                await index.swap_codes(codes, document, found[0] if found else None, self._clock.now())
             except ValueError:
                 self._unfit[index.document.index] = tried
                 raise
         except (CorruptState, ValueError) as error:
             log.error("codec unusable, the index is served by its graph", index=index.document.index, why=str(error))
             return False
-        found = await self._registry.load(GenerationDocument, index.document.index)
-        index.head = found[0] if found else None
-        await index.swap_codes(codes, document, self._clock.now())
         log.info("serving by codes", index=index.document.index, codec=document.artifact, bytes=codes.bytes)
         return True
 

@@ -105,12 +105,15 @@ class ServedIndex:
             self.head = document
             self.window = RecallWindow(document.generation, now)
 
-    async def swap_codes(self, codes: CodedVectors, codec: IndexCodecDocument, now: Timestamp) -> None:
-        """Serve by codes; the graph leaves memory. Searches under way end on what they began with."""
+    async def swap_codes(
+        self, codes: CodedVectors, codec: IndexCodecDocument, head: GenerationDocument | None, now: Timestamp
+    ) -> None:
+        """Serve by codes; the graph leaves memory. Searches under way end on what they began with. Raises ValueError
+        when the codec can't keep a row that came meanwhile; then nothing has changed."""
         async with self._changing:
             if codes.vectors.version != self._vectors.version:
                 codes = await anyio.to_thread.run_sync(codes.at, self._vectors)
-            self.codes, self.codec, self.graph = codes, codec, None
+            self.codes, self.codec, self.graph, self.head = codes, codec, None, head
             self.window = RecallWindow(self.generation, now, codec.artifact)
 
     def without_codes(self) -> None:

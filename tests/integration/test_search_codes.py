@@ -8,6 +8,7 @@ from typing import Any
 import anyio
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from actors import hnsw
 from actors.codec_ports import CodedRows
@@ -18,6 +19,7 @@ from schemas.certificate import ColumnGate
 from schemas.codec import CodecParams, VectorColumn
 from schemas.config import HnswConfig
 from schemas.documents.codec import CodecJobDocument, IndexCodecDocument
+from schemas.documents.index import GenerationDocument
 from schemas.events.codec import (
     CalibrateCodec,
     CertifyCodec,
@@ -338,3 +340,22 @@ async def test_an_artifact_in_use_stays(house: IndexHouse) -> None:
     await graduated(house)
     with pytest.raises(Refused, match="in use by index docs"):
         await house.bus.ask(DropCodec("small"))
+
+
+async def test_an_index_whose_next_generation_is_unreadable_goes_on_with_its_graph(house: IndexHouse) -> None:
+    """It says which generation serves."""
+    vectors = clustered(ROWS, DIM)
+    await house.dataset("data", rows_of(vectors), "vector")
+    await house.create("docs", "data", "vector")
+    found = await house.registry.load(GenerationDocument, "docs")
+    assert found is not None
+    worse = replace(found[0], generation=2, key="graphs/gone", sha256="0" * 64)
+    await house.registry.save("docs", worse, expected=found[1])
+    index = house.searcher._shelf.here("docs")
+    assert index is not None
+    assert not await house.searcher._loader.follow(index)
+    stats = await house.bus.ask(GetIndexStats("docs"))
+    assert (stats.generation, stats.codec) == (1, None)
+    result = await house.bus.ask(Search("docs", vector=vectors[12].tolist(), k=1, explain=True))
+    assert result.explain is not None
+    assert (result.generation, result.explain.strategy) == (1, "graph")
