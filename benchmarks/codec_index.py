@@ -130,7 +130,7 @@ def main() -> None:
             met,
         )
     graph = _exhausted(hnsw.build(stored, vectors.rows, "cosine", GraphConfig()))
-    for ef in (20, 50, 100):
+    for ef in (20, 50, 100, 200, 400):
         found, _ = hnsw.knn(graph, queries, K, ef)
         us = p50_us(lambda query, ef=ef: hnsw.knn(graph, query, K, ef), queries[:200])
         share = graph.index_file_size() / stored.nbytes
