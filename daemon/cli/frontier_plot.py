@@ -39,7 +39,8 @@ def draw(answer: Mapping[str, Any], file: Path) -> None:
     axes.set_xscale("log", base=2)
     lost = _lost(measure)
     axes.set_yscale("log")
-    axes.scatter(*_places(beaten, lost), s=34, color=GREY, label="beaten in both, or measured on fewer tensors", zorder=2)
+    others = "beaten in both, or measured on fewer tensors"
+    axes.scatter(*_places(beaten, lost), s=34, color=GREY, label=others, zorder=2)
     axes.plot(*_places(best, lost), "-o", color=BLUE, label="frontier", zorder=3)
     if learnt:
         axes.scatter(
