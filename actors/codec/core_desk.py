@@ -69,8 +69,9 @@ def oversample(document: CodecDocument) -> int:
     return gate.oversample if isinstance(gate, ColumnGate) else ColumnGate().oversample
 
 
-def misplaced(command: GraduateCodec, target: CodecTarget, index: IndexDocument | None) -> str | None:
+def misplaced(command: GraduateCodec, document: CodecDocument, index: IndexDocument | None) -> str | None:
     """Why an artifact can't serve what was named, whatever its certificate says."""
+    target = document.target
     if command.index is not None:
         if not isinstance(target, VectorColumn):
             return f"{command.artifact!r} is of a model; an index takes one of its column's vectors"
@@ -78,6 +79,11 @@ def misplaced(command: GraduateCodec, target: CodecTarget, index: IndexDocument 
             return (
                 f"{command.artifact!r} is of {target.dataset}.{target.column}, index {command.index!r} is over "
                 f"{index.dataset}.{index.column}"
+            )
+        if index is not None and index.metric != document.metric:
+            was = f"an index's by {document.metric}" if document.metric else "the column's own, without an index"
+            return (
+                f"{command.artifact!r} is of other vectors ({was}); index {command.index!r} has them by {index.metric}"
             )
         if target.index is not None and target.index != command.index:
             return f"{command.artifact!r} is of index {target.index!r}'s vectors, not {command.index!r}'s"

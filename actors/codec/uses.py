@@ -42,7 +42,7 @@ class Uses:
             return Refusal("not_found", f"there is no index {command.index!r}", "lakehouse indexes lists them")
         if command.profile is not None and await self._registry.load(ProfileDocument, command.profile) is None:
             return Refusal("not_found", f"there is no profile {command.profile!r}", "lakehouse profile list")
-        if objection := core_desk.misplaced(command, document.target, index[0] if index else None):
+        if objection := core_desk.misplaced(command, document, index[0] if index else None):
             return Refusal("invalid", objection)
         try:
             _, sha256 = await ArtifactStore(self._buckets, document.bucket, document.artifact).manifest()

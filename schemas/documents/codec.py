@@ -4,7 +4,7 @@ from schemas.certificate import Certificate
 from schemas.codec import ArtifactName, CodecJobId, CodecParams, CodecTarget
 from schemas.documents.base import Document
 from schemas.events.codec import CodecUse, JobKind
-from schemas.names import BucketName, IndexName, ProfileName, Sha256, Timestamp
+from schemas.names import BucketName, IndexName, Metric, ProfileName, Sha256, Timestamp
 
 
 class CodecDocument(Document, frozen=True, kw_only=True, tag="codec"):
@@ -21,6 +21,7 @@ class CodecDocument(Document, frozen=True, kw_only=True, tag="codec"):
     problems: int
     bits_per_weight: float
     total_bits_per_weight: float
+    metric: Metric | None = None  # of the index whose vectors it is of; None: there was none, or it is of a model
     job: CodecJobId
     created: Timestamp
     certificate: Certificate | None = None  # the newest

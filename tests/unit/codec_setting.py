@@ -134,7 +134,8 @@ class Setting:
         document = CodecDocument(
             artifact=name, bucket="primary", target=target, target_sha256="a" * 64, manifest_sha256=sha256,
             params=params, tensors=0, quantised=0, problems=0, bits_per_weight=4.0, total_bits_per_weight=4.0,
-            job="c1", created=6.0, certificate=None if passed is None else certificate(name, sha256, target, passed),
+            metric="cosine", job="c1", created=6.0,
+            certificate=None if passed is None else certificate(name, sha256, target, passed),
         )  # fmt: skip
         await self.registry.save(name, document, expected=None)
         return sha256

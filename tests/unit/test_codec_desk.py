@@ -276,9 +276,12 @@ async def test_an_artifact_serves_what_it_was_made_of(setting: Setting) -> None:
     await setting.with_artifact("model", setting.checkpoint)
     await setting.with_artifact("column")
     await setting.with_artifact("elsewhere", replace(COLUMN, column="title"))
+    await setting.with_artifact("raw")
+    await setting.registry.save("raw", replace(await setting.document("raw"), metric=None), expected=1)
     for command, status in (
         (GraduateCodec("model", index="docs"), "invalid"),
         (GraduateCodec("elsewhere", index="docs"), "invalid"),
+        (GraduateCodec("raw", index="docs"), "invalid"),
         (GraduateCodec("column", profile="coder"), "not_found"),
         (GraduateCodec("column", index="none"), "not_found"),
         (GraduateCodec("none", index="docs"), "not_found"),

@@ -87,7 +87,7 @@ class Calibrating:
         found = await self._registry.load(CodecDocument, command.artifact)
         if found is None:
             manifest = await self._manifest(command, store, local)
-            document = self._document(command, manifest, await store.put_manifest(manifest))
+            document = self._document(command, manifest, await store.put_manifest(manifest), local)
             with suppress(Conflict):  # this same step, by another worker
                 await self._registry.save(command.artifact, document, expected=None)
             await store.forget_rows()
@@ -130,7 +130,7 @@ class Calibrating:
             dataset_version=local.version,
         )
 
-    def _document(self, command: CalibrateTensor, manifest: Manifest, sha256: Sha256) -> CodecDocument:
+    def _document(self, command: CalibrateTensor, manifest: Manifest, sha256: Sha256, local: Local) -> CodecDocument:
         return CodecDocument(
             artifact=command.artifact,
             bucket=command.order.bucket,
@@ -143,6 +143,7 @@ class Calibrating:
             problems=sum(bool(row.problem) for row in manifest.tensors),
             bits_per_weight=manifest.bits_per_weight,
             total_bits_per_weight=manifest.total_bits_per_weight,
+            metric=local.metric,
             job=command.job,
             created=self._clock.now(),
         )
