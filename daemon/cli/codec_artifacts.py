@@ -1,5 +1,6 @@
 """What was measured and made of codecs: the frontier, artifacts, what uses them, jobs under way."""
 
+import os.path
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -193,7 +194,7 @@ def _print_tensors(rows: list[dict[str, Any]]) -> None:
 
 def decode(artifact: Artifact, folder: Path, /, *, json: Json = False, to: Connection = Connection()) -> None:
     """Write the checkpoint that an artifact stands for into a new folder, for a loader to take."""
-    body = {"artifact": artifact, "folder": str(folder.absolute())}
+    body = {"artifact": artifact, "folder": os.path.abspath(folder.expanduser())}
     answer = Client(to).post("/codec/decode", body, timeout_s=None)
     if json:
         print_json(answer)

@@ -9,7 +9,7 @@ from cyclopts.validators import Number
 
 from daemon.cli import codec_watch
 from daemon.cli.client import Client
-from daemon.cli.codec_words import axes_of, json_object, target_of
+from daemon.cli.codec_words import axes_of, json_object, place_of, target_of
 from daemon.cli.connection import Connection
 from daemon.cli.errors import WRONG_USE, CliError
 from daemon.cli.output import Json, print_json_line
@@ -39,7 +39,7 @@ def calibrate(
     params: str | None = None,
     artifact: str | None = None,
     override: Annotated[list[str] | None, Parameter(negative="", consume_multiple=True)] = None,
-    activations: Path | None = None,
+    activations: str | None = None,
     bucket: str = "primary",
     json: Json = False,
     to: Connection = Connection(),
@@ -107,7 +107,7 @@ def calibrate(
         "params": codec,
         "artifact": artifact,
         "overrides": [_override(text) for text in override or []],
-        "activations": str(activations.absolute()) if activations else None,
+        "activations": place_of(activations) if activations else None,
         "bucket": bucket,
         "asked_by": "cli",
     }
@@ -123,7 +123,7 @@ def sweep(
     axis: Annotated[list[str] | None, Parameter(negative="", consume_multiple=True)] = None,
     tensors: Annotated[list[str] | None, Parameter(negative="", consume_multiple=True)] = None,
     controls: Annotated[bool, Parameter(negative="")] = False,
-    activations: Path | None = None,
+    activations: str | None = None,
     json: Json = False,
     to: Connection = Connection(),
 ) -> int:
@@ -153,14 +153,14 @@ def sweep(
         body |= _sweep_file(file)
     else:
         body["axes"] = axes_of(axis or [])
-        if body["axes"].get("family") == ["rotated"]:
+        if all(family in ("rotated", "rabitq") for family in body["axes"].get("family", [None])):
             body["axes"].setdefault("rotation", ["hadamard"])
     if tensors:
         body["tensors"] = tensors
     if controls:
         body["controls"] = True
     if activations:
-        body["activations"] = str(activations.absolute())
+        body["activations"] = place_of(activations)
     last = _watched(to, "/codec/sweep", body, json)
     return 0 if last["type"] == "codec.sweep_finished" else 1
 
@@ -204,7 +204,7 @@ def certify(
     artifact: str,
     /,
     *,
-    text: Path | None = None,
+    text: str | None = None,
     top1: Share = None,
     top5: Share = None,
     cosine: Share = None,
@@ -223,7 +223,7 @@ def certify(
     Parameters
     ----------
     text
-        Of a model: text that it wasn't trained on, prompts apart by blank lines.
+        Of a model: text that it wasn't trained on, prompts apart by blank lines; a file, or bucket://NAME/KEY.
     top1
         A language model's gate: agreement of the most likely token; default from [codec].
     top5
@@ -249,7 +249,7 @@ def certify(
     """
     body = {
         "artifact": artifact,
-        "text": str(text.absolute()) if text else None,
+        "text": place_of(text) if text else None,
         "gate": _gate(
             top1=top1, top5=top5, cosine=cosine, neighbours=neighbours, recall=recall, k=k, oversample=oversample
         ),

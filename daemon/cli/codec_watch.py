@@ -87,7 +87,8 @@ def _print_end(message: Mapping[str, Any], trials: list[dict[str, Any]]) -> None
                 markup=False,
                 soft_wrap=True,
             )
-            console.print(f"[dim]certify it before use: lakehouse codec certify {message['artifact']}[/dim]")
+            text = " --text FILE" if message["target"]["kind"] == "checkpoint" else ""
+            console.print(f"[dim]certify it before use: lakehouse codec certify {message['artifact']}{text}[/dim]")
         case "codec.sweep_finished" if message["kind"] == "probe":
             print_overfit(trials)
         case "codec.sweep_finished":

@@ -1,5 +1,6 @@
 """How codecs, targets and figures are written on a command line and in tables."""
 
+import os.path
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,17 +18,20 @@ FAMILIES = {
 
 def target_of(text: str) -> dict[str, Any]:
     """A path (made absolute), bucket://NAME/PREFIX, or DATASET.COLUMN[@INDEX]. What exists as a path is one."""
-    if text.startswith("bucket://"):
-        return {"kind": "checkpoint", "path": text}
-    path = Path(text).expanduser()
-    if path.exists() or "/" in text:
-        return {"kind": "checkpoint", "path": str(path.absolute())}
+    if "/" in text or Path(text).expanduser().exists():
+        return {"kind": "checkpoint", "path": place_of(text)}
     if match := re.fullmatch(r"([a-z0-9][a-z0-9_-]{0,62})\.([^@\s]+)(?:@([a-z0-9][a-z0-9_-]{0,62}))?", text):
         dataset, column, index = match.groups()
         return {"kind": "column", "dataset": dataset, "column": column, "index": index}
     raise CliError(
         f"{text!r} is no target.", "a path to safetensors, bucket://NAME/PREFIX, or DATASET.COLUMN", WRONG_USE
     )
+
+
+def place_of(text: str) -> str:
+    """bucket://NAME/KEY as it stands; a path absolute and without `..`, so that it has one name wherever it is named
+    from."""
+    return text.rstrip("/") if text.startswith("bucket://") else os.path.abspath(Path(text).expanduser())
 
 
 def target_name(target: Mapping[str, Any]) -> str:

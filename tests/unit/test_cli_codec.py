@@ -106,7 +106,9 @@ def test_a_target_is_a_path_a_bucket_or_a_column(tmp_path: Path, monkeypatch: py
     (tmp_path / "notes.text").mkdir()
     assert target_of("./model") == {"kind": "checkpoint", "path": f"{tmp_path}/model"}
     assert target_of("notes.text") == {"kind": "checkpoint", "path": f"{tmp_path}/notes.text"}, "it is there"
-    assert target_of("bucket://primary/m") == {"kind": "checkpoint", "path": "bucket://primary/m"}
+    assert target_of("../model/")["path"] == f"{tmp_path.parent}/model", "one name, wherever it is named from"
+    for url in ("bucket://primary/m", "bucket://primary/m/"):
+        assert target_of(url) == {"kind": "checkpoint", "path": "bucket://primary/m"}
     assert target_of("papers.abstract") == {"kind": "column", "dataset": "papers", "column": "abstract", "index": None}
     assert target_of("papers.abstract@fine")["index"] == "fine"
     with pytest.raises(CliError, match="no target"):
@@ -172,7 +174,25 @@ def test_a_calibration_is_asked_for_and_told(run: Run, daemon: CliDaemon, tmp_pa
     assert (
         "artifact small: 1 of 3 tensors quantised, 1 unusable, 4.25 bits a weight in them, 9.50 over the whole" in out
     )
-    assert "lakehouse codec certify small" in out
+    assert "lakehouse codec certify small --text FILE" in out
+
+
+def test_what_lies_in_a_bucket_is_named_as_it_is(run: Run, daemon: CliDaemon) -> None:
+    daemon.answers["POST /codec/calibrate"] = lines(CodecJobStarted("c1", "calibrate", 3, "small"), CALIBRATED)
+    daemon.answers["POST /codec/certify"] = lines(
+        CodecJobStarted("c2", "certify", 1, "small"), CodecCertified("c2", certificate("encoder", True))
+    )
+    assert run("codec", "calibrate", "bucket://attic/m", "--activations", "bucket://attic/in.safetensors")[0] == 0
+    assert run("codec", "certify", "small", "--text", "bucket://attic/held-out.txt")[0] == 0
+    assert daemon.seen[0][2].activations == "bucket://attic/in.safetensors"
+    assert daemon.seen[1][2].text == "bucket://attic/held-out.txt"
+
+
+def test_axes_of_rotated_codecs_rotate_by_themselves(run: Run, daemon: CliDaemon) -> None:
+    daemon.answers["POST /codec/sweep"] = lines(CodecJobStarted("c1", "sweep", 1), SweepFinished("c1", "sweep", "cli"))
+    assert run("codec", "sweep", "/m", "--axis", "family=rabitq,rotated", "bits=1,2")[0] == 0
+    assert run("codec", "sweep", "/m", "--axis", "family=rabitq,scalar", 'residual={"depth": 1}')[0] == 0
+    assert [seen[2].axes.get("rotation") for seen in daemon.seen] == [["hadamard"], None]
 
 
 def test_without_options_it_is_four_rotated_bits_and_params_may_say_it_all(run: Run, daemon: CliDaemon) -> None:
