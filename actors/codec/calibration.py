@@ -58,9 +58,14 @@ def calibrate_tensor(order: TensorOrder) -> Iterator[Phase | TensorRow]:
         if item.route.kind != "quantise":
             yield _copied(item, row, order)
         elif objection := _objection(item, order):
-            yield _copied(item, replace(row, route="passthrough", rule="parameters", reason=objection), order)
+            yield _kept(item, row, order, objection)
         else:
-            yield from _quantised(item, row, order)
+            try:
+                yield from _quantised(item, row, order)
+            except CheckpointError:
+                raise
+            except CodecError as error:  # its values can't be coded: some rows are far larger than the others, say
+                yield _kept(item, row, order, error)
     except CheckpointError as error:
         order.out.unlink(missing_ok=True)
         yield replace(row, problem=error.problem)
@@ -92,6 +97,12 @@ def _copied(item: Item, row: TensorRow, order: TensorOrder) -> TensorRow:
     return replace(row, file=StoredFile("", written.sha256, written.bytes), bits_per_weight=float(BITS[stored.dtype]))
 
 
+def _kept(item: Item, row: TensorRow, order: TensorOrder, why: object) -> TensorRow:
+    """Copied, though it should have been quantised."""
+    reason = f"{order.params.family} can't be had for it: {why}"
+    return _copied(item, replace(row, route="passthrough", rule="parameters", reason=reason), order)
+
+
 # --- quantised ----------------------------------------------------------------------------------
 
 
@@ -103,7 +114,7 @@ def _objection(item: Item, order: TensorOrder) -> str:
         shape = (item.route.rows, item.route.columns)
         check(capped(order.params, shape[0]), shape, None if activations is None else activations.shape)
     except CodecError as error:
-        return f"{order.params.family} can't be had for it: {error}"
+        return str(error)
     return ""
 
 

@@ -21,6 +21,7 @@ from actors.codec.checkpoints.shard_writer import write_arrays, write_index, wri
 from actors.codec.checkpoints.source import open_source
 from actors.codec.checkpoints.stored import byte_chunks, read_matrix
 from actors.codec.family import FAMILIES
+from actors.codec.params import capped, split_rows
 from actors.codec.restore import decode_checkpoint
 from benchmarks.codec_artifact import make_artifact
 from schemas.codec import Checkpoint, CodecParams, Override, Residual, TensorRow
@@ -65,8 +66,6 @@ def test_what_is_read_back_is_what_the_family_decodes(params: CodecParams, tmp_p
     assert row.problem == ""
     assert row.params is not None
     family, rng = FAMILIES[params.family], np.random.default_rng(params.seed)
-    from actors.codec.params import split_rows
-
     calibration, _ = split_rows(len(rows), row.params)
     learnt = matrix(200, seed=1) if params.family == "gptq" else np.ascontiguousarray(rows[calibration])
     state = family.fit(learnt, row.params, rng)
@@ -189,6 +188,23 @@ def test_broken_tensors_have_rows_that_say_why_and_no_files(tmp_path: Path) -> N
     assert all(row.file is None for row in manifest.tensors if row.problem)
     with pytest.raises(CodecError, match="lacks 5 of 8 tensors"):
         list(decode_checkpoint(tmp_path / "artifact", tmp_path / "decoded"))
+
+
+@pytest.mark.parametrize(
+    "params",
+    [CodecParams(family="rotated", bits=4, rotation="hadamard"), CodecParams(family="vq", dsub=2, centroids=64)],
+    ids=lambda params: params.family,
+)
+def test_a_tensor_whose_values_can_t_be_coded_is_copied_and_says_so(params: CodecParams, tmp_path: Path) -> None:
+    rows = matrix() * np.float32(1e-4)
+    rows[split_rows(len(rows), capped(params, len(rows)))[1][0]] *= np.float32(1e6)  # of those that nothing learns from
+    write_arrays(tmp_path / "model.safetensors", {"layers.0.mlp.up_proj.weight": rows})
+    row = row_of(tmp_path / "model.safetensors", 0, params, tmp_path / "out")
+    assert (row.route, row.rule, row.problem, row.matrices, row.measured) == ("passthrough", "parameters", "", 0, [])
+    assert "can't be had for it: " in row.reason
+    assert "calibrate on rows like these" in row.reason
+    copied = open_checkpoint(tmp_path / "out").tensor("layers.0.mlp.up_proj.weight")
+    np.testing.assert_array_equal(read_matrix(copied), rows)
 
 
 def test_an_override_changes_a_tensor_s_way(tmp_path: Path) -> None:
