@@ -217,7 +217,15 @@ def nats(made: House) -> list[int]:
     """The pids of its NATS children."""
     assert made.process is not None
     children = Path(f"/proc/{made.process.pid}/task/{made.process.pid}/children").read_text().split()
-    return [pid for pid in map(int, children) if os.readlink(f"/proc/{pid}/exe").endswith("nats-server")]
+    return [pid for pid in map(int, children) if _program(pid).endswith("nats-server")]
+
+
+def _program(pid: int) -> str:
+    """Empty for a process that has ended meanwhile."""
+    try:
+        return os.readlink(f"/proc/{pid}/exe")
+    except FileNotFoundError:
+        return ""
 
 
 def words(made: House, event: str) -> int:
