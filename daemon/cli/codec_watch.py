@@ -51,7 +51,8 @@ def _print_tensor(row: Mapping[str, Any]) -> None:
         return
     measured = row.get("measured") or []
     if not measured:
-        console.print(f"{row['name']}  {row['route']}: {row['reason']}", style="dim", markup=False, soft_wrap=True)
+        style = "yellow" if row["rule"] == "parameters" else "dim"
+        console.print(f"{row['name']}  {row['route']}: {row['reason']}", style=style, markup=False, soft_wrap=True)
         return
     icc = sum(one["held_out"]["icc_3_1"] for one in measured) / len(measured)
     l2 = sum(one["held_out"]["relative_l2"] for one in measured) / len(measured)

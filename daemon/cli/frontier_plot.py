@@ -2,6 +2,7 @@
 go is in plot_names."""
 
 from collections.abc import Mapping
+from math import log10
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ WORDS = {
 }
 
 BLUE, GREY, ORANGE = "#1f5fa8", "#b4b8bd", "#d9730d"
+BITS = [1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 32, 64, 128]
 LOWER_IS_BETTER = ("relative_l2", "norm_error")
 
 FEW = 6
@@ -29,7 +31,7 @@ def draw(answer: Mapping[str, Any], file: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
-    from matplotlib.ticker import FuncFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
     measure = answer["measure"]
     best = [point for point in answer["points"] if point["frontier"]]
@@ -39,8 +41,9 @@ def draw(answer: Mapping[str, Any], file: Path) -> None:
     axes.set_xscale("log", base=2)
     lost = _lost(measure)
     axes.set_yscale("log")
-    others = "beaten in both, or measured on fewer tensors"
-    axes.scatter(*_places(beaten, lost), s=34, color=GREY, label=others, zorder=2)
+    if beaten:
+        others = "beaten in both, or measured on fewer tensors"
+        axes.scatter(*_places(beaten, lost), s=34, color=GREY, label=others, zorder=2)
     axes.plot(*_places(best, lost), "-o", color=BLUE, label="frontier", zorder=3)
     if learnt:
         axes.scatter(
@@ -48,8 +51,14 @@ def draw(answer: Mapping[str, Any], file: Path) -> None:
             label="knows its calibration rows by heart", zorder=4,
         )  # fmt: skip
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.set_xticks([1, 2, 3, 4, 5, 6, 8, 12, 16, 32])
+    axes.set_xticks(BITS)
     axes.set_xlim(*_span([point["bits_per_weight"] for point in answer["points"]]))
+    losses = _places(answer["points"], lost)[1]
+    decades = log10(max(losses) / min(losses))
+    # Within a decade there may be no power of ten to write a figure at.
+    axes.yaxis.set_major_locator(
+        MaxNLocator(6) if decades < 0.5 else LogLocator(subs=(1, 2, 5) if decades < 2 else (1,))
+    )
     axes.minorticks_off()
     if measure not in LOWER_IS_BETTER:
         axes.invert_yaxis()

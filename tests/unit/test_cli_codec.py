@@ -450,6 +450,17 @@ def test_the_frontier_is_a_table_and_a_picture(run: Run, daemon: CliDaemon) -> N
     assert (code, "nothing to draw" in err) == (1, True)
 
 
+@pytest.mark.parametrize("values", [(0.995,), (0.9958, 0.9969), (0.98, 0.995), (-0.1, 0.999), (1.0, 1.0)])
+def test_a_picture_has_figures_on_both_axes_however_little_its_points_differ(
+    run: Run, daemon: CliDaemon, values: tuple[float, ...]
+) -> None:
+    points = [point(0.1 * 700**n, value, True, family="scalar", bits=8) for n, value in enumerate(values)]
+    daemon.answers["GET /codec/frontier"] = Frontier("icc_3_1", None, points, "SELECT")
+    assert run("codec", "frontier", "--plot", "f.svg")[0] == 0
+    drawn = Path("f.svg").read_text()
+    assert ('id="xtick_1"' in drawn, 'id="ytick_2"' in drawn) == (True, True)
+
+
 def test_names_in_a_picture_cover_no_name_no_point_and_stay_inside() -> None:
     frame = (0.0, 0.0, 400.0, 200.0)
     full: list[Box] = []
