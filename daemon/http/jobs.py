@@ -5,6 +5,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any, TypeVar
 
+import msgspec
 from aiohttp import web
 
 from daemon.http.route import Call
@@ -14,6 +15,11 @@ from schemas.events.base import Message, Progress, Request
 S = TypeVar("S")
 
 PROGRESS = "lakehouse.sig.job.progress"
+
+
+def accepted(started: Any) -> web.Response:
+    """For who doesn't wait: that it has started, and no more."""
+    return web.Response(status=202, body=msgspec.json.encode(started), content_type="application/json")
 
 
 async def stream_job(

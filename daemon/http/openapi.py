@@ -34,7 +34,7 @@ def document(routes: Sequence[Route], version: str) -> dict[str, Any]:
 def _types(routes: Iterable[Route]) -> list[Any]:
     found: list[Any] = []
     for route in routes:
-        for kind in (route.body, route.reply, route.items):
+        for kind in (route.body, route.reply, route.items, route.accepted):
             if kind is not None and kind not in found:
                 found.append(kind)
     return found
@@ -56,6 +56,11 @@ def _operation(route: Route, by_type: dict[Any, Any]) -> dict[str, Any]:
             },
         },
     }
+    if route.accepted is not None:
+        operation["responses"]["202"] = {
+            "description": HTTPStatus.ACCEPTED.phrase,
+            "content": {"application/json": {"schema": by_type[route.accepted]}},
+        }
     if parameters := _parameters(route):
         operation["parameters"] = parameters
     if route.body is not None:

@@ -112,6 +112,7 @@ class Route:
     status: int = 200
     media: Media = "application/json"
     items: Any = None  # what a stream is made of
+    accepted: Any = None  # what those get instead, with a 202, who ask not to wait for it
     upload: Handler | None = None  # takes the request when it is a multipart form
 
     @property

@@ -40,6 +40,7 @@ from schemas.events.autotune import (
     TuningQueued,
 )
 from schemas.events.base import Progress, Refusal
+from schemas.events.codec import CodecJobFailed, CodecJobStarted, SweepCodec, SweepFinished, SweepPointSkipped
 from schemas.events.dataset import (
     DatasetAppended,
     DatasetInfo,
@@ -226,6 +227,27 @@ class Tuner(Actor):
         return [AgentStatus(True, [], [], 4, 20, {}, [])]
 
 
+class Codecs(Actor):
+    """Answers for the codecs' desk. A sweep is over before its answer arrives, too."""
+
+    def __init__(self) -> None:
+        self.sweeps: list[SweepCodec] = []
+
+    @handles
+    async def on_sweep(
+        self, command: SweepCodec
+    ) -> Sequence[CodecJobStarted | SweepPointSkipped | SweepFinished | CodecJobFailed | Progress]:
+        self.sweeps.append(command)
+        return [
+            Progress("c8", "/model", "measure", 1, 2),
+            CodecJobFailed("c8", "sweep", "another's"),
+            SweepPointSkipped("c9", "up.weight", {"family": "pq"}, "no such"),
+            Progress("c9", "/model", "measure", 1, 2),
+            SweepFinished("c9", "sweep", command.asked_by),
+            CodecJobStarted("c9", "sweep", 1),
+        ]
+
+
 class NoCommits:
     """The Tables port as far as Promotion reads it."""
 
@@ -264,6 +286,7 @@ class House:
     bus: MemoryBus
     files: Files
     tuner: Tuner
+    codecs: Codecs
     slot: Slot
     profiles: Profiles
     process: ThisProcess
@@ -281,15 +304,15 @@ async def house(folder: Path, **config: Any) -> AsyncIterator[House]:
     registry = DocumentRegistry(ObjectBuckets({"primary": "memory://"}, folder), MemoryHeads())
     await registry.save("docs", index_document(), expected=None)
     journal = ListJournal([point("t1"), point("t2", 80), point("low", 20, 0.9)])
-    files, tuner, process, metrics = Files(), Tuner(), ThisProcess(), Metrics()
+    files, tuner, codecs, process, metrics = Files(), Tuner(), Codecs(), ThisProcess(), Metrics()
     bus, clock, uploads = MemoryBus(), SystemClock(), folder / "uploads"
     slot = Slot(bus, clock)
     profiles = Profiles(slot)
     promotion = Promotion(registry, journal, NoCommits(), clock)  # type: ignore[arg-type]
     settings = HttpConfig(**{"port": 0, "min_free_mb": 1, "shutdown_s": 2.0, **config})
     server = HttpServer(bus, bus, process, metrics, settings, token=TOKEN, uploads=uploads)
-    actors = [files, Shelf(), tuner, promotion, slot, profiles]
+    actors = [files, Shelf(), tuner, codecs, promotion, slot, profiles]
     async with Runtime(bus, actors, observe=metrics.handled), server.running():
         headers = {"Authorization": f"Bearer {TOKEN}"}
         async with aiohttp.ClientSession(server.url, headers=headers) as client:
-            yield House(server, client, bus, files, tuner, slot, profiles, process, registry, metrics, uploads)
+            yield House(server, client, bus, files, tuner, codecs, slot, profiles, process, registry, metrics, uploads)

@@ -11,7 +11,9 @@ import pytest
 
 from daemon.http.route import Route, message
 from daemon.http.routes import ROUTES
-from schemas import http
+from schemas import http, http_codec
+from schemas.codec import CodecParams
+from schemas.events import codec
 from schemas.events.autotune import BuildHarness
 from schemas.events.dataset import IngestFile
 from schemas.events.index import CreateIndex, Search, SearchResult
@@ -162,6 +164,7 @@ async def test_the_openapi_document_has_every_route_and_struct(here: House) -> N
         operation = document["paths"][route.path][route.method.lower()]
         names = {parameter["name"] for parameter in operation.get("parameters", [])}
         assert names == set(route.params.__struct_fields__), route.path
+        assert set(operation["responses"]) == {str(route.status), "default"} | ({"202"} if route.accepted else set())
         if route.body is not None:
             assert route.body.__name__ in schemas
             assert set(schemas[route.body.__name__]["properties"]) == set(route.body.__struct_fields__)
@@ -208,6 +211,30 @@ def test_a_body_has_the_fields_and_defaults_of_its_message(body: Any, kind: Any,
         assert of_body[name] == of_message[name] or (body, name) == (http.ReplaceProfileBody, "id"), name
     if "config" in of_body:
         assert msgspec.to_builtins(of_body["config"][0]) == msgspec.to_builtins(of_message["config"][0])
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (http_codec.CalibrateBody, codec.CalibrateCodec),
+        (http_codec.SweepBody, codec.SweepCodec),
+        (http_codec.ProbeBody, codec.ProbeRowcount),
+        (http_codec.CertifyBody, codec.CertifyCodec),
+        (http_codec.GraduateBody, codec.GraduateCodec),
+        (http_codec.WithdrawBody, codec.WithdrawCodec),
+        (http_codec.DecodeBody, codec.DecodeCodec),
+        (http_codec.CodecTrialsParams, codec.ListCodecTrials),
+        (http_codec.FrontierParams, codec.GetFrontier),
+        (http_codec.CodecBody, CodecParams),
+    ],
+)
+def test_what_is_asked_of_codecs_has_the_fields_and_defaults_of_its_message(body: Any, kind: Any) -> None:
+    def fields(of: Any) -> dict[str, Any]:
+        found = {field.name: (field.default, field.default_factory) for field in msgspec.structs.fields(of)}
+        found.pop("asked_by", None)  # it says that it came this way
+        return found
+
+    assert msgspec.to_builtins(fields(body), enc_hook=repr) == msgspec.to_builtins(fields(kind), enc_hook=repr)
 
 
 def test_a_body_becomes_its_message() -> None:

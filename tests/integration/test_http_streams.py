@@ -45,6 +45,23 @@ async def test_a_busy_index_is_a_409_and_no_stream(here: House) -> None:
     assert (status, body["error"]) == (409, "busy")
 
 
+SWEEP = {"target": {"kind": "checkpoint", "path": "/model"}, "axes": {"bits": [3, 4]}}
+
+
+async def test_a_codec_job_streams_everything_of_its_own_until_its_last_fact(here: House) -> None:
+    async with here.client.post("/codec/sweep", json=SWEEP) as response, asyncio.timeout(10):
+        assert (response.status, response.content_type) == (200, "application/x-ndjson")
+        lines = [json.loads(line) async for line in response.content]
+    kinds = ["codec.job_started", "codec.point_skipped", "job.progress", "codec.sweep_finished"]
+    assert [(line["type"], line["job"]) for line in lines] == [(kind, "c9") for kind in kinds]
+    assert here.codecs.sweeps[0].axes == {"bits": [3, 4]}
+
+
+async def test_who_doesn_t_wait_for_a_codec_job_learns_that_it_began(here: House) -> None:
+    status, body = await here.call("POST", "/codec/sweep?wait=false", json=SWEEP)
+    assert (status, body["type"], body["job"], body["steps"]) == (202, "codec.job_started", "c9", 1)
+
+
 async def read_event(response: aiohttp.ClientResponse) -> dict[str, Any]:
     """The next event; comments are skipped."""
     event: dict[str, Any] = {}

@@ -4,7 +4,7 @@ from typing import Any
 
 from aiohttp import web
 
-from daemon.http.jobs import stream_job
+from daemon.http.jobs import accepted, stream_job
 from daemon.http.route import Call, Route, message
 from schemas.events.base import Message, Progress, Request
 from schemas.events.codec import (
@@ -63,19 +63,19 @@ FACTS = "lakehouse.evt.codec.>"
 LAST = (CodecCalibrated, SweepFinished, CodecCertified, CodecSelfTestFailed, CodecJobFailed)
 
 
-async def calibrate(call: Call[WaitParams, CalibrateBody]) -> web.StreamResponse | CodecJobStarted:
+async def calibrate(call: Call[WaitParams, CalibrateBody]) -> web.StreamResponse:
     return await _job(call, message(CalibrateCodec, call.body))
 
 
-async def sweep(call: Call[WaitParams, SweepBody]) -> web.StreamResponse | CodecJobStarted:
+async def sweep(call: Call[WaitParams, SweepBody]) -> web.StreamResponse:
     return await _job(call, message(SweepCodec, call.body))
 
 
-async def probe(call: Call[WaitParams, ProbeBody]) -> web.StreamResponse | CodecJobStarted:
+async def probe(call: Call[WaitParams, ProbeBody]) -> web.StreamResponse:
     return await _job(call, message(ProbeRowcount, call.body))
 
 
-async def certify(call: Call[WaitParams, CertifyBody]) -> web.StreamResponse | CodecJobStarted:
+async def certify(call: Call[WaitParams, CertifyBody]) -> web.StreamResponse:
     return await _job(call, message(CertifyCodec, call.body))
 
 
@@ -123,9 +123,9 @@ async def frontier(call: Call[FrontierParams, None]) -> Frontier:
     return await call.ask(message(GetFrontier, call.params))
 
 
-async def _job(call: Call[WaitParams, Any], order: Request[CodecJobStarted]) -> web.StreamResponse | CodecJobStarted:
+async def _job(call: Call[WaitParams, Any], order: Request[CodecJobStarted]) -> web.StreamResponse:
     if not call.params.wait:
-        return await call.ask(order, long=True)
+        return accepted(await call.ask(order, long=True))
     return await stream_job(
         call,
         order,
@@ -144,7 +144,7 @@ def _streamed(path: str, handler: Any, summary: str, *facts: Any) -> Route:
     items: Any = CodecJobStarted | Progress | CodecJobFailed
     for fact in facts:
         items = items | fact
-    return Route("POST", path, handler, summary, media="application/x-ndjson", items=items)
+    return Route("POST", path, handler, summary, media="application/x-ndjson", items=items, accepted=CodecJobStarted)
 
 
 ROUTES = [
