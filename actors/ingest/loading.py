@@ -5,7 +5,6 @@ without a table is no dataset yet), then the refused rows, then the one commit t
 everything.
 """
 
-import errno
 import hashlib
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
@@ -19,7 +18,6 @@ from anyio import to_thread
 from numpy.typing import NDArray
 
 from actors.base import Origin
-from actors.errors import Transient
 from actors.ingest import core
 from actors.ingest.config import IngestConfig
 from actors.ingest.core import REJECTS, BadFile, Dataset
@@ -113,10 +111,6 @@ class Loading:
             return [self._rejected(job, origin, 0, str(error)), error.refusal]
         except Stopped:
             await anyio.lowlevel.checkpoint()  # raises the cancellation that stopped the thread
-            raise
-        except OSError as error:
-            if error.errno == errno.ENOSPC:
-                raise Transient(f"no space left in {self._folder}", delay_s=30) from error
             raise
 
     async def known(self, name: DatasetName) -> Known:
