@@ -288,7 +288,13 @@ class Codecs(Actor):
         """Headers and routes of a target. Raises NoTarget, CodecError."""
         async with self._targets.held(target) as local:
             path: Path = local.path
-            return await anyio.to_thread.run_sync(open_source, path, overrides)
+            try:
+                source = await anyio.to_thread.run_sync(open_source, path, overrides)
+            except CodecError as error:  # what was named, not where it lies here
+                raise CodecError(str(error).replace(str(path), describe(target))) from None
+        if objection := core_desk.unusable({item.name: item.problem for item in source.items}):
+            raise CodecError(f"{describe(target)}: {objection}")
+        return source
 
     async def _check_bucket(self, bucket: str) -> None:
         names = await self._buckets.names()

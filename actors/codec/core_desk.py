@@ -1,7 +1,7 @@
 """What the desk decides: whether a codec can be right for a target, whether a certificate lets an artifact be put to
 use, who uses what. Values in, values out."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from msgspec.structs import replace
 
@@ -30,6 +30,15 @@ def unfit(routes: Iterable[Route], params: CodecParams, activations: bool) -> st
         else:
             return None
     return objection or "nothing in the target is quantised: every tensor is copied as it is"
+
+
+def unusable(problems: Mapping[str, str]) -> str | None:
+    """Why nothing can be done with a target, or None when something can. problems: by tensor, empty where there is
+    none."""
+    if not problems or not all(problems.values()):
+        return None
+    name, problem = next(iter(problems.items()))
+    return f"none of its {len(problems)} tensors can be used; {name}: {problem}"
 
 
 def wrong_gate(command: CertifyCodec, target: CodecTarget) -> str | None:

@@ -8,7 +8,7 @@ from cyclopts import Parameter
 
 from daemon.cli.client import Client, segment
 from daemon.cli.codec_watch import print_certificate
-from daemon.cli.codec_words import bits, figure, short, target_name, target_of
+from daemon.cli.codec_words import bits, counted, figure, short, target_name, target_of
 from daemon.cli.connection import Connection
 from daemon.cli.errors import WRONG_USE, CliError
 from daemon.cli.output import Json, console, moment, print_facts, print_json, print_table, size
@@ -199,7 +199,8 @@ def decode(artifact: Artifact, folder: Path, /, *, json: Json = False, to: Conne
     if json:
         print_json(answer)
     else:
-        console.print(f"{answer['files']} files, {size(answer['bytes'])}, in {answer['folder']}", markup=False)
+        written = f"{counted(answer['files'], 'file')}, {size(answer['bytes'])}, in {answer['folder']}"
+        console.print(written, markup=False, soft_wrap=True)
 
 
 def drop(artifact: Artifact, /, *, json: Json = False, to: Connection = Connection()) -> None:

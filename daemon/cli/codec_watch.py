@@ -47,7 +47,8 @@ def draw(lines: Iterator[dict[str, Any]]) -> dict[str, Any] | None:
 
 def _print_tensor(row: Mapping[str, Any]) -> None:
     if row.get("problem"):
-        console.print(f"{row['name']}  unusable: {row['problem']}", style="red", markup=False, soft_wrap=True)
+        words = f"{row['name']}  unusable: {row['problem']}  ({row['shard']})"
+        console.print(words, style="red", markup=False, soft_wrap=True)
         return
     measured = row.get("measured") or []
     if not measured:
@@ -89,7 +90,9 @@ def _print_end(message: Mapping[str, Any], trials: list[dict[str, Any]]) -> None
                 soft_wrap=True,
             )
             text = " --text FILE" if message["target"]["kind"] == "checkpoint" else ""
-            console.print(f"[dim]certify it before use: lakehouse codec certify {message['artifact']}{text}[/dim]")
+            certify = f"certify it before use: lakehouse codec certify {message['artifact']}{text}"
+            mend = "it can be neither decoded nor certified: mend the target, drop the artifact and calibrate again"
+            console.print(mend if bad else certify, style="dim", markup=False, soft_wrap=True)
         case "codec.sweep_finished" if message["kind"] == "probe":
             print_overfit(trials)
         case "codec.sweep_finished":

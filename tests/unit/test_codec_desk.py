@@ -105,6 +105,27 @@ async def test_parameters_that_no_tensor_can_take_are_refused_before_any_work(
     assert await setting.registry.all(CodecJobDocument) == []
 
 
+@pytest.mark.parametrize("place", ["/model", "bucket://primary/models/tiny"])
+@pytest.mark.parametrize(
+    ("after_header", "said"),
+    [(4, "none of its 4 tensors can be used; model.embed_tokens.weight: truncated"), (-4, "truncated")],
+)
+async def test_a_target_that_is_cut_off_is_refused_by_its_own_name(
+    setting: Setting, place: str, after_header: int, said: str
+) -> None:
+    whole = (Path(setting.checkpoint.path) / "model.safetensors").read_bytes()
+    cut = whole[: 8 + int.from_bytes(whole[:8], "little") + after_header]
+    (setting.folder / "model" / "model.safetensors").write_bytes(cut)
+    await setting.buckets.put("primary", "models/tiny/model.safetensors", cut)
+    target = Checkpoint(place if place.startswith("bucket") else f"{setting.folder}{place}")
+    for order in (CalibrateCodec(target, INT8, "small"), SweepCodec(target, base={"family": "scalar", "bits": 8})):
+        refused = refusal(await setting.ask(order, "other"))
+        assert refused.status == "invalid"
+        assert refused.reason.startswith(target.path)
+        assert "cache" not in refused.reason
+        assert said in refused.reason
+
+
 async def test_what_is_named_must_be_there_and_allowed(setting: Setting, tmp_path: Path) -> None:
     checkpoint = setting.checkpoint
     for command, status, words in (
