@@ -4,6 +4,8 @@ came of it."""
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import msgspec
+
 from daemon.cli.codec_words import bits, counted, figure, short, trial_params
 from daemon.cli.output import console, print_facts, print_table
 from daemon.cli.progress import stream_bars
@@ -194,4 +196,4 @@ def _asked(params: Mapping[str, Any]) -> str:
     try:
         return short(params)
     except (KeyError, TypeError):
-        return str(params)
+        return msgspec.json.encode(params).decode()

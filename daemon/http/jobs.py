@@ -31,7 +31,7 @@ async def stream_job(
     waiting: Callable[[S], Progress],
 ) -> web.StreamResponse:
     """`start`'s answer is the first line; of what is said on `subjects`, what belongs to it, until what ends it.
-    `waiting` is said when nothing was for a while."""
+    `waiting` is said when nothing was for a while; a job that is silent for `long_timeout_s` is followed no longer."""
     services = call.services
     async with Feed(services.bus, services.closing, *subjects, PROGRESS) as feed:
         started = await call.ask(start, long=True)
@@ -45,6 +45,7 @@ async def stream_job(
                     await write_line(response, waiting(started))
                     continue
                 if belongs(envelope.message, started):
+                    deadline = monotonic() + services.config.long_timeout_s
                     await write_line(response, envelope.message)
                     if ends(envelope.message, started):
                         break

@@ -228,9 +228,10 @@ class Tuner(Actor):
 
 
 class Codecs(Actor):
-    """Answers for the codecs' desk. A sweep is over before its answer arrives, too."""
+    """Answers for the codecs' desk. A sweep is over before its answer arrives, too, unless it is to go on."""
 
     def __init__(self) -> None:
+        self.goes_on = False
         self.sweeps: list[SweepCodec] = []
 
     @handles
@@ -238,6 +239,8 @@ class Codecs(Actor):
         self, command: SweepCodec
     ) -> Sequence[CodecJobStarted | SweepPointSkipped | SweepFinished | CodecJobFailed | Progress]:
         self.sweeps.append(command)
+        if self.goes_on:
+            return [CodecJobStarted("c9", "sweep", 1)]
         return [
             Progress("c8", "/model", "measure", 1, 2),
             CodecJobFailed("c8", "sweep", "another's"),

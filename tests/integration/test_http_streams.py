@@ -10,6 +10,7 @@ import aiohttp
 import pytest
 
 from schemas.events.base import Progress
+from schemas.events.codec import SweepFinished, SweepPointSkipped
 from schemas.events.dataset import DatasetAppended, DatasetDropped
 from tests.integration.http_house import House, house
 
@@ -55,6 +56,19 @@ async def test_a_codec_job_streams_everything_of_its_own_until_its_last_fact(her
     kinds = ["codec.job_started", "codec.point_skipped", "job.progress", "codec.sweep_finished"]
     assert [(line["type"], line["job"]) for line in lines] == [(kind, "c9") for kind in kinds]
     assert here.codecs.sweeps[0].axes == {"bits": [3, 4]}
+
+
+async def test_a_job_is_followed_for_as_long_as_it_says_something(tmp_path: Path) -> None:
+    async with house(tmp_path, long_timeout_s=0.8) as here:
+        here.codecs.goes_on = True
+        async with here.client.post("/codec/sweep", json=SWEEP) as response, asyncio.timeout(10):
+            for n in range(5):
+                await asyncio.sleep(0.3)
+                await here.bus.publish(SweepPointSkipped("c9", f"{n}.weight", {}, "no such"))
+            await here.bus.publish(SweepFinished("c9", "sweep", "http"))
+            lines = [json.loads(line) async for line in response.content]
+    assert [line.get("tensor") for line in lines] == [None, *(f"{n}.weight" for n in range(5)), None]
+    assert lines[-1]["type"] == "codec.sweep_finished"
 
 
 async def test_who_doesn_t_wait_for_a_codec_job_learns_that_it_began(here: House) -> None:

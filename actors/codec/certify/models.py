@@ -99,7 +99,8 @@ def load_tokenizer(folder: Path) -> Any:
     try:
         found = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:
-        raise CodecError(f"{folder}: no tokenizer that transformers can load: {_first_line(error)}") from error
+        what = "no tokenizer that transformers can load, such as tokenizer.json beside config.json"
+        raise CodecError(f"{folder}: {what}: {_first_line(error)}") from error
     if len(found) <= len(found.all_special_ids):
         raise CodecError(f"{folder}: the tokenizer's files are missing: put tokenizer.json beside config.json")
     return found
@@ -134,4 +135,4 @@ def module_of(model: Any, tensor: str) -> tuple[str, Any] | None:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300].rstrip(" :")
