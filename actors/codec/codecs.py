@@ -292,6 +292,8 @@ class Codecs(Actor):
                 source = await anyio.to_thread.run_sync(open_source, path, overrides)
             except CodecError as error:  # what was named, not where it lies here
                 raise CodecError(str(error).replace(str(path), describe(target))) from None
+            except OSError as error:  # beside the shards: config.json
+                raise CodecError(f"{describe(target)} can't be read: {error}") from None
         if objection := core_desk.unusable({item.name: item.problem for item in source.items}):
             raise CodecError(f"{describe(target)}: {objection}")
         return source

@@ -91,9 +91,11 @@ class Targets:
         except OutsideRoots as error:
             hint = f"{error.hint}, or put it into a bucket and name bucket://NAME/PREFIX"
             raise NoTarget(error.reason, hint if error.status == "forbidden" else error.hint, error.status) from None
-        if not real.exists():
+        if not _exists(real, path):
             hint = "the path is looked up on the machine that does the work"
             raise NoTarget(f"{path}: there is no such {what}", hint, "not_found")
+        if not real.is_file() and not real.is_dir():  # opening a pipe would wait for its writer
+            raise NoTarget(f"{path} is neither a file nor a folder", f"name a {what}")
         return real
 
     def new_folder(self, path: str) -> Path:
@@ -102,7 +104,7 @@ class Targets:
             real = real_path(path, self._roots, SETTING)
         except OutsideRoots as error:
             raise NoTarget(error.reason, error.hint, error.status) from None
-        if real.exists():
+        if _exists(real, path):
             raise NoTarget(f"{path} is there already", "name a folder that isn't", "conflict")
         return real
 
@@ -168,6 +170,14 @@ class Targets:
         place = self._cache / "inputs" / hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest()
         await anyio.to_thread.run_sync(link_tree, files, place)
         return place
+
+
+def _exists(real: Path, path: str) -> bool:
+    """Raises NoTarget where that can't be told: folders that the daemon may not enter, a name that is too long."""
+    try:
+        return real.exists()
+    except OSError as error:
+        raise NoTarget(f"{path} can't be looked up: {error.strerror}") from None
 
 
 def _write_vectors(table: Any, column: str, place: Path) -> None:

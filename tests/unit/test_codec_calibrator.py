@@ -112,6 +112,10 @@ async def test_a_calibration_makes_an_artifact_that_is_the_checkpoint_again(hous
     (decoded,) = await house.work(DecodeCodec("small", str(out)), "d1")
     assert isinstance(decoded, CodecDecoded)
     assert decoded.files == 2
+    for place in (out / "config.json" / "below", tmp_path / ("n" * 300)):
+        (no,) = await house.work(DecodeCodec("small", str(place)), "d2")
+        assert isinstance(no, Refusal)
+        assert (no.status, no.reason.startswith(str(place))) == ("invalid", True)
     assert (out / "config.json").read_bytes() == (Path(target.path) / "config.json").read_bytes()
     original, restored = open_checkpoint(Path(target.path)), open_checkpoint(out)
     for name, tensor in original.tensors.items():

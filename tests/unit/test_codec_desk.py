@@ -1,5 +1,6 @@
 """The desk: what is refused before any work, what is ordered, who may use what."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -128,6 +129,7 @@ async def test_a_target_that_is_cut_off_is_refused_by_its_own_name(
 
 async def test_what_is_named_must_be_there_and_allowed(setting: Setting, tmp_path: Path) -> None:
     checkpoint = setting.checkpoint
+    os.mkfifo(tmp_path / "pipe")
     for command, status, words in (
         (CalibrateCodec(Checkpoint("/etc"), INT8), "forbidden", "codec.allowed_roots"),
         (CalibrateCodec(Checkpoint("model"), INT8), "malformed", "absolute"),
@@ -138,6 +140,8 @@ async def test_what_is_named_must_be_there_and_allowed(setting: Setting, tmp_pat
         (CalibrateCodec(checkpoint, INT8, bucket="attic"), "not_found", "attic"),
         (CalibrateCodec(checkpoint, INT8, overrides=[Override("*.nothing", "skip")]), "invalid", "*.nothing"),
         (CalibrateCodec(checkpoint, INT8, activations="/etc/passwd"), "forbidden", "allowed_roots"),
+        (CalibrateCodec(Checkpoint(str(tmp_path / ("n" * 300))), INT8), "invalid", "too long"),
+        (CalibrateCodec(Checkpoint(str(tmp_path / "pipe")), INT8), "invalid", "neither a file nor a folder"),
     ):
         no = refusal(await setting.ask(command))
         assert no.status == status, no

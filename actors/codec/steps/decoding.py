@@ -32,7 +32,10 @@ class Decoding:
             raise NoTarget(f"{command.artifact!r} is of vectors, no checkpoint", hint)
         out = self._targets.new_folder(command.folder)
         artifact = await ArtifactStore(self._buckets, document.bucket, command.artifact).local(self._work.artifacts)
-        await self._work.run(document.job, command.artifact, decode_checkpoint, artifact, out)
+        try:
+            await self._work.run(document.job, command.artifact, decode_checkpoint, artifact, out)
+        except OSError as error:
+            raise NoTarget(f"{command.folder} can't be written: {error.strerror or error}") from error
         files = await anyio.to_thread.run_sync(_files, out)
         return CodecDecoded(command.artifact, str(out), len(files), sum(files))
 
