@@ -199,13 +199,13 @@ class Codecs(Actor):
         return [await self._uses.drop(command)]
 
     @handles
-    async def on_index_dropped(self, event: IndexDropped) -> Sequence[CodecWithdrawn]:
-        withdrawn = await self._uses.withdraw(event.index, None, "the index was dropped")
+    async def on_index_dropped(self, event: IndexDropped, origin: Origin) -> Sequence[CodecWithdrawn]:
+        withdrawn = await self._uses.withdraw(event.index, None, "the index was dropped", origin.time)
         return [withdrawn] if withdrawn else ()
 
     @handles
-    async def on_profile_deleted(self, event: ProfileDeleted) -> Sequence[CodecWithdrawn]:
-        withdrawn = await self._uses.withdraw(None, event.profile, "the profile was deleted")
+    async def on_profile_deleted(self, event: ProfileDeleted, origin: Origin) -> Sequence[CodecWithdrawn]:
+        withdrawn = await self._uses.withdraw(None, event.profile, "the profile was deleted", origin.time)
         return [withdrawn] if withdrawn else ()
 
     # --- questions ------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ Two documents say so: the user's (`index_codec`, `profile_codec`), by which it i
 which keeps it from being dropped."""
 
 from collections.abc import Callable
+from math import inf
 from typing import Any
 
 from actors.codec import core_desk
@@ -16,7 +17,7 @@ from schemas.documents.index import IndexDocument
 from schemas.documents.profile import ProfileDocument
 from schemas.events.base import Refusal
 from schemas.events.codec import CodecDropped, CodecGraduated, CodecUse, CodecWithdrawn, DropCodec, GraduateCodec
-from schemas.names import IndexName, ProfileName
+from schemas.names import IndexName, ProfileName, Timestamp
 
 ATTEMPTS = 10
 """At changing a document that the calibrator changes too."""
@@ -75,11 +76,11 @@ class Uses:
         )
 
     async def withdraw(
-        self, index: IndexName | None, profile: ProfileName | None, reason: str
+        self, index: IndexName | None, profile: ProfileName | None, reason: str, before: Timestamp = inf
     ) -> CodecWithdrawn | None:
-        """None: nothing was in use there."""
+        """None: nothing was in use there, or only since `before`: by what was made anew under the name."""
         found = await self._user(index, profile)
-        if found is None:
+        if found is None or found[0].since > before:
             return None
         user, revision = found
         await self._change(user.artifact, lambda there: core_desk.unused(there, index, profile))

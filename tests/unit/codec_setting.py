@@ -35,8 +35,8 @@ COLUMN = VectorColumn("notes", "text")
 VERSIONS = Versions("0", "2")
 
 
-def origin(id: str, delivery: int = 1) -> Origin:
-    return Origin(id, id, 1.0, delivery)
+def origin(id: str, delivery: int = 1, time: float = 1.0) -> Origin:
+    return Origin(id, id, time, delivery)
 
 
 def write_checkpoint(folder: Path, seed: int = 0) -> Path:
@@ -145,12 +145,12 @@ class Setting:
         assert found is not None
         return found[0]
 
-    async def ask(self, message: Any, id: str = "m1") -> Sequence[Message]:
-        """What the desk answers to a message."""
+    async def ask(self, message: Any, id: str = "m1", time: float = 1.0) -> Sequence[Message]:
+        """What the desk answers to a message that was published at `time`."""
         for route in Codecs.routes():
             if route.takes is type(message):
                 method = getattr(self.codecs, route.method)
-                return await (method(message, origin(id)) if route.wants_origin else method(message))
+                return await (method(message, origin(id, time=time)) if route.wants_origin else method(message))
         raise AssertionError(f"nobody takes {message}")
 
 

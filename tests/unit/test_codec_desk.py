@@ -320,7 +320,10 @@ async def test_a_dropped_index_uses_nothing(setting: Setting) -> None:
     await setting.with_index()
     await setting.with_artifact()
     await setting.ask(GraduateCodec("small", index="docs"))
-    (withdrawn,) = await setting.ask(IndexDropped("docs"))
+    now = setting.clock.now()
+    assert list(await setting.ask(IndexDropped("docs"), time=now - 1)) == []  # once more, of one that was before
+    assert len((await setting.document()).uses) == 1
+    (withdrawn,) = await setting.ask(IndexDropped("docs"), time=now + 1)
     assert withdrawn.reason == "the index was dropped"  # type: ignore[attr-defined]
-    assert list(await setting.ask(IndexDropped("docs"))) == []
+    assert list(await setting.ask(IndexDropped("docs"), time=now + 1)) == []
     assert (await setting.document()).uses == []
