@@ -28,6 +28,7 @@ Clip = Literal["absmax", "mse"]
 RouteKind = Literal["passthrough", "quantise", "skip"]
 
 ArtifactName = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$", description="codec artifact: a-z 0-9 _ -")]
+Seed = Annotated[int, Meta(ge=0, le=2**63 - 1)]  # as a table's column takes it
 CodecJobId = Annotated[str, Meta(pattern=r"^[a-z0-9-]{1,64}$", description="one calibration, sweep or certification")]
 
 
@@ -54,7 +55,7 @@ class CodecParams(msgspec.Struct, frozen=True, kw_only=True):
     lane_width: LaneWidth = "f32x16"  # the arithmetic that the kernel really runs in
     calibration_rows: Annotated[int, Meta(ge=1)] = 4096
     measurement_rows: Annotated[int, Meta(ge=0)] = 0  # 0: all rows that weren't calibrated on
-    seed: Annotated[int, Meta(ge=0)] = 42
+    seed: Seed = 42
 
     @property
     def signature(self) -> str:

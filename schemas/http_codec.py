@@ -13,6 +13,7 @@ from schemas.codec import (
     CodecParams,
     Override,
     Residual,
+    Seed,
     VectorColumn,
 )
 from schemas.events.codec import MOST_POINTS, Measure
@@ -100,7 +101,7 @@ class CertifyBody(Body, frozen=True):
     gate: GateBody | None = None
     prompts: Annotated[int, Meta(ge=2, le=100_000)] = 200
     tokens: Annotated[int, Meta(ge=8, le=8192)] = 64
-    seed: Annotated[int, Meta(ge=0)] = 42
+    seed: Seed = 42
     asked_by: str = "http"
 
 

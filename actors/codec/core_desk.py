@@ -18,6 +18,8 @@ from schemas.names import IndexName, ProfileName, Sha256
 
 def unfit(routes: Iterable[Route], params: CodecParams, activations: bool) -> str | None:
     """Why no tensor of a target can take these parameters, or None when one can: its first objection."""
+    if activations and params.family != "gptq":
+        return f"{params.family} takes no activations: they are gptq's"
     objection: str | None = None
     for route in routes:
         if route.kind != "quantise":
@@ -42,8 +44,10 @@ def unusable(problems: Mapping[str, str]) -> str | None:
 
 
 def wrong_gate(command: CertifyCodec, target: CodecTarget) -> str | None:
-    """Why the gate that was asked for can't judge such a target. Whether a checkpoint is a language model or an
-    encoder is known where it is opened."""
+    """Why what was asked for can't judge such a target. Whether a checkpoint is a language model or an encoder is
+    known where it is opened."""
+    if command.text is not None and isinstance(target, VectorColumn):
+        return f"{command.artifact!r} is of vectors: they are their own queries, a text says nothing of them"
     if command.gate is None or isinstance(command.gate, ColumnGate) == isinstance(target, VectorColumn):
         return None
     what = "vectors: recall judges it" if isinstance(target, VectorColumn) else "a model: agreement or cosine judges it"

@@ -18,6 +18,7 @@ from schemas.codec import (
     CodecTarget,
     Manifest,
     Override,
+    Seed,
     TensorRow,
 )
 from schemas.documents.codec_trial import CodecTrial
@@ -91,7 +92,7 @@ class CertifyCodec(Request[CodecJobStarted], tag="codec.certify"):
     gate: Gate | None = None  # default: of the target's kind, from [codec]
     prompts: Annotated[int, Meta(ge=2, le=100_000)] = 200  # texts or queries at most
     tokens: Annotated[int, Meta(ge=8, le=8192)] = 64  # of a prompt at most
-    seed: Annotated[int, Meta(ge=0)] = 42
+    seed: Seed = 42
     asked_by: str = "bus"
 
 

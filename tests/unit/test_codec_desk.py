@@ -106,6 +106,12 @@ async def test_parameters_that_no_tensor_can_take_are_refused_before_any_work(
     assert await setting.registry.all(CodecJobDocument) == []
 
 
+async def test_activations_are_refused_where_nothing_would_look_at_them(setting: Setting, tmp_path: Path) -> None:
+    (tmp_path / "held.txt").write_text("a\n\nb\n")
+    no = refusal(await setting.ask(CalibrateCodec(setting.checkpoint, INT8, activations=str(tmp_path / "held.txt"))))
+    assert (no.status, "scalar takes no activations" in no.reason) == ("invalid", True)
+
+
 @pytest.mark.parametrize("place", ["/model", "bucket://primary/models/tiny"])
 @pytest.mark.parametrize(
     ("after_header", "said"),
@@ -227,6 +233,7 @@ async def test_a_certification_that_can_t_be_is_refused(setting: Setting, tmp_pa
     assert refusal(await setting.ask(CertifyCodec("none"))).status == "not_found"
     assert "held-out text" in refusal(await setting.ask(CertifyCodec("model"))).reason
     assert "recall" in refusal(await setting.ask(CertifyCodec("column", gate=CausalLmGate()))).reason
+    assert "their own queries" in refusal(await setting.ask(CertifyCodec("column", str(tmp_path / "none.txt")))).reason
     assert refusal(await setting.ask(CertifyCodec("model", str(tmp_path / "none.txt")))).status == "not_found"
     assert refusal(await setting.ask(CertifyCodec("model", "/etc/passwd"))).status == "forbidden"
     folder = refusal(await setting.ask(CertifyCodec("model", setting.checkpoint.path)))

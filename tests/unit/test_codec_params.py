@@ -176,3 +176,10 @@ def test_a_codec_capped_for_a_small_tensor_has_rows_to_measure_on(n: int, held: 
         calibration, measurement = split_rows(n, codec)
         assert len(calibration) == min(4096, n // 2)
         assert len(measurement) == min(held or n, n - len(calibration))
+
+
+def test_a_seed_is_one_that_a_table_can_keep() -> None:
+    assert params("scalar", seed=2**63 - 1).seed == 2**63 - 1
+    for seed in (-1, 2**63, 2**70):
+        with pytest.raises(msgspec.ValidationError):
+            params("scalar", seed=seed)
