@@ -6,6 +6,7 @@ that an artifact is there when its fact is heard. What is decided here is in cor
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Never
 
@@ -22,6 +23,7 @@ from actors.codec.sweep import groups
 from actors.codec.targets import NoTarget, Targets
 from actors.codec.uses import Uses, unknown
 from actors.codec_ports import CodecJournal
+from actors.errors import Transient
 from actors.ports import Buckets, Clock, Registry
 from schemas.codec import Checkpoint, CodecJobId, CodecTarget, Override, describe
 from schemas.documents.codec import CodecDocument
@@ -102,7 +104,11 @@ class Codecs(Actor):
         if await self._registry.load(CodecDocument, artifact) is not None:
             return [started]  # this order, come again after its end
         if await self._board.begin(started, describe(command.target), command.asked_by, command.bucket):
-            await ArtifactStore(self._buckets, command.bucket, artifact).remove()  # what an unfinished one left
+            try:
+                await ArtifactStore(self._buckets, command.bucket, artifact).remove()  # what an unfinished one left
+            except Exception:
+                await self._board.end(job)  # nobody would take its first step
+                raise
         return [started, CalibrateTensor(job, command, artifact, 0, started.steps)]
 
     @handles
@@ -282,7 +288,10 @@ class Codecs(Actor):
         if found is None or found.bucket is None or found.artifact is None:
             return
         if await self._registry.load(CodecDocument, found.artifact) is None:
-            await ArtifactStore(self._buckets, found.bucket, found.artifact).remove()
+            with suppress(
+                Transient, OSError
+            ):  # the calibrator removes what is left, too; that it is over has to be told
+                await ArtifactStore(self._buckets, found.bucket, found.artifact).remove()
 
     async def _open(self, target: CodecTarget, overrides: Sequence[Override] = ()) -> Source:
         """Headers and routes of a target. Raises NoTarget, CodecError."""

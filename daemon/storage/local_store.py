@@ -1,6 +1,7 @@
 """One `file://` bucket: a directory, written through durable.py. Objects are plain files under
 their keys, so anyone can read them; `fetch` gives the file itself, without a copy."""
 
+import errno
 import os
 import shutil
 from collections.abc import Callable
@@ -15,6 +16,9 @@ from daemon.storage import durable
 from schemas.names import BucketName, Sha256
 
 T = TypeVar("T")
+
+REMOVALS = 20
+"""Of a folder that others write into while it goes; the last one's error is told."""
 
 
 class LocalStore:
@@ -65,10 +69,17 @@ class LocalStore:
         await self._run(lambda: self._remove(prefix), prefix)
 
     def _remove(self, prefix: str) -> None:
+        """Others may write below it meanwhile, or remove it, too."""
         path = self._root / prefix
-        if path.is_dir():
-            shutil.rmtree(path)
-            durable.sync_directory(path.parent)
+        for left in reversed(range(REMOVALS)):
+            try:
+                if path.is_dir():
+                    shutil.rmtree(path)
+                    durable.sync_directory(path.parent)
+                return
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.ENOENT) or not left:
+                    raise
 
     async def _run(self, operation: Callable[[], T], key: str) -> T:
         """In a thread, with the disk's errors in the daemon's words."""

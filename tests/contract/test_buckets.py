@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -123,6 +124,22 @@ async def test_delete(buckets: ObjectBuckets) -> None:
     await buckets.delete("primary", "xy/3")
     await buckets.delete("primary", "xy/3")
     await buckets.delete_prefix("primary", "x")
+    await buckets.delete_prefix("primary", "x")
+    assert await buckets.list("primary", "") == []
+
+
+async def test_a_folder_goes_while_others_write_into_it(buckets: ObjectBuckets) -> None:
+    async def write(to: int) -> None:
+        for n in range(100):
+            with suppress(FileNotFoundError):  # its folder went
+                await buckets.put("primary", f"x/{to}/{n}", b"")
+
+    async with asyncio.TaskGroup() as group:
+        for to in range(4):
+            group.create_task(write(to))
+        for _ in range(40):
+            await buckets.delete_prefix("primary", "x")
+            await asyncio.sleep(0.001)
     await buckets.delete_prefix("primary", "x")
     assert await buckets.list("primary", "") == []
 

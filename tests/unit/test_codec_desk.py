@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+from actors.errors import Transient
 from schemas.certificate import CausalLmGate
 from schemas.codec import Checkpoint, CodecParams, Override
 from schemas.documents.codec import CodecJobDocument, IndexCodecDocument
@@ -170,6 +171,23 @@ async def test_a_cancelled_job_is_gone_and_its_name_free(setting: Setting) -> No
     assert failed == CodecJobFailed(started.job, "calibrate", "cancelled by cli", artifact="small")
     assert refusal(await setting.ask(CancelCodecJob(started.job))).status == "not_found"
     assert isinstance((await setting.ask(command, "m2"))[0], CodecJobStarted)
+
+
+async def test_a_bucket_that_is_away_keeps_no_job_from_ending_and_none_on_the_board(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(*_: str) -> None:
+        raise Transient("bucket primary can't be reached")
+
+    command = CalibrateCodec(setting.checkpoint, INT8, "small")
+    started = (await setting.ask(command, "m1"))[0]
+    assert isinstance(started, CodecJobStarted)
+    monkeypatch.setattr(setting.buckets, "delete_prefix", away)
+    (failed,) = await setting.ask(CancelCodecJob(started.job, "cli"))
+    assert isinstance(failed, CodecJobFailed)
+    with pytest.raises(Transient):
+        await setting.ask(command, "m2")
+    assert await setting.registry.all(CodecJobDocument) == []
 
 
 async def test_a_finished_job_is_no_longer_under_way(setting: Setting) -> None:
