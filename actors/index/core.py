@@ -59,6 +59,12 @@ def widened(k: int, ef: int, rows: Rows, matching: Rows) -> tuple[int, int]:
     return fetch, max(ef, math.ceil(EF_MARGIN * fetch))
 
 
+def by_codes(k: int, rows: Rows, matching: Rows | None, exact_below: Rows) -> bool:
+    """Whether codes answer where there are some, and not exact search: that reads every row from the disk, which a
+    graph's cost knows nothing of."""
+    return rows > 2 * k if matching is None else matching > exact_below
+
+
 def grown_capacity(rows: Rows) -> Rows:
     """Room that a graph of so many rows gets: appends then seldom resize it."""
     return rows + max(1024, rows // 4)

@@ -140,7 +140,8 @@ async def _neighbours(
 ) -> tuple[Neighbours, Strategy, VectorSet, int]:
     """Neighbours, how they were found, in which vectors, and the ef that it took (0: exact)."""
     graph, rows = None if coded else index.graph, len(vectors)
-    chosen = core.strategy(k, ef, rows, None if matching is None else len(matching), index.exact_below_rows)
+    left = None if matching is None else len(matching)
+    chosen = core.strategy(k, ef, rows, left, index.exact_below_rows)
     if graph is not None and chosen == "graph":
         for wide in (ef, min(4 * ef, core.EF_LIMIT)):
             found, view = await graph.search(queries, k, wide)
@@ -157,7 +158,7 @@ async def _neighbours(
                 return kept, "filtered_graph", vectors, wide
             fetch, wide = min(rows, 2 * fetch), 2 * wide
     among = None if matching is None else matching.positions
-    if coded is not None and chosen != "exact":
+    if coded is not None and core.by_codes(k, rows, left, index.exact_below_rows):
         near = await anyio.to_thread.run_sync(coded.search, queries, k, among, limiter=THREADS)
         watch.step("codes", "%s, %d rows", coded.artifact, rows if among is None else len(among))
         return near, "codes", vectors, 0

@@ -119,3 +119,4 @@ class ServedIndex:
     def without_codes(self) -> None:
         """It is searched exactly until there is a graph to go back to."""
         self.codes, self.codec, self.head = None, None, None
+        self.window = RecallWindow(0, 0.0)

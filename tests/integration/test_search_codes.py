@@ -145,6 +145,7 @@ async def test_a_filter_leaves_candidates_among_what_matches(house: IndexHouse) 
     await graduated(house)
     for condition, wanted, strategy in (
         ("number % 2 = 0", range(0, ROWS, 2), "codes"),
+        ("number < 400", range(400), "codes"),  # by a graph's cost it were exact
         ("number < 50", range(50), "exact"),
     ):
         query = vectors[33]

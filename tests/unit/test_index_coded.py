@@ -1,9 +1,11 @@
 """Search over codes on small arrays, beside brute force."""
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from actors import hnsw
 from actors.codec.artifact import CodedColumn
@@ -95,6 +97,32 @@ def test_codes_follow_rows_that_come_and_go(params: CodecParams) -> None:
     nothing = CodedVectors.of(made, first, 10).at(VectorSet(3, stored.rows[:0], stored.vectors[:0], "l2"))
     assert nothing.search(stored.vectors[:2], 5)[0].shape == (2, 0)
     assert CodedVectors.at(nothing, later).search(later.vectors[:1], 1)[0].tolist() == [[int(later.rows[0])]]
+
+
+def test_many_queries_at_once_take_no_more_memory_than_their_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BLOCK_FLOATS", 1 << 16)
+    stored = vectors("cosine", 4000)
+    index = CodedVectors.of(artifact(FAMILY_PARAMS[0], stored), stored, 2)
+    queries = np.tile(stored.vectors[:500], (4, 1))
+    tracemalloc.start()
+    rows, _ = index.search(queries, 2)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_array_equal(rows[:, 0], np.tile(stored.rows[:500], 4))
+    assert peak < 8 << 20  # all distances: 32 MB
+
+
+def test_stored_codes_are_believed_when_they_differ_by_a_rounding_and_not_by_a_row() -> None:
+    stored = vectors("l2")
+    made = artifact(FAMILY_PARAMS[0], stored)
+    rounded = {name: array.copy() for name, array in made.codes.items()}
+    rounded["codes"][0, 0] ^= 1
+    assert CodedVectors.of(replace(made, codes=rounded), stored, 10)._codes["codes"][0, 0] == rounded["codes"][0, 0]
+    other = {name: array.copy() for name, array in made.codes.items()}
+    other["codes"][0] = 255 - other["codes"][0]
+    np.testing.assert_array_equal(
+        CodedVectors.of(replace(made, codes=other), stored, 10)._codes["codes"], made.codes["codes"]
+    )
 
 
 @pytest.mark.parametrize("params", FAMILY_PARAMS, ids=lambda params: params.family)

@@ -49,6 +49,14 @@ def test_strategy(rows, matching, expected):
     assert core.strategy(10, 50, rows, matching, 2000) == expected
 
 
+@pytest.mark.parametrize(
+    ("rows", "matching", "codes"),
+    [(20_000, None, True), (15, None, False), (20_000, 2_000, False), (1_000_000, 2_500, True)],
+)
+def test_codes_answer_whatever_a_graph_would_cost(rows, matching, codes):
+    assert core.by_codes(10, rows, matching, 2000) == codes
+
+
 def test_a_wider_search_is_never_below_what_was_configured():
     fetch, ef = core.widened(10, 400, 10_000, 9_000)
     assert fetch >= 20
