@@ -14,7 +14,7 @@ from actors.base import Actor, Origin, handles
 from actors.codec.base import CodecError
 from actors.codec.board import Board
 from actors.codec.config import CodecConfig
-from actors.codec.steps.calibrating import Calibrating
+from actors.codec.steps.calibrating import Calibrating, JobOver
 from actors.codec.steps.certifying import Certifying
 from actors.codec.steps.decoding import Decoding
 from actors.codec.steps.sweeping import Sweeping
@@ -88,6 +88,9 @@ class Calibrator(Actor):
             return ()
         try:
             return await self._calibrating.step(command)
+        except JobOver:
+            await self._remove_unfinished(command)
+            return ()
         except FAILURES as error:
             await self._remove_unfinished(command)
             return [_failed(error, command.job, "calibrate", command.artifact)]

@@ -1,7 +1,7 @@
 """A job from the order to its last fact, step by step as the bus would carry it; killed workers, cancelled jobs,
 tensors that can't be used, and the artifact read back."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +173,29 @@ async def test_a_cancelled_job_s_next_step_does_nothing(house: House) -> None:
     await house.ask(CancelCodecJob(started.job))
     assert list(await house.work(second, "s2")) == []
     assert await house.buckets.list("primary", "codecs/small") == []
+
+
+async def test_a_job_that_is_cancelled_while_its_last_step_works_makes_nothing(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await house.with_index()
+    started, only = await house.ask(CalibrateCodec(COLUMN, INT8, "small"))
+    assert isinstance(started, CodecJobStarted)
+    compute = InlineCompute.stream
+    taken: list[Message] = []
+
+    async def cancelled_meanwhile(self: InlineCompute, *args: Any) -> AsyncIterator[Any]:
+        async for item in compute(self, *args):
+            yield item
+        await house.ask(CancelCodecJob(started.job))
+        taken.extend(await house.ask(CalibrateCodec(COLUMN, INT8, "small"), "m2"))
+        await house.buckets.put("primary", "codecs/small/tensors/000000.safetensors", b"the other job's")
+
+    monkeypatch.setattr(InlineCompute, "stream", cancelled_meanwhile)
+    assert list(await house.work(only, "s1")) == []
+    assert isinstance(taken[0], CodecJobStarted)
+    assert await house.buckets.get("primary", "codecs/small/tensors/000000.safetensors") == b"the other job's"
+    assert await house.registry.load(CodecDocument, "small") is None
 
 
 async def test_a_calibration_that_goes_no_further_leaves_no_file(house: House, monkeypatch: pytest.MonkeyPatch) -> None:

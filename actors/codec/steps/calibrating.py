@@ -17,7 +17,7 @@ from actors.codec.targets import Local, Targets
 from actors.errors import Conflict
 from actors.ports import Buckets, Clock, Registry
 from schemas.codec import Manifest, TensorRow
-from schemas.documents.codec import CodecDocument
+from schemas.documents.codec import CodecDocument, CodecJobDocument
 from schemas.events.codec import CalibrateTensor, CodecCalibrated, TensorCalibrated
 from schemas.names import Sha256
 
@@ -25,6 +25,10 @@ SAFETENSORS = ".safetensors"
 
 TOKENS = 128
 """Of a prompt that activations are collected on."""
+
+
+class JobOver(Exception):
+    """A job was cancelled while its step was at work; nothing of the step is kept, and nothing is said."""
 
 
 class Calibrating:
@@ -38,7 +42,7 @@ class Calibrating:
         self._clock = clock
 
     async def step(self, command: CalibrateTensor) -> list[TensorCalibrated | CalibrateTensor | CodecCalibrated]:
-        """Raises NoTarget, CodecError and what the job raises."""
+        """Raises NoTarget, CodecError, JobOver and what the job raises."""
         store = ArtifactStore(self._buckets, command.order.bucket, command.artifact)
         last = command.number + 1 == command.tensors
         async with self._targets.held(command.order.target) as local:
@@ -61,6 +65,8 @@ class Calibrating:
             out = folder / "tensor.safetensors"
             asked = TensorOrder(source, command.number, order.params, order.overrides, activations, out)
             row = await self._work.one(TensorRow, command.job, command.artifact, calibrate_tensor, asked)
+            if await self._registry.load(CodecJobDocument, command.job) is None:
+                raise JobOver  # its name may be another job's by now
             if row.file is not None:
                 row = replace(row, file=await store.put_file(tensor_key(command.number), out))
             await store.put_row(command.job, row)
