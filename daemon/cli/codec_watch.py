@@ -152,7 +152,9 @@ def print_certificate(certificate: Mapping[str, Any]) -> None:
                 "perplexity": f"{found['perplexity']:.2f}, {found['delta_perplexity']:+.3f} over the reference",
                 "layers": _layers(function["layers"]),
                 "diverged": f"{function['diverged']:,} of {found['positions']:,} positions",
-                "free-running": f"differs after {_list(function['first_divergence'])} tokens",
+                "latency": f"{_median(function['candidate_ms']):.1f} ms a prompt decoded, "
+                f"{_median(function['reference_ms']):.1f} of the reference",
+                "free-running": f"alike for {_list(function['first_divergence'])} tokens",
             }
         case "encoder":
             facts |= {
@@ -186,6 +188,10 @@ def _layers(layers: list[Mapping[str, Any]]) -> str:
     worst = max(layers, key=lambda layer: layer["relative"])
     mean = sum(layer["relative"] for layer in layers) / len(layers)
     return f"output error {mean:.2g} of its square in the mean, most {worst['relative']:.2g}: {worst['layer']}"
+
+
+def _median(values: list[float]) -> float:
+    return sorted(values)[len(values) // 2]
 
 
 def _list(numbers: list[int]) -> str:
