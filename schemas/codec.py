@@ -88,8 +88,10 @@ CodecTarget = Checkpoint | VectorColumn
 
 
 def describe(target: CodecTarget) -> str:
-    """A target in one word, as tables and logs show it."""
-    return target.path if isinstance(target, Checkpoint) else f"{target.dataset}.{target.column}"
+    """A target in one word, as tables and logs show it, and as a command line takes it."""
+    if isinstance(target, Checkpoint):
+        return target.path
+    return f"{target.dataset}.{target.column}" + (f"@{target.index}" if target.index else "")
 
 
 class Override(msgspec.Struct, frozen=True):

@@ -35,7 +35,10 @@ def place_of(text: str) -> str:
 
 
 def target_name(target: Mapping[str, Any]) -> str:
-    return str(target["path"]) if target["kind"] == "checkpoint" else f"{target['dataset']}.{target['column']}"
+    """As the daemon describes it."""
+    if target["kind"] == "checkpoint":
+        return str(target["path"])
+    return f"{target['dataset']}.{target['column']}" + (f"@{target['index']}" if target.get("index") else "")
 
 
 def value_of(text: str) -> Any:

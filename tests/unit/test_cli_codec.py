@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from daemon.cli.codec_words import axes_of, counted, short, target_of
+from daemon.cli.codec_words import axes_of, counted, short, target_name, target_of
 from daemon.cli.errors import CliError
 from daemon.cli.plot_names import Box, place
 from schemas.certificate import (
@@ -23,7 +23,19 @@ from schemas.certificate import (
     Estimate,
     LayerError,
 )
-from schemas.codec import Charge, Checkpoint, CodecParams, Manifest, Measured, Measures, Residual, TensorRow, Versions
+from schemas.codec import (
+    Charge,
+    Checkpoint,
+    CodecParams,
+    CodecTarget,
+    Manifest,
+    Measured,
+    Measures,
+    Residual,
+    TensorRow,
+    Versions,
+    describe,
+)
 from schemas.documents.codec_trial import CodecTrial
 from schemas.events.base import Progress
 from schemas.events.codec import (
@@ -111,6 +123,9 @@ def test_a_target_is_a_path_a_bucket_or_a_column(tmp_path: Path, monkeypatch: py
         assert target_of(url) == {"kind": "checkpoint", "path": "bucket://primary/m"}
     assert target_of("papers.abstract") == {"kind": "column", "dataset": "papers", "column": "abstract", "index": None}
     assert target_of("papers.abstract@fine")["index"] == "fine"
+    for text in ("/models/tiny", "bucket://primary/m", "papers.abstract", "papers.abstract@fine"):
+        target = target_of(text)
+        assert target_name(target) == describe(msgspec.convert(target, CodecTarget)) == text
     with pytest.raises(CliError, match="no target"):
         target_of("model")
 
