@@ -130,7 +130,10 @@ class Targets:
             return named[0]
         if len(over) > 1:
             names = ", ".join(document.index for document in over)
-            raise NoTarget(f"{target.dataset}.{target.column} has several indexes: {names}", "say which: index")
+            raise NoTarget(
+                f"{target.dataset}.{target.column} has several indexes: {names}",
+                f"say which: {target.dataset}.{target.column}@INDEX, or `index`",
+            )
         return over[0] if over else None
 
     async def _column(self, target: VectorColumn, version: int | None) -> Local:
