@@ -50,11 +50,15 @@ class VectorCodec(Protocol):
         ...
 
     def turn(self, queries: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(q, d) to the space that `turned` decodes into, where inner products and distances are the same."""
+        """(q, d) as `products` takes them, which may be of another width."""
         ...
 
-    def turned(self, codes: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float32]:
-        """(n, d) decoded rows, in that space."""
+    def products(self, turned: NDArray[np.float32], codes: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float32]:
+        """(q, n) inner products of queries with decoded rows."""
+        ...
+
+    def squares(self, codes: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float32]:
+        """(n,) squared lengths of decoded rows."""
         ...
 
 

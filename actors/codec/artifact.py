@@ -11,6 +11,7 @@ Written by calibration, uploaded by the shell; `restore` makes a checkpoint of i
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 import numpy as np
@@ -21,11 +22,10 @@ from actors.codec.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from actors.codec.checkpoints.header import CheckpointError
 from actors.codec.checkpoints.shard_writer import Written, write_arrays
 from actors.codec.checkpoints.stored import read_array
-from actors.codec.families import rotated
+from actors.codec.families import rabitq, rotated
 from actors.codec.family import FAMILIES
-from actors.codec.kernels import rotation
 from actors.codec.versions import versions
-from schemas.codec import ArtifactName, CodecParams, CodecTarget, Manifest, Override, StoredFile, TensorRow
+from schemas.codec import ArtifactName, CodecParams, CodecTarget, Family, Manifest, Override, StoredFile, TensorRow
 from schemas.names import Sha256
 
 MANIFEST = "manifest.json"
@@ -166,6 +166,19 @@ def _columns(row: NDArray[np.float32]) -> int:
     return int(row.shape[1])
 
 
+class Quick(Protocol):
+    """A family whose inner products take less than decoding."""
+
+    def turn(self, state: Arrays, queries: NDArray[np.float32], params: CodecParams) -> NDArray[np.float32]: ...
+
+    def products(
+        self, state: Arrays, codes: Arrays, params: CodecParams, turned: NDArray[np.float32]
+    ) -> NDArray[np.float32]: ...
+
+
+QUICK: Mapping[Family, Quick] = {"rotated": rotated, "rabitq": rabitq}
+
+
 class CodedColumn:
     """A column's vectors as codes in memory."""
 
@@ -174,7 +187,7 @@ class CodedColumn:
         self.state = state
         self.codes = codes
         self._family = FAMILIES[params.family]
-        self._stays_turned = params.family == "rotated"
+        self._quick = QUICK.get(params.family)
         self.columns = _columns(self.decode(0, 1))
 
     @property
@@ -194,14 +207,21 @@ class CodedColumn:
         return self._family.encode(self.state, vectors, self.params)
 
     def turn(self, queries: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(q, columns) to the space of `turned`: rotating a query once saves rotating every row back."""
-        return rotation.rotate(queries, self.state, self.params) if self._stays_turned else queries
+        """(q, columns) as `products` takes them, which may be of another width."""
+        return self._quick.turn(self.state, queries, self.params) if self._quick else queries
 
-    def turned(self, codes: Arrays) -> NDArray[np.float32]:
-        """(n, columns) decoded rows, in the space where the codec keeps them."""
-        if self._stays_turned:
-            return rotated.decode_turned(self.state, codes, self.params)
-        return self._family.decode(self.state, codes, self.params)
+    def products(self, turned: NDArray[np.float32], codes: Arrays) -> NDArray[np.float32]:
+        """(q, n) inner products of queries with decoded rows."""
+        if self._quick:
+            return self._quick.products(self.state, codes, self.params, turned)
+        products: NDArray[np.float32] = turned @ self._family.decode(self.state, codes, self.params).T
+        return products
+
+    def squares(self, codes: Arrays) -> NDArray[np.float32]:
+        """(n,) squared lengths of decoded rows."""
+        rows = self._family.decode(self.state, codes, self.params)
+        squares: NDArray[np.float32] = np.einsum("nd,nd->n", rows, rows)
+        return squares
 
 
 def open_column(folder: Path) -> CodedColumn:

@@ -30,17 +30,26 @@ log = structlog.get_logger(__name__)
 class CodedVectors:
     """rows are those of `vectors`; codes in their order."""
 
-    def __init__(self, codec: VectorCodec, vectors: VectorSet, codes: Codes, oversample: int) -> None:
+    def __init__(
+        self,
+        codec: VectorCodec,
+        vectors: VectorSet,
+        codes: Codes,
+        oversample: int,
+        squares: NDArray[np.float32] | None = None,
+    ) -> None:
         self.codec = codec
         self.vectors = vectors
         self._codes = codes
         self._oversample = oversample
+        self._squares = squares  # (n,) lengths of decoded rows, where the metric is l2
 
     @classmethod
     def of(cls, coded: CodedRows, vectors: VectorSet, oversample: int) -> "CodedVectors":
         """An artifact's codes for today's vectors: stored ones where there are, made anew for rows that came since.
         Where the artifact is of other vectors (its index was made anew, say), all are made anew."""
         made = cls(coded.codec, VectorSet(-1, coded.rows, vectors.vectors[:0], vectors.metric), coded.codes, oversample)
+        made._squares = made._measured()
         common = np.intersect1d(coded.rows, vectors.rows)[:: max(1, len(coded.rows) // CHECKED_ROWS)]
         again = made.codec.encode(_gathered(vectors, vectors.positions(common))) if len(common) else {}
         stored = made._sliced(np.searchsorted(coded.rows, common))
@@ -49,6 +58,7 @@ class CodedVectors:
             log.warning("an artifact's codes are of other vectors, and made anew", codec=coded.codec.artifact)
             made.vectors = VectorSet(-1, coded.rows[:0], vectors.vectors[:0], vectors.metric)
             made._codes = {name: array[:0] for name, array in coded.codes.items()}
+            made._squares = made._measured()
         return made.at(vectors)
 
     @property
@@ -57,7 +67,8 @@ class CodedVectors:
 
     @property
     def bytes(self) -> int:
-        return self.codec.bytes + sum(array.nbytes for array in self._codes.values())
+        squares = 0 if self._squares is None else self._squares.nbytes
+        return self.codec.bytes + sum(array.nbytes for array in self._codes.values()) + squares
 
     def at(self, vectors: VectorSet) -> "CodedVectors":
         """The same codec at another version: rows that are gone are left out, those that came are encoded."""
@@ -68,10 +79,17 @@ class CodedVectors:
         for name, array in self._codes.items():
             codes[name] = np.empty((len(vectors), *array.shape[1:]), array.dtype)
             codes[name][kept] = array[old]
+        squares = None
+        if self._squares is not None:
+            squares = np.empty(len(vectors), np.float32)
+            squares[kept] = self._squares[old]
         for some in _blocks(new, vectors.dim):
-            for name, array in self.codec.encode(_gathered(vectors, some)).items():
+            coded = self.codec.encode(_gathered(vectors, some))
+            for name, array in coded.items():
                 codes[name][some] = array
-        return CodedVectors(self.codec, vectors, codes, self._oversample)
+            if squares is not None:
+                squares[some] = self.codec.squares(coded)
+        return CodedVectors(self.codec, vectors, codes, self._oversample, squares)
 
     def search(self, queries: NDArray[np.float32], k: int, among: NDArray[np.int64] | None = None) -> Neighbours:
         """The k nearest rows, among those at the given positions if any are given; distances are exact."""
@@ -91,21 +109,28 @@ class CodedVectors:
         self, queries: NDArray[np.float32], count: int, among: NDArray[np.int64] | None
     ) -> NDArray[np.int64]:
         """(q, <= count) positions that look nearest by their codes, in no order."""
-        towards = -self.codec.turn(queries)
+        towards = self.codec.turn(-queries)
         best = np.empty((len(queries), 0), np.float32)
         kept = np.empty((len(queries), 0), np.int64)
         everything = np.arange(len(self.vectors)) if among is None else among
         for some in _blocks(everything, max(self.vectors.dim, len(queries))):
-            block = self.codec.turned(self._sliced(slice(some[0], some[-1] + 1) if among is None else some))
-            apart = towards @ block.T  # (q, b)
-            if self.vectors.metric == "l2":
-                apart = 2 * apart + np.einsum("bd,bd->b", block, block)
+            rows = slice(some[0], some[-1] + 1) if among is None else some
+            apart = self.codec.products(towards, self._sliced(rows))  # (q, b)
+            if self._squares is not None:
+                apart = 2 * apart + self._squares[rows]
             best = np.concatenate([best, apart], axis=1)
             kept = np.concatenate([kept, np.broadcast_to(some, apart.shape)], axis=1)
             if best.shape[1] > count:
                 first = np.argpartition(best, count - 1, axis=1)[:, :count]
                 best, kept = np.take_along_axis(best, first, axis=1), np.take_along_axis(kept, first, axis=1)
         return kept
+
+    def _measured(self) -> NDArray[np.float32] | None:
+        if self.vectors.metric != "l2":
+            return None
+        blocks = _blocks(np.arange(len(self.vectors)), self.vectors.dim)
+        parts = [self.codec.squares(self._sliced(slice(some[0], some[-1] + 1))) for some in blocks]
+        return np.concatenate([np.empty(0, np.float32), *parts])
 
     def _sliced(self, rows: slice | NDArray[np.int64]) -> Codes:
         return {name: array[rows] for name, array in self._codes.items()}

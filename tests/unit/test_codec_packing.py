@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.codec.kernels.packing import pack, packed_width, unpack
+from actors.codec.kernels.packing import order, pack, packed_width, spread, unpack
 
 
 @given(st.integers(1, 8), st.integers(0, 9), st.integers(1, 70), st.integers(0, 2**32))
@@ -14,6 +14,16 @@ def test_codes_come_back(bits: int, n: int, columns: int, seed: int) -> None:
     packed = pack(codes, bits)
     assert packed.shape == (n, packed_width(columns, bits))
     assert np.array_equal(unpack(packed, bits, columns), codes)
+
+
+@given(st.integers(1, 8), st.integers(0, 9), st.integers(1, 70), st.integers(0, 2**32))
+def test_values_of_codes_in_the_order_of_their_bytes(bits: int, n: int, columns: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    codes = rng.integers(0, 2**bits, (n, columns), dtype=np.uint8)
+    values = rng.standard_normal(2**bits, np.float32)
+    places = order(bits, columns)
+    assert sorted(places) == list(range(columns))
+    assert np.array_equal(spread(pack(codes, bits), values, bits, columns), values[codes][:, places])
 
 
 @pytest.mark.parametrize("bits", range(1, 9))

@@ -21,6 +21,7 @@ ROWS, DIM = 300, 32
 FAMILY_PARAMS = [
     CodecParams(family="rotated", bits=4, rotation="hadamard"),
     CodecParams(family="scalar", bits=4, group=16),
+    CodecParams(family="rotated", bits=3, rotation="hadamard"),
     CodecParams(family="rabitq", rotation="hadamard"),
     CodecParams(family="pq", dsub=4, centroids=16),
 ]
@@ -46,7 +47,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BLOCK_FLOATS", 50 * DIM)  # several blocks, the last one short
 
 
-@pytest.mark.parametrize("params", FAMILY_PARAMS, ids=lambda params: params.family)
+@pytest.mark.parametrize("params", FAMILY_PARAMS, ids=lambda params: f"{params.family}-{params.bits}")
 @pytest.mark.parametrize("metric", ["cosine", "ip", "l2"])
 def test_candidates_are_those_nearest_by_decoded_vectors_and_told_exactly(metric: Any, params: CodecParams) -> None:
     stored, k, oversample = vectors(metric), 5, 4
@@ -69,6 +70,24 @@ def test_candidates_are_those_nearest_by_decoded_vectors_and_told_exactly(metric
             np.testing.assert_allclose(distances[line], told[0], rtol=1e-6)
 
 
+@pytest.mark.parametrize("columns", [32, 33, 40])
+@pytest.mark.parametrize(
+    "params",
+    [CodecParams(family="rotated", bits=bits) for bits in range(1, 9)] + [CodecParams(family="rabitq")],
+    ids=lambda params: f"{params.family}-{params.bits}",
+)
+def test_products_without_decoding_are_those_of_decoded_rows(params: CodecParams, columns: int) -> None:
+    rng = np.random.default_rng(4)
+    params = replace(params, rotation="identity" if columns == 33 else "hadamard")
+    rows, queries = rng.standard_normal((200, columns), np.float32) + 1, rng.standard_normal((3, columns), np.float32)
+    family = FAMILIES[params.family]
+    state = family.fit(rows[:100], params, rng)
+    codes = family.encode(state, rows, params)
+    column, decoded = CodedColumn(params, state, codes), family.decode(state, codes, params)
+    np.testing.assert_allclose(column.products(column.turn(queries), codes), queries @ decoded.T, atol=1e-4)
+    np.testing.assert_allclose(column.squares(codes), np.square(decoded).sum(axis=1), rtol=1e-5)
+
+
 @pytest.mark.parametrize("metric", ["cosine", "ip", "l2"])
 def test_with_every_row_a_candidate_it_is_exact_search(metric: Any) -> None:
     stored = vectors(metric)
@@ -81,7 +100,7 @@ def test_with_every_row_a_candidate_it_is_exact_search(metric: Any) -> None:
         np.testing.assert_allclose(distances, exact_distances, rtol=1e-6)
 
 
-@pytest.mark.parametrize("params", FAMILY_PARAMS, ids=lambda params: params.family)
+@pytest.mark.parametrize("params", FAMILY_PARAMS, ids=lambda params: f"{params.family}-{params.bits}")
 def test_codes_follow_rows_that_come_and_go(params: CodecParams) -> None:
     stored = vectors("l2", ROWS + 100)
     first = VectorSet(1, stored.rows[:ROWS], stored.vectors[:ROWS], "l2")
@@ -93,7 +112,9 @@ def test_codes_follow_rows_that_come_and_go(params: CodecParams) -> None:
         assert index.vectors is later
         for name, array in anew.items():
             np.testing.assert_array_equal(index._codes[name], array)
-        assert index.bytes == made.codec.bytes + sum(array.nbytes for array in anew.values())
+        decoded = FAMILIES[params.family].decode(made.codec.state, anew, params)  # type: ignore[attr-defined]
+        np.testing.assert_allclose(index._squares, np.square(decoded).sum(axis=1), rtol=1e-5)
+        assert index.bytes == made.codec.bytes + sum(array.nbytes for array in anew.values()) + 4 * len(left)
     nothing = CodedVectors.of(made, first, 10).at(VectorSet(3, stored.rows[:0], stored.vectors[:0], "l2"))
     assert nothing.search(stored.vectors[:2], 5)[0].shape == (2, 0)
     assert CodedVectors.at(nothing, later).search(later.vectors[:1], 1)[0].tolist() == [[int(later.rows[0])]]
@@ -125,7 +146,7 @@ def test_stored_codes_are_believed_when_they_differ_by_a_rounding_and_not_by_a_r
     )
 
 
-@pytest.mark.parametrize("params", FAMILY_PARAMS, ids=lambda params: params.family)
+@pytest.mark.parametrize("params", FAMILY_PARAMS, ids=lambda params: f"{params.family}-{params.bits}")
 def test_the_codec_keeps_none_of_the_codes_in_memory(params: CodecParams) -> None:
     stored = vectors("l2")
     column = CodedColumn(params, *_learnt(params, stored))

@@ -21,6 +21,9 @@ charge = books.charge
 ONE = np.ones(1, np.float32)
 """The unit of what has been divided by its own already."""
 
+LOOKED_UP = 1 << 16
+"""Centroids at a time."""
+
 
 def fit(rows: NDArray[np.float32], params: CodecParams, rng: np.random.Generator) -> Arrays:
     rows = books.checked(rows)
@@ -105,10 +108,17 @@ def assign(
 
 def look_up(codebook: NDArray[np.float32], codes: NDArray[np.generic], params: CodecParams) -> NDArray[np.float32]:
     """(n, d) turned rows of codes (n, M)."""
-    d = codebook.shape[1]
-    rows = np.empty((len(codes), d), dtype=np.float32)
-    for run, code in zip(books.subspaces(params, d), codes.T, strict=True):
-        rows[:, run] = codebook[code.astype(np.intp), run]
+    k, d = codebook.shape
+    rows, runs = np.empty((len(codes), d), dtype=np.float32), books.subspaces(params, d)
+    if d % len(runs):
+        for run, code in zip(runs, codes.T, strict=True):
+            rows[:, run] = codebook[code.astype(np.intp), run]
+        return rows
+    centroids = codebook.reshape(k, len(runs), -1).swapaxes(0, 1).reshape(len(runs) * k, -1)  # one look-up for all runs
+    step = max(1, LOOKED_UP // len(runs))
+    for start in range(0, len(codes), step):
+        at = codes[start : start + step].astype(np.intp) + k * np.arange(len(runs))
+        np.take(centroids, at, axis=0, out=rows[start : start + step].reshape(*at.shape, -1), mode="clip")
     return rows
 
 

@@ -20,7 +20,7 @@ from actors.codec.families.rotated import directions, norms
 from actors.codec.kernels import rotation
 from actors.codec.kernels.books import checked
 from actors.codec.kernels.halves import from_halves, to_halves, unit_of
-from actors.codec.kernels.packing import pack, unpack
+from actors.codec.kernels.packing import order, pack, spread, unpack
 from schemas.codec import CodecParams
 
 charge = scalar.charge
@@ -47,10 +47,28 @@ def decode(state: Arrays, codes: Arrays, params: CodecParams) -> NDArray[np.floa
     columns = int(state["columns"][0])
     signs = unpack(codes["codes"].astype(np.uint8, copy=False), 1, columns)
     turned = (signs * np.float32(2) - 1) / np.float32(sqrt(columns))  # o_bar
+    return rotation.rotate_back(turned, state, params) * _factors(state, codes)[:, None] + _centre(state)
+
+
+def turn(state: Arrays, queries: NDArray[np.float32], params: CodecParams) -> NDArray[np.float32]:
+    """(q, d + 1) for `products`: rotated, and what the centre adds to each."""
+    turned = rotation.rotate(queries, state, params)[:, order(1, queries.shape[1])]
+    return np.concatenate([turned, (queries @ _centre(state))[:, None]], axis=1)
+
+
+def products(state: Arrays, codes: Arrays, params: CodecParams, turned: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(q, n) inner products of queries with decoded rows."""
+    columns = int(state["columns"][0])
+    corners = np.array([-1, 1], np.float32) / np.float32(sqrt(columns))
+    vertices = spread(codes["codes"].astype(np.uint8, copy=False), corners, 1, columns)  # o_bar
+    return (turned[:, :columns] @ vertices.T) * _factors(state, codes) + turned[:, columns:]
+
+
+def _factors(state: Arrays, codes: Arrays) -> NDArray[np.float32]:
+    """(n,) |x - c| / <o_bar, o>."""
     halves = codes["scales"].astype(np.float16)
     length, cosine = from_halves(halves[:, 0], _unit(state)), halves[:, 1].astype(np.float32)
-    factor = np.divide(length, cosine, out=np.zeros_like(length), where=cosine > 0)
-    return rotation.rotate_back(turned, state, params) * factor[:, None] + _centre(state)
+    return np.divide(length, cosine, out=np.zeros_like(length), where=cosine > 0)
 
 
 def _unit(state: Arrays) -> NDArray[np.float32]:

@@ -20,7 +20,7 @@ from actors.codec.families import scalar
 from actors.codec.kernels import rotation
 from actors.codec.kernels.books import checked
 from actors.codec.kernels.halves import from_halves, to_halves, unit_of
-from actors.codec.kernels.packing import bits_of, pack, unpack
+from actors.codec.kernels.packing import bits_of, order, pack, spread, unpack
 from schemas.codec import CodecParams
 
 charge = scalar.charge
@@ -45,26 +45,33 @@ def encode(state: Arrays, rows: NDArray[np.float32], params: CodecParams) -> Arr
 
 
 def decode(state: Arrays, codes: Arrays, params: CodecParams) -> NDArray[np.float32]:
-    return _decoded(state, codes, params, back=True)
-
-
-def decode_turned(state: Arrays, codes: Arrays, params: CodecParams) -> NDArray[np.float32]:
-    """Rows as the rotation left them, whose products with rotated queries are those of decoded rows with queries."""
-    return _decoded(state, codes, params, back=False)
-
-
-def _decoded(state: Arrays, codes: Arrays, params: CodecParams, *, back: bool) -> NDArray[np.float32]:
     columns, bits, packed = int(state["columns"][0]), bits_of(params), codes["codes"].astype(np.uint8, copy=False)
     levels = gaussian_levels(bits) / np.float32(sqrt(columns))
-    length = from_halves(codes["scales"].astype(np.float16), state["unit"].astype(np.float32))
+    length = _lengths(state, codes)
     out = np.empty((len(packed), columns), np.float32)
     step = max(1, scalar.BLOCK_VALUES // columns)
     for start in range(0, len(packed), step):
         block = slice(start, start + step)
         turned = np.take(levels, unpack(packed[block], bits, columns), mode="clip")
-        rows = rotation.rotate_back(turned, state, params) if back else turned
-        np.multiply(rows, length[block, None], out=out[block])
+        np.multiply(rotation.rotate_back(turned, state, params), length[block, None], out=out[block])
     return out
+
+
+def turn(state: Arrays, queries: NDArray[np.float32], params: CodecParams) -> NDArray[np.float32]:
+    """(q, d) for `products`: rotating a query once saves rotating every row back."""
+    return rotation.rotate(queries, state, params)[:, order(bits_of(params), queries.shape[1])]
+
+
+def products(state: Arrays, codes: Arrays, params: CodecParams, turned: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(q, n) inner products of queries with decoded rows."""
+    columns, bits = int(state["columns"][0]), bits_of(params)
+    levels = gaussian_levels(bits) / np.float32(sqrt(columns))
+    directions = spread(codes["codes"].astype(np.uint8, copy=False), levels, bits, columns)
+    return (turned @ directions.T) * _lengths(state, codes)
+
+
+def _lengths(state: Arrays, codes: Arrays) -> NDArray[np.float32]:
+    return from_halves(codes["scales"].astype(np.float16), state["unit"].astype(np.float32))
 
 
 def norms(rows: NDArray[np.float32]) -> NDArray[np.float32]:

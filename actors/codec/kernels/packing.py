@@ -12,6 +12,7 @@ from actors.codec.base import CodecError
 from schemas.codec import CodecParams
 
 RUNS = 8  # codes that share `bits` bytes
+SPREAD_VALUES = 1 << 18  # looked up at a time: 1 MiB of float32
 
 
 def bits_of(params: CodecParams) -> int:
@@ -58,3 +59,33 @@ def unpack(packed: NDArray[np.uint8], bits: int, columns: int) -> NDArray[np.uin
         if shift + bits != 8:
             codes &= mask
     return runs.reshape(n, RUNS * width)[:, :columns]
+
+
+def spread(packed: NDArray[np.uint8], values: NDArray[np.float32], bits: int, columns: int) -> NDArray[np.float32]:
+    """(n, d) values[code] of each code, columns in `order`. Bytes that hold whole codes are looked up as they are, in a
+    third of the time of unpacking them first."""
+    out = np.empty((len(packed), columns), np.float32)
+    whole, step = _whole(bits, columns), max(1, SPREAD_VALUES // columns)
+    if whole:
+        per = np.arange(8 // bits)
+        values = values[np.arange(256)[:, None] >> (bits * per) & (2**bits - 1)]  # (256, codes a byte)
+    for start in range(0, len(packed), step):
+        some = packed[start : start + step]
+        if whole:
+            part = out[start : start + step].reshape(len(some), -1, 8 // bits)
+            np.take(values, some, axis=0, out=part, mode="clip")
+        else:
+            np.take(values, unpack(some, bits, columns), out=out[start : start + step], mode="clip")
+    return out
+
+
+def order(bits: int, columns: int) -> NDArray[np.intp]:
+    """(d,) the column of each value that `spread` gives."""
+    if not _whole(bits, columns):
+        return np.arange(columns)
+    return np.arange(columns).reshape(bits, 8 // bits, columns // RUNS).transpose(0, 2, 1).ravel()
+
+
+def _whole(bits: int, columns: int) -> bool:
+    """Whether each byte is of whole codes, all of them columns."""
+    return 8 % bits == 0 and columns % RUNS == 0
