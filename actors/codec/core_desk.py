@@ -76,10 +76,10 @@ def holds_for(certificate: Certificate, document: CodecDocument) -> bool:
     )
 
 
-def oversample(document: CodecDocument) -> int:
-    """What a column was certified with."""
+def column_gate(document: CodecDocument) -> ColumnGate:
+    """What a column was certified by."""
     gate = document.certificate.gate if document.certificate else None
-    return gate.oversample if isinstance(gate, ColumnGate) else ColumnGate().oversample
+    return gate if isinstance(gate, ColumnGate) else ColumnGate()
 
 
 def misplaced(command: GraduateCodec, document: CodecDocument, index: IndexDocument | None) -> str | None:

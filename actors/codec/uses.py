@@ -66,7 +66,9 @@ class Uses:
         }
         expected = before[1] if before else None
         if command.index is not None:
-            user = IndexCodecDocument(index=command.index, oversample=core_desk.oversample(document), **place)
+            gate = core_desk.column_gate(document)
+            candidates = gate.k * gate.oversample
+            user = IndexCodecDocument(index=command.index, oversample=gate.oversample, candidates=candidates, **place)
             await self._registry.save(command.index, user, expected=expected)
         elif command.profile is not None:
             profile = ProfileCodecDocument(profile=command.profile, **place)

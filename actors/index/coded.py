@@ -36,19 +36,23 @@ class CodedVectors:
         vectors: VectorSet,
         codes: Codes,
         oversample: int,
+        least: int = 0,
         squares: NDArray[np.float32] | None = None,
     ) -> None:
+        """oversample: candidates per hit that are rescored; least: so many in any case."""
         self.codec = codec
         self.vectors = vectors
         self._codes = codes
         self._oversample = oversample
+        self._least = least
         self._squares = squares  # (n,) lengths of decoded rows, where the metric is l2
 
     @classmethod
-    def of(cls, coded: CodedRows, vectors: VectorSet, oversample: int) -> "CodedVectors":
+    def of(cls, coded: CodedRows, vectors: VectorSet, oversample: int, least: int = 0) -> "CodedVectors":
         """An artifact's codes for today's vectors: stored ones where there are, made anew for rows that came since.
         Where the artifact is of other vectors (its index was made anew, say), all are made anew."""
-        made = cls(coded.codec, VectorSet(-1, coded.rows, vectors.vectors[:0], vectors.metric), coded.codes, oversample)
+        stored_for = VectorSet(-1, coded.rows, vectors.vectors[:0], vectors.metric)
+        made = cls(coded.codec, stored_for, coded.codes, oversample, least)
         made._squares = made._measured()
         common = np.intersect1d(coded.rows, vectors.rows)[:: max(1, len(coded.rows) // CHECKED_ROWS)]
         again = made.codec.encode(_gathered(vectors, vectors.positions(common))) if len(common) else {}
@@ -89,12 +93,12 @@ class CodedVectors:
                 codes[name][some] = array
             if squares is not None:
                 squares[some] = self.codec.squares(coded)
-        return CodedVectors(self.codec, vectors, codes, self._oversample, squares)
+        return CodedVectors(self.codec, vectors, codes, self._oversample, self._least, squares)
 
     def search(self, queries: NDArray[np.float32], k: int, among: NDArray[np.int64] | None = None) -> Neighbours:
         """The k nearest rows, among those at the given positions if any are given; distances are exact."""
         queries = hnsw.normalise(queries) if self.vectors.metric == "cosine" else queries
-        positions = self._candidates(queries, k * self._oversample, among)  # (q, c)
+        positions = self._candidates(queries, max(k * self._oversample, self._least), among)  # (q, c)
         count = min(k, positions.shape[1])
         rows, distances = np.empty((len(queries), count), np.int64), np.empty((len(queries), count), np.float32)
         for line, some in enumerate(positions):

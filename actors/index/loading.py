@@ -132,7 +132,7 @@ class Loader:
         try:
             coded = await self._codecs.load(document)
             try:
-                make = partial(CodedVectors.of, coded, index.vectors, document.oversample)
+                make = partial(CodedVectors.of, coded, index.vectors, document.oversample, document.candidates)
                 codes = await anyio.to_thread.run_sync(make)
                 await index.swap_codes(codes, document, found[0] if found else None, self._clock.now())
             except ValueError:

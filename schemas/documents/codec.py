@@ -50,6 +50,7 @@ class IndexCodecDocument(Document, frozen=True, kw_only=True, tag="index_codec")
     bucket: BucketName
     manifest_sha256: Sha256
     oversample: int  # candidates per hit that are rescored exactly, as certified
+    candidates: int  # so many at least: a certificate for ten hits says nothing of one by fewer
     since: Timestamp
 
 

@@ -270,6 +270,7 @@ async def test_a_certified_artifact_graduates_is_kept_and_withdrawn(setting: Set
     found = await setting.registry.load(IndexCodecDocument, "docs")
     assert found is not None
     assert (found[0].artifact, found[0].manifest_sha256) == ("small", sha256)
+    assert (found[0].oversample, found[0].candidates) == (10, 100)  # its gate's: recall@10
 
     no = refusal(await setting.ask(DropCodec("small")))
     assert (no.status, "index docs" in no.reason) == ("conflict", True)

@@ -70,6 +70,19 @@ def test_candidates_are_those_nearest_by_decoded_vectors_and_told_exactly(metric
             np.testing.assert_allclose(distances[line], told[0], rtol=1e-6)
 
 
+def test_fewer_hits_come_from_as_many_candidates_as_were_certified() -> None:
+    stored = vectors("cosine")
+    made = artifact(CodecParams(family="rabitq", rotation="hadamard"), stored)
+    queries = np.random.default_rng(2).standard_normal((50, DIM), dtype=np.float32)
+    truth = stored.exact(queries, 1)[0]
+    found = CodedVectors.of(made, stored, 1, 100).search(queries, 1)[0]
+    fewer = CodedVectors.of(made, stored, 1).search(queries, 1)[0]
+    assert np.mean(found == truth) > 0.95 > np.mean(fewer == truth)
+    later = VectorSet(2, stored.rows[1:], stored.vectors[1:], "cosine")
+    again = CodedVectors.of(made, stored, 1, 100).at(later).search(queries, 1)[0]
+    assert np.mean(again == later.exact(queries, 1)[0]) > 0.95
+
+
 @pytest.mark.parametrize("columns", [32, 33, 40])
 @pytest.mark.parametrize(
     "params",
