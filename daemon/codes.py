@@ -6,7 +6,6 @@ import anyio.to_thread
 import numpy as np
 
 from actors.codec.artifact import CodedColumn, open_column
-from actors.codec.base import CodecError
 from actors.codec.store import ArtifactStore
 from actors.codec_ports import CodedRows
 from actors.errors import CorruptState
@@ -39,6 +38,6 @@ class ArtifactCodecs:
                 raise CorruptState(f"codec {document.artifact!r} isn't the one that graduated: withdraw it")
             column = await anyio.to_thread.run_sync(open_column, folder)
             rows = await anyio.to_thread.run_sync(np.load, folder / "extra" / "rows.npy")
-        except (CodecError, FileNotFoundError) as error:
+        except (ValueError, FileNotFoundError) as error:
             raise CorruptState(f"codec {document.artifact!r} can't be read: {error}") from error
         return CodedRows(ColumnCodec(document.artifact, column), rows, column.codes)

@@ -314,11 +314,17 @@ async def test_a_restart_serves_by_codes_and_a_damaged_artifact_by_the_graph(tmp
     async with house.running():
         assert (await house.bus.ask(GetIndexStats("docs"))).codec == "small"
         assert (await house.ids("docs", vectors[12], 1)) == ["r12"]
-    (tmp_path / "primary" / "codecs" / "small" / "tensors" / "000000.safetensors").write_bytes(b"damaged")
-    async with house.running():
-        stats = await house.bus.ask(GetIndexStats("docs"))
-        assert (stats.codec, stats.generation) == (None, 1)
-        assert (await house.ids("docs", vectors[12], 1)) == ["r12"]
+    artifact = tmp_path / "primary" / "codecs" / "small"
+    for damaged in (
+        artifact / "tensors" / "000000.safetensors",
+        artifact / "extra" / "rows.npy",
+        artifact / "manifest.json",
+    ):
+        damaged.write_bytes(b"damaged")
+        async with house.running():
+            stats = await house.bus.ask(GetIndexStats("docs"))
+            assert (stats.codec, stats.generation) == (None, 1)
+            assert (await house.ids("docs", vectors[12], 1)) == ["r12"]
 
 
 async def test_codes_of_other_vectors_are_made_anew(house: IndexHouse) -> None:
