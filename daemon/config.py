@@ -19,12 +19,13 @@ from msgspec import Meta
 from actors.autotune.config import AgentConfig
 from actors.codec.config import CodecConfig
 from actors.index.config import IndexConfig
-from actors.ingest.config import IngestConfig
+from actors.ingest.config import IngestConfig, SourceConfig
 from actors.profile.config import SlotConfig
 from daemon.embedding.config import EmbeddingConfig
 from daemon.http.config import HttpConfig
 from daemon.models.config import ModelsConfig
 from schemas.names import BucketName
+from schemas.secret import decode_hook
 
 ENV_PREFIX = "LAKEHOUSE_"
 DEFAULT_FILE = "lakehouse.toml"
@@ -105,6 +106,7 @@ class Config(Section, frozen=True):
     slot: SlotConfig = SlotConfig()
     codec: CodecConfig = CodecConfig()
     log: LogConfig = LogConfig()
+    sources: list[SourceConfig] = []
 
     @property
     def state_dir(self) -> Path:
@@ -139,6 +141,7 @@ def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> C
             tree.setdefault(section, {}).update(values)
         config = _decode(tree, "the environment")
     _check_buckets(config, str(file or DEFAULT_FILE))
+    _check_sources(config, str(file or DEFAULT_FILE))
     base = file.parent if file else Path.cwd()
     state_dir = str((base / Path(config.daemon.state_dir).expanduser()).resolve())
     return msgspec.structs.replace(config, daemon=msgspec.structs.replace(config.daemon, state_dir=state_dir))
@@ -166,7 +169,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 def _decode(tree: dict[str, Any], origin: str) -> Config:
     try:
-        return msgspec.convert(tree, Config)
+        return msgspec.convert(tree, Config, dec_hook=decode_hook)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{origin}: {_explain(str(error))}") from None
 
@@ -204,7 +207,7 @@ def _struct_at(path: str) -> type[msgspec.Struct] | None:
 def _overrides(environ: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     """LAKEHOUSE_AGENT__EPSILON=0.1 as {"agent": {"epsilon": 0.1}}; lists are written as JSON."""
     found: dict[str, dict[str, Any]] = {}
-    sections = {f.name: f.type for f in msgspec.structs.fields(Config)}
+    sections = {f.name: f.type for f in msgspec.structs.fields(Config) if get_origin(f.type) is None}
     names = {
         f"{ENV_PREFIX}{section}__{field.name}".upper(): (section, field)
         for section, struct in sections.items()
@@ -246,3 +249,10 @@ def _check_buckets(config: Config, origin: str) -> None:
                 f'{origin}: storage.profile_root "{root}" is the bucket "{bucket.name}" itself; '
                 f'name a place of its own, such as "{root.rstrip("/")}/profiles"'
             )
+
+
+def _check_sources(config: Config, origin: str) -> None:
+    names = [source.name for source in config.sources]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f'{origin}: sources names "{name}" twice')

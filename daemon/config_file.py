@@ -7,7 +7,7 @@ import ast
 import inspect
 import json
 from functools import cache
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import msgspec
 
@@ -25,10 +25,19 @@ EXAMPLE_BUCKETS = (
 )
 
 
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "sources": {"name": "shop", "dsn_env": "SHOP_DSN", "dsn": "", "table": "public.products", "dataset": "products"},
+}
+"""What the examples of arrays of tables say where there is no default."""
+
+
 def render() -> str:
     """The documented default file. Decoding it as it stands gives the defaults."""
     parts = [HEAD]
     for section in msgspec.structs.fields(Config):
+        if get_origin(section.type) is list:
+            parts.append("\n".join(_array(section.name, get_args(section.type)[0])) + "\n")
+            continue
         lines = [f"[{section.name}]"]
         for field in msgspec.structs.fields(section.type):
             help_text = attribute_help(section.type)[field.name]
@@ -75,3 +84,13 @@ def _default(field: msgspec.structs.FieldInfo) -> Any:
 def _table(name: str, struct: msgspec.Struct) -> list[str]:
     values = {f: getattr(struct, f) for f in struct.__struct_fields__}
     return [f"[[{name}]]", *(f"{key} = {toml_value(value)}" for key, value in values.items() if value != {})]
+
+
+def _array(name: str, struct: type[msgspec.Struct]) -> list[str]:
+    """An array of tables: an example of each key, all of it commented out."""
+    lines = [f"# [[{name}]]"]
+    for field in msgspec.structs.fields(struct):
+        shown = EXAMPLES[name].get(field.name, field.default)
+        lines.append(f"# {field.name} = {toml_value('' if shown is None else shown)}")
+        lines.extend(f"#   {line}" for line in attribute_help(struct)[field.name].splitlines())
+    return lines

@@ -25,6 +25,7 @@ from schemas.events.base import (
     subject_of,
     tag_of,
 )
+from schemas.secret import schema_hook
 
 SCHEMAS = "#/components/schemas/{name}"
 
@@ -82,7 +83,7 @@ def asyncapi(actors: Sequence[type[Actor]], *, version: str = "0.1.0") -> dict[s
     for kind in taken:
         answers.update(replies_of(kind))
     messages = sorted(said | taken | answers, key=tag_of)
-    _, schemas = msgspec.json.schema_components(messages, ref_template=SCHEMAS)
+    _, schemas = msgspec.json.schema_components(messages, ref_template=SCHEMAS, schema_hook=schema_hook)
 
     channels: dict[str, Any] = {}
     operations: dict[str, Any] = {}

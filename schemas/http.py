@@ -35,6 +35,7 @@ from schemas.names import (
     VectorBackend,
 )
 from schemas.profile import Adapter
+from schemas.secret import Secret
 
 
 class Body(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -156,6 +157,21 @@ class IngestFileBody(Body, frozen=True):
     id_column: str | None = None
     vector_column: str | None = None
     source: str | None = None
+
+
+class IngestDatabaseBody(Body, frozen=True):
+    """A table or query of a database: of `dsn`, or of a `source` that lakehouse.toml names."""
+
+    dsn: Secret | None = None
+    source: str | None = None
+    table: str | None = None
+    query: str | None = None
+    dataset: DatasetName | None = None
+    bucket: BucketName | None = None
+    id_column: str | None = None
+    vector_column: str | None = None
+    mode: IngestMode | None = None
+    cursor: str | None = None
 
 
 class UpsertBody(Body, frozen=True):

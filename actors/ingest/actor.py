@@ -11,13 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import anyio
+import msgspec
 from anyio import to_thread
 
-from actors.base import Actor, Origin, concurrent, handles
+from actors.base import Actor, Origin, concurrent, every, handles
 from actors.errors import Conflict
-from actors.ingest.config import IngestConfig
+from actors.ingest.config import IngestConfig, SourceConfig
 from actors.ingest.core import BadFile, format_of
-from actors.ingest.loading import Job, Loading, Said, rejects_of
+from actors.ingest.databases.opening import database_request, open_database, resolved
+from actors.ingest.loading import Job, Loading, Said, marks_of, rejects_of
 from actors.ingest.paths import allowed_file
 from actors.ingest.readers import Reader, open_reader
 from actors.ingest.readers.records import RecordsReader
@@ -34,6 +36,7 @@ from schemas.events.dataset import (
     DeleteRows,
     DropDataset,
     GetDataset,
+    IngestDatabase,
     IngestFile,
     IngestRejected,
     IngestReport,
@@ -58,8 +61,14 @@ class Ingest(Actor):
         clock: Clock,
         config: IngestConfig,
         uploads: Path,
+        sources: Sequence[SourceConfig] = (),
     ) -> None:
         """uploads: a folder whose files may be read besides those under the allowed roots."""
+        self._sources = sources
+        self._clock = clock
+        self._due = {source.name: 0.0 for source in sources if source.every_s}  # when each is read next, monotonic
+        self._under_way: set[str] = set()
+        self.wake_s = 1.0 if self._due else 0.0
         self._tables = tables
         self._registry = registry
         self._buckets = buckets
@@ -85,12 +94,59 @@ class Ingest(Actor):
             dataset=command.dataset,
             mode=command.mode,
             source=command.source or command.path,
-            open=lambda: self._open(command, buckets),
+            open=lambda _: self._open(command, buckets),
             bucket=command.bucket,
             id_column=command.id_column,
             vector_column=command.vector_column,
         )
         return await self._load(job, origin)
+
+    @handles
+    @concurrent(2)
+    async def on_database(
+        self, command: IngestDatabase, origin: Origin
+    ) -> Sequence[DatasetAppended | IngestRejected | IngestReport | Refusal]:
+        if command.dsn is not None and not origin.asked:
+            return [Refusal("forbidden", "a DSN was published: what is published is stored, with its password",
+                            "name the server as a [[sources]] of lakehouse.toml and publish its name, "
+                            "or POST /ingest/db; and change the password")]  # fmt: skip
+        try:
+            command = resolved(command, self._sources)
+            if command.dataset is None:
+                raise BadFile("a dataset is needed, for the rows to go to", "name `dataset`")
+            request = await to_thread.run_sync(
+                lambda: database_request(command, self._sources, self._config, command.server)
+            )
+            if command.bucket is not None and command.bucket not in (known := await self._buckets.names()):
+                raise BadFile(f"there is no bucket {command.bucket}", f"buckets: {', '.join(known)}", "not_found")
+        except BadFile as error:
+            return [error.refusal]
+        job = Job(
+            dataset=command.dataset,
+            mode=command.mode or "append",
+            source=request.shown,
+            open=lambda mark: open_database(msgspec.structs.replace(request, after=mark)),
+            bucket=command.bucket,
+            id_column=command.id_column,
+            vector_column=command.vector_column,
+            mark_key=request.mark_key if command.cursor else None,
+            may_be_empty=command.mode != "replace",
+        )
+        if command.source is not None:
+            self._under_way.add(command.source)
+        try:
+            return await self._load(job, origin)
+        finally:
+            self._under_way.discard(command.source or "")
+
+    @every("wake_s")
+    async def on_wake(self) -> Sequence[IngestDatabase]:
+        """Read the sources whose time has come; one that is still being read is left alone."""
+        now = self._clock.monotonic()
+        due = [source for source in self._sources if source.name in self._due and self._due[source.name] <= now]
+        for source in due:
+            self._due[source.name] = now + source.every_s
+        return [IngestDatabase(source=source.name) for source in due if source.name not in self._under_way]
 
     @handles
     @concurrent(4)
@@ -100,7 +156,7 @@ class Ingest(Actor):
         if (await self._loading.known(command.dataset)).dataset is None:
             return [_unknown(command.dataset)]
         rows = RecordsReader(command.rows, "rows")
-        return await self._load(Job(command.dataset, "upsert", "rows", lambda: rows), origin)
+        return await self._load(Job(command.dataset, "upsert", "rows", lambda _: rows), origin)
 
     @handles
     @concurrent(4)
@@ -119,7 +175,8 @@ class Ingest(Actor):
             rows = await self._tables.find(table, document.id_column, command.ids, version=known.state.version)
             state = known.state
             if len(rows):
-                note = CommitInfo(0, 0, "delete", 0, origin.id, source="delete")
+                marks = await marks_of(self._tables, known)
+                note = CommitInfo(0, 0, "delete", 0, origin.id, source="delete", marks=marks)
                 state = await self._tables.commit(table, (), note, remove=rows, schema=state.schema)
             return [RowsDeleted(command.dataset, document.bucket, state.version, len(rows), state.rows)]
 

@@ -102,7 +102,7 @@ class Dataset(msgspec.Struct, frozen=True):
         return tuple(
             Column(
                 field.name,
-                stored_type(field.type),
+                field.type if pa.types.is_integer(field.type) else stored_type(field.type),
                 roles[field.name].role if field.name in roles else _role(field.type),
                 roles[field.name].dim if field.name in roles else None,
             )

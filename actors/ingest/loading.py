@@ -52,10 +52,12 @@ class Job(msgspec.Struct, frozen=True):
     dataset: DatasetName
     mode: IngestMode
     source: str  # what lineage and rejects call it
-    open: Callable[[], Reader]  # called in a thread; raises BadFile
+    open: Callable[[str | None], Reader]  # takes the mark; called in a thread; raises BadFile
     bucket: BucketName | None = None
     id_column: str | None = None
     vector_column: str | None = None
+    mark_key: str | None = None  # under which the source's high-water mark is kept; None: it has none
+    may_be_empty: bool = False  # nothing new is no mistake
 
 
 class Known(msgspec.Struct, frozen=True):
@@ -77,6 +79,15 @@ def table_of(bucket: BucketName, dataset: DatasetName) -> TableRef:
 
 def rejects_of(bucket: BucketName, dataset: DatasetName) -> TableRef:
     return TableRef(bucket, f"datasets/{dataset}/rejects")
+
+
+async def marks_of(tables: Tables, known: Known) -> dict[str, str]:
+    """How far the cursors over sources have come: each commit carries all of them on."""
+    if known.dataset is None:
+        return {}
+    document = known.dataset.document
+    commits = await tables.history(TableRef(document.bucket, document.path), 1)
+    return commits[0].marks if commits else {}
 
 
 class Loading:
@@ -137,29 +148,40 @@ class Loading:
         async with self._reporting(job, origin, meter):
             dataset = known.dataset
             id_column = dataset.document.id_column if dataset else job.id_column
-            look = await to_thread.run_sync(_look, job, id_column)
-            plan = core.plan(look.survey.columns, dataset, job.id_column, cells_decide=look.survey.cells_decide)
-            scanned = 0 if job.mode == "replace" else known.rows
-            stage = Stage(self._folder, plan, origin.id, job.source, look.survey.rows + scanned)
+            marks = await marks_of(self._tables, known)
+            look = await to_thread.run_sync(_look, job, id_column, marks.get(job.mark_key or ""))
             try:
-                await to_thread.run_sync(stage.fill, look.reader, meter)
-                if look.stamp != _stamp(look.reader.path):
-                    raise BadFile(f"{job.source} changed while it was read", "ingest it again", "conflict")
-                if scanned:
-                    await self._scan(stage, known)
-                rewrite = core.rewrites(job.mode, plan.generated_id)
-                allowed = self._config.max_rejected_share
-                await to_thread.run_sync(lambda: stage.settle(rewrite=rewrite, allowed=allowed))
-                return await self._commit(job, origin, known, stage, look.digest, meter)
+                plan = core.plan(look.survey.columns, dataset, job.id_column, cells_decide=look.survey.cells_decide)
+                scanned = 0 if job.mode == "replace" else known.rows
+                stage = Stage(self._folder, plan, origin.id, job.source, look.survey.rows + scanned)
+                try:
+                    await to_thread.run_sync(stage.fill, look.reader, meter)
+                    if look.stamp != _stamp(look.reader.path):
+                        raise BadFile(f"{job.source} changed while it was read", "ingest it again", "conflict")
+                    if scanned:
+                        await self._scan(stage, known)
+                    rewrite = core.rewrites(job.mode, plan.generated_id)
+                    allowed = self._config.max_rejected_share
+                    await to_thread.run_sync(lambda: stage.settle(rewrite=rewrite, allowed=allowed))
+                    if job.mark_key is not None and look.reader.mark is not None:
+                        marks = {**marks, job.mark_key: look.reader.mark}
+                    return await self._commit(job, origin, known, stage, look, marks, meter)
+                finally:
+                    with anyio.CancelScope(shield=True):
+                        await to_thread.run_sync(stage.close)
             finally:
                 with anyio.CancelScope(shield=True):
-                    await to_thread.run_sync(stage.close)
+                    await to_thread.run_sync(look.reader.close)
 
     async def _commit(
-        self, job: Job, origin: Origin, known: Known, stage: Stage, digest: Sha256 | None, meter: Meter
+        self, job: Job, origin: Origin, known: Known, stage: Stage, look: "_Look", marks: dict[str, str], meter: Meter
     ) -> list[Said]:
         assert stage.repeats is not None
         added = stage.stored_rows
+        warnings = list(look.reader.warnings)
+        if stage.seen == 0 and job.may_be_empty and known.state is not None:
+            report = IngestReport(origin.id, job.dataset, known.state.version, 0, known.rows, 0, [], warnings)
+            return [report]
         refusal = core.too_many_rejected(
             stage.seen - stage.rejected, stage.rejected, self._config.max_rejected_share, stage.first
         )
@@ -179,14 +201,15 @@ class Loading:
             rows=0,
             message=origin.id,
             source=job.source,
-            sha256=digest,
+            sha256=look.digest,
             rejected=stage.rejected,
+            marks=marks,
         )
         if stage.rejected:
             await self._tables.commit(
                 rejects_of(bucket, job.dataset),
                 stage.refused(),
-                msgspec.structs.replace(note, message=f"{origin.id}/rejects", operation="append", rejected=0),
+                msgspec.structs.replace(note, message=f"{origin.id}/rejects", operation="append", rejected=0, marks={}),
                 schema=REJECTS,
             )
         replaced = 0
@@ -201,7 +224,9 @@ class Loading:
                 replace=job.mode == "replace",
                 schema=stage.plan.schema,
             )
-        report = IngestReport(origin.id, job.dataset, state.version, added, state.rows, stage.rejected, stage.first)
+        report = IngestReport(
+            origin.id, job.dataset, state.version, added, state.rows, stage.rejected, stage.first, warnings
+        )
         return self._say(job, origin, bucket, report, replaced, changed=added > 0)
 
     async def _appended(self, job: Job, origin: Origin, known: Known, done: CommitInfo) -> list[Said]:
@@ -302,10 +327,10 @@ class _Look(msgspec.Struct, frozen=True):
     stamp: tuple[int, ...]
 
 
-def _look(job: Job, id_column: str | None) -> _Look:
-    reader = job.open()
+def _look(job: Job, id_column: str | None, mark: str | None) -> _Look:
+    reader = job.open(mark)
     stamp = _stamp(reader.path)
-    survey = reader.survey(job.vector_column, id_column)
+    survey = reader.survey(job.vector_column, id_column)  # closes what it opened when it raises
     digest = None
     if reader.path is not None:
         with reader.path.open("rb") as file:

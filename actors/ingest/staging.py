@@ -6,6 +6,7 @@ in another, ids in partitions (keyspill.py, which says what a row takes). All of
 folder, which goes when the stage is closed; after a crash `Ingest.start` removes it.
 """
 
+import math
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -78,8 +79,8 @@ class Stage:
 
     def fill(self, reader: Reader, meter: Meter) -> None:
         """Take in a whole file. Raises BadFile, Stopped."""
-        meter.phase, meter.total = "read", reader.size
-        limit = max(ALWAYS_UNFOLDED, MOST_UNFOLDED * reader.size)
+        meter.phase, meter.total, meter.unit = "read", reader.size, reader.unit
+        limit = max(ALWAYS_UNFOLDED, MOST_UNFOLDED * reader.size) if reader.unit == "bytes" else math.inf
         unfolded = 0
         for chunk in reader.chunks(self.plan.read):
             unfolded += sum(array.nbytes for array in chunk.arrays.values())
@@ -90,7 +91,7 @@ class Stage:
                     "too_large",
                 )
             self._add(chunk)
-            meter.move(chunk.bytes_read)
+            meter.move(chunk.read)
         self._rows_out.close()
 
     def add_stored(self, ids: pa.Array, rows: NDArray[np.int64]) -> None:

@@ -16,6 +16,7 @@ from actors.base import Origin
 from actors.errors import Poison
 from schemas.events.base import Message, Reply, concrete, kind_of, subject_of
 from schemas.names import MessageId, Timestamp
+from schemas.secret import decode_hook, encode_hook
 
 M = TypeVar("M", bound=Message)
 Headers = Mapping[str, str]
@@ -32,7 +33,7 @@ HEADROOM = 4096
 """Bytes of the server's max_payload that headers may need: a message with headers over it
 closes the nats-py client for good."""
 
-_encoder = msgspec.json.Encoder()
+_encoder = msgspec.json.Encoder(enc_hook=encode_hook)
 _decoders: dict[Any, msgspec.json.Decoder[Any]] = {}
 _by_subject: dict[str, type[Message]] = {}
 
@@ -51,7 +52,7 @@ def decode_any(kinds: tuple[type[Message], ...], body: bytes) -> Message:
     """As `decode`, for a body that is one of several types; its `type` field says which."""
     decoder = _decoders.get(kinds)
     if decoder is None:
-        decoder = _decoders[kinds] = msgspec.json.Decoder(Union[kinds])  # noqa: UP007
+        decoder = _decoders[kinds] = msgspec.json.Decoder(Union[kinds], dec_hook=decode_hook)  # noqa: UP007
     try:
         return decoder.decode(body)  # type: ignore[no-any-return]
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -7,6 +7,7 @@ from cyclopts import App, Parameter
 
 from daemon.cli.client import Client, segment
 from daemon.cli.connection import Connection
+from daemon.cli.database import read_database
 from daemon.cli.errors import WRONG_USE, CliError
 from daemon.cli.output import Json, console, moment, print_facts, print_json, print_json_line, print_table, size
 
@@ -19,13 +20,18 @@ Name = Annotated[str, Parameter(help="The dataset.")]
 
 
 def ingest(
-    files: Annotated[list[str], Parameter(name="FILE", negative="")],
+    files: Annotated[list[str] | None, Parameter(name="FILE", negative="")] = None,
     /,
     *,
-    dataset: str,
+    dataset: str | None = None,
+    dsn: Annotated[str | None, Parameter(name="--from")] = None,
+    source: str | None = None,
+    table: str | None = None,
+    query: str | None = None,
+    cursor: str | None = None,
     id_column: Annotated[str | None, Parameter(name=["--id", "--id-column"])] = None,
     vector_column: str | None = None,
-    mode: Literal["append", "upsert", "replace"] = "append",
+    mode: Literal["append", "upsert", "replace"] | None = None,
     format: Literal["csv", "jsonl", "parquet", "arrow"] | None = None,
     bucket: str | None = None,
     on_server: Annotated[bool, Parameter(negative="")] = False,
@@ -33,7 +39,7 @@ def ingest(
     json: Json = False,
     to: Connection = Connection(),
 ) -> None:
-    """Read files into a dataset, making it when it is new.
+    """Read files, or a table or query of a database, into a dataset, making it when it is new.
 
     Parameters
     ----------
@@ -41,6 +47,17 @@ def ingest(
         CSV, JSON lines, Parquet or Arrow files.
     dataset
         Where the rows go.
+    dsn
+        Database to read, instead of files: postgresql://user:password@host/database or mysql://…;
+        @FILE reads the DSN from a file, - from standard input, so that no other user sees it.
+    source
+        One of the [[sources]] of the daemon's lakehouse.toml.
+    table
+        Table to read.
+    query
+        Query to read.
+    cursor
+        A column that only grows: read what came after the last run.
     id_column
         Column that identifies a row; default a hash of its content.
     vector_column
@@ -59,7 +76,7 @@ def ingest(
     from daemon.cli.progress import Steps
 
     client = Client(to)
-    given = {
+    given: dict[str, str | None] = {
         "dataset": dataset,
         "id_column": id_column,
         "vector_column": vector_column,
@@ -68,6 +85,19 @@ def ingest(
         "bucket": bucket,
     }
     fields = {name: value for name, value in given.items() if value is not None}
+    if dsn is not None or source is not None:
+        if files or format:
+            raise CliError("Files and a database are both named.", "read one after the other", WRONG_USE)
+        asked = {"source": source, "table": table, "query": query, "cursor": cursor}
+        fields.update((name, value) for name, value in asked.items() if value is not None)
+        report = read_database(client, fields, dsn, source)
+        print_json_line(report) if json else _print_report(table or source or "query", report)
+        return
+    if not files or dataset is None:
+        what = "No file is named." if not files else "Parameter --dataset is missing."
+        raise CliError(what, "lakehouse ingest FILE --dataset NAME; or --from DSN --table TABLE", WRONG_USE)
+    if table or query or cursor:
+        raise CliError("--table, --query and --cursor are of databases.", "name one with --from or --source", WRONG_USE)
     if not on_server:
         for missing in (file for file in files if not Path(file).is_file()):
             raise CliError(f"{missing} is no file.", "--on-server reads a path of the daemon's machine", WRONG_USE)
@@ -110,6 +140,8 @@ def _print_report(file: str, report: dict[str, Any]) -> None:
         soft_wrap=True,
         markup=False,
     )
+    for warning in report.get("warnings", []):
+        console.print(f"  {warning}", style="yellow", markup=False)
     for row in report.get("rejects", []):
         where = ", ".join(filter(None, (f"line {row['line']}", row["column"])))
         console.print(f"  {where}: {row['reason']}", style="yellow", markup=False)

@@ -12,6 +12,7 @@ import msgspec
 from msgspec import inspect
 
 from daemon.http.errors import HttpError
+from schemas.secret import decode_hook
 
 _PATH = re.compile(r" - at `(\$.*)`$")
 _UNKNOWN = re.compile(r"unknown field `([^`]*)`")
@@ -28,7 +29,7 @@ S = TypeVar("S", bound=msgspec.Struct)
 
 def body_decoder(kind: type[S]) -> Callable[[bytes], S]:
     """Decodes a JSON body. Raises HttpError (malformed, invalid), msgspec.DecodeError."""
-    decode = msgspec.json.Decoder(kind).decode
+    decode = msgspec.json.Decoder(kind, dec_hook=decode_hook).decode
 
     def decoder(raw: bytes) -> S:
         try:
@@ -42,7 +43,7 @@ def body_decoder(kind: type[S]) -> Callable[[bytes], S]:
 def converted(values: Mapping[str, str], kind: type[S]) -> S:
     """Path and query parameters, or form fields. Raises HttpError (malformed, invalid)."""
     try:
-        return msgspec.convert(values, kind, strict=False)
+        return msgspec.convert(values, kind, strict=False, dec_hook=decode_hook)
     except msgspec.ValidationError as error:
         raise _refused(error, kind) from error
 

@@ -10,6 +10,7 @@ import msgspec
 from daemon.http.guard import OPEN_PATHS
 from daemon.http.route import Route
 from schemas.http import ErrorBody
+from schemas.secret import schema_hook
 
 REF = "#/components/schemas/{name}"
 
@@ -17,7 +18,7 @@ REF = "#/components/schemas/{name}"
 def document(routes: Sequence[Route], version: str) -> dict[str, Any]:
     """The whole document as plain values."""
     types = [ErrorBody, *_types(routes)]
-    schemas, components = msgspec.json.schema_components(types, ref_template=REF)
+    schemas, components = msgspec.json.schema_components(types, ref_template=REF, schema_hook=schema_hook)
     by_type = dict(zip(types, schemas, strict=True))
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:

@@ -19,6 +19,7 @@ from daemon.bus.letters import DeadLetters
 from daemon.http.config import HttpConfig
 from daemon.metrics import Metrics
 from schemas.events.base import Request
+from schemas.secret import decode_hook, encode_hook
 
 P = TypeVar("P")
 B = TypeVar("B")
@@ -144,4 +145,5 @@ class Route:
 def message(kind: type[M], body: msgspec.Struct, **more: Any) -> M:
     """The bus message with a body's fields. Raises TypeError when the two don't fit."""
     fields = {name: value for name in kind.__struct_fields__ if (value := getattr(body, name, more)) is not more}
-    return msgspec.convert({**msgspec.to_builtins(fields), **more}, kind)
+    builtins = msgspec.to_builtins(fields, enc_hook=encode_hook)
+    return msgspec.convert({**builtins, **more}, kind, dec_hook=decode_hook)

@@ -6,6 +6,7 @@ import msgspec
 
 from schemas.events.base import Event, Query, Reply, Request
 from schemas.names import BucketName, Bytes, DatasetName, MessageId, Rows, Sha256, Timestamp
+from schemas.secret import Secret
 
 FileFormat = Literal["csv", "jsonl", "parquet", "arrow"]
 IngestMode = Literal["append", "upsert", "replace"]
@@ -30,6 +31,7 @@ class IngestReport(Reply, tag="ingest.report"):
     total_rows: Rows
     rejected: Rows
     rejects: list[RejectedRow] = []  # the first 20; all of them lie in the rejects table
+    warnings: list[str] = []  # what was changed on the way: zero dates, decimals that don't fit
 
 
 class IngestFile(Request[IngestReport], tag="ingest.file"):
@@ -43,6 +45,23 @@ class IngestFile(Request[IngestReport], tag="ingest.file"):
     id_column: str | None = None  # default: a hash of the row's content
     vector_column: str | None = None  # default: every list-of-float column is a vector column
     source: str | None = None  # what to call the file in lineage; default its path
+
+
+class IngestDatabase(Request[IngestReport], tag="ingest.database"):
+    """Read a table or query of a database server into a dataset. What is unset is as the source
+    says. A DSN with a password may only be asked with, not published: streams are stored."""
+
+    dsn: Secret | None = None
+    source: str | None = None  # one that lakehouse.toml names, instead of the DSN
+    server: Literal["postgresql", "mysql"] | None = None  # that the server must be of
+    table: str | None = None
+    query: str | None = None
+    dataset: DatasetName | None = None
+    bucket: BucketName | None = None
+    id_column: str | None = None
+    vector_column: str | None = None
+    mode: IngestMode | None = None
+    cursor: str | None = None  # a column that only grows: read what came after the last run
 
 
 class UpsertRows(Request[IngestReport], tag="ingest.upsert"):
@@ -124,6 +143,7 @@ class CommitInfo(msgspec.Struct, frozen=True):
     source: str = ""
     sha256: Sha256 | None = None  # of the source file
     rejected: Rows = 0
+    marks: dict[str, str] = {}  # how far every cursor over a source has come, by source
 
 
 class DatasetInfo(Reply, tag="dataset.info"):

@@ -22,6 +22,7 @@ from schemas.events.dataset import (
     DeleteRows,
     DropDataset,
     GetDataset,
+    IngestDatabase,
     IngestFile,
     ListDatasets,
     RejectedRow,
@@ -172,6 +173,6 @@ def test_a_plan_for_a_new_dataset() -> None:
 
 def test_its_routes() -> None:
     routes = {route.takes: route for route in Ingest.routes()}
-    assert set(routes) == {IngestFile, UpsertRows, DeleteRows, DropDataset, GetDataset, ListDatasets}
+    assert set(routes) == {IngestFile, IngestDatabase, UpsertRows, DeleteRows, DropDataset, GetDataset, ListDatasets}
     assert routes[IngestFile].concurrency == 4
     assert Ingest.role == "control"

@@ -3,7 +3,7 @@ the lines they came from and the rows that had to be set aside."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import msgspec
 import numpy as np
@@ -36,16 +36,27 @@ class Chunk(msgspec.Struct, frozen=True):
     arrays: dict[str, pa.Array]  # each (n,)
     lines: NDArray[np.int64]  # (n,)
     rejects: list[Reject]
-    bytes_read: int  # of the file, so far
+    read: int  # of the source, so far, in the reader's unit
 
 
 class Reader(Protocol):
-    size: int  # bytes of the file
+    size: int  # bytes of the file, or rows of the query, about
+    unit: Literal["bytes", "rows"]  # of `size` and of a chunk's `read`
     file: str  # what rejects call it
+    mark: str | None  # how far a cursor has come, once surveyed
 
     @property
     def path(self) -> Path | None:
         """Of the file, if it is one."""
+        ...
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        """What was changed on the way, for the report."""
+        ...
+
+    def close(self) -> None:
+        """Let go of what is open; called once or more."""
         ...
 
     def survey(self, vector_column: str | None, id_column: str | None) -> Survey:
@@ -55,6 +66,29 @@ class Reader(Protocol):
     def chunks(self, columns: Sequence[Column]) -> Iterator[Chunk]:
         """Its rows, in order. Raises BadFile."""
         ...
+
+
+class Opened:
+    """What most readers are."""
+
+    unit: Literal["bytes", "rows"] = "bytes"
+    mark: str | None = None
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        return ()
+
+    def close(self) -> None:
+        pass
+
+
+def shown_row(row: pa.RecordBatch) -> str:
+    """One row as JSON, at most SHOWN characters."""
+    try:
+        (values,) = row.to_pylist()
+        return msgspec.json.encode(values, enc_hook=str).decode(errors="replace")[:SHOWN]
+    except UnicodeDecodeError:
+        return ""
 
 
 class Converted:

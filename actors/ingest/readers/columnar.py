@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 
 from actors.ingest.cells import from_arrow
 from actors.ingest.core import BadFile, Column, column_of, is_vector, most_common
-from actors.ingest.readers.base import SHOWN, Chunk, Converted, Reject, Survey
+from actors.ingest.readers.base import Chunk, Converted, Opened, Reject, Survey, shown_row
 
 _DAMAGED = (pa.ArrowException, OSError, UnicodeDecodeError)
 _COPIES = 4
@@ -28,7 +27,7 @@ _PROBES = 8
 """Batches that the dimension of a vector column is learned from."""
 
 
-class _Columnar:
+class _Columnar(Opened):
     """What both formats share: a schema, and batches."""
 
     def __init__(self, path: Path, file: str, batch_rows: int, batch_bytes: int) -> None:
@@ -59,7 +58,7 @@ class _Columnar:
             converted.add(column.name, *from_arrow(batch.column(column.name), column))
         lines = np.arange(first, first + batch.num_rows, dtype=np.int64)
         rejects = [
-            Reject(int(lines[row]), name, reason, _as_json(batch.slice(row, 1))) for row, name, reason in converted.bad
+            Reject(int(lines[row]), name, reason, shown_row(batch.slice(row, 1))) for row, name, reason in converted.bad
         ]
         return Chunk(*converted.good(lines), rejects, bytes_read)
 
@@ -216,11 +215,3 @@ def _first(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     for batch in batches:
         yield batch
         return
-
-
-def _as_json(row: pa.RecordBatch) -> str:
-    try:
-        (values,) = row.to_pylist()
-        return msgspec.json.encode(values, enc_hook=str).decode(errors="replace")[:SHOWN]
-    except UnicodeDecodeError:
-        return ""

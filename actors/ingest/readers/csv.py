@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from actors.ingest.cells import from_text
 from actors.ingest.core import BadFile, Column
 from actors.ingest.inference import Tally
-from actors.ingest.readers.base import SHOWN, Chunk, Converted, Reject, Survey
+from actors.ingest.readers.base import SHOWN, Chunk, Converted, Opened, Reject, Survey
 
 _BLOCK = 1024 * 1024
 """Bytes parsed at a time; no record may be longer."""
@@ -52,7 +52,7 @@ class _Place:
     line: int
 
 
-class CsvReader:
+class CsvReader(Opened):
     """Raises BadFile when there is no header to read."""
 
     def __init__(self, path: Path, file: str) -> None:

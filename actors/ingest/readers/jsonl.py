@@ -10,7 +10,7 @@ import msgspec
 
 from actors.ingest.core import MAX_COLUMNS, BadFile, Column
 from actors.ingest.inference import Tally
-from actors.ingest.readers.base import SHOWN, Chunk, Reject, Survey
+from actors.ingest.readers.base import SHOWN, Chunk, Opened, Reject, Survey
 from actors.ingest.readers.records import columns_of, see, to_chunk
 
 _BLOCK = 512 * 1024
@@ -25,7 +25,7 @@ _objects = msgspec.json.Decoder(dict[str, Any])
 _names = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
-class JsonLinesReader:
+class JsonLinesReader(Opened):
     """Raises BadFile for a file that is plainly something else."""
 
     def __init__(self, path: Path, file: str) -> None:

@@ -2,7 +2,6 @@
 decoded."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -11,17 +10,17 @@ import numpy as np
 from actors.ingest.cells import from_json
 from actors.ingest.core import Column
 from actors.ingest.inference import Tally
-from actors.ingest.readers.base import SHOWN, Chunk, Converted, Reject, Survey
+from actors.ingest.readers.base import SHOWN, Chunk, Converted, Opened, Reject, Survey
 
 Row = Mapping[str, Any]
 
 
-class RecordsReader:
+class RecordsReader(Opened):
     """Rows in hand. A row's line is its place in the list, from 1."""
 
     def __init__(self, rows: Sequence[Row], file: str) -> None:
         self._rows = rows
-        self.path: Path | None = None
+        self.path = None
         self.file = file
         self.size = len(rows)
 

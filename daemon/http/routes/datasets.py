@@ -12,13 +12,14 @@ from schemas.events.dataset import (
     DeleteRows,
     DropDataset,
     GetDataset,
+    IngestDatabase,
     IngestFile,
     IngestReport,
     ListDatasets,
     RowsDeleted,
     UpsertRows,
 )
-from schemas.http import DatasetParams, DeleteRowsBody, IngestFileBody, NoParams, UpsertBody
+from schemas.http import DatasetParams, DeleteRowsBody, IngestDatabaseBody, IngestFileBody, NoParams, UpsertBody
 
 
 async def ingest_file(call: Call[NoParams, IngestFileBody]) -> IngestReport:
@@ -38,6 +39,18 @@ async def ingest_upload(call: Call[NoParams, None]) -> IngestReport:
         fields = {"source": got.name, **got.fields, "path": str(got.path)}
         body = converted(fields, IngestFileBody)
         return await call.ask(message(IngestFile, body), long=True)
+
+
+async def ingest_postgres(call: Call[NoParams, IngestDatabaseBody]) -> IngestReport:
+    return await call.ask(message(IngestDatabase, call.body, server="postgresql"), long=True)
+
+
+async def ingest_mysql(call: Call[NoParams, IngestDatabaseBody]) -> IngestReport:
+    return await call.ask(message(IngestDatabase, call.body, server="mysql"), long=True)
+
+
+async def ingest_source(call: Call[NoParams, IngestDatabaseBody]) -> IngestReport:
+    return await call.ask(message(IngestDatabase, call.body), long=True)
 
 
 async def upsert_rows(call: Call[NoParams, UpsertBody]) -> IngestReport:
@@ -68,6 +81,9 @@ ROUTES = [
         "Read a file into a dataset: one on the server, or an uploaded one",
         upload=ingest_upload,
     ),
+    Route("POST", "/ingest/db", ingest_postgres, "Read a table or query of a PostgreSQL server into a dataset"),
+    Route("POST", "/ingest/mysql", ingest_mysql, "Read a table or query of a MariaDB or MySQL server into a dataset"),
+    Route("POST", "/ingest/source", ingest_source, "Read a source that lakehouse.toml names into its dataset"),
     Route("POST", "/ingest/rows", upsert_rows, "Write rows by id"),
     Route("GET", "/datasets", list_datasets, "Every dataset"),
     Route("GET", "/datasets/{dataset}", get_dataset, "One dataset and its commits"),

@@ -1,0 +1,123 @@
+"""From a database's table to a committed dataset, beside the database's own client that writes the
+same table to a file: 1M rows × 9 columns, servers started here.
+
+    python -m benchmarks.databases [--rows 1000000] [--repeat 3]
+"""
+
+import argparse
+import asyncio
+import os
+import resource
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from actors.base import Origin
+from actors.ingest.actor import Ingest
+from actors.ingest.config import IngestConfig
+from daemon.bus.heads import MemoryHeads
+from daemon.bus.memory import MemoryBus
+from daemon.clock import SystemClock
+from daemon.storage.buckets import ObjectBuckets
+from daemon.storage.registry import DocumentRegistry
+from daemon.storage.tables import DeltaTables
+from schemas.events.dataset import IngestDatabase, IngestReport
+from schemas.secret import Secret
+from tests.databases import PASSWORD, Database, mariadb, postgres
+
+PG = """
+CREATE TABLE t AS SELECT i AS id, i * 7919::bigint AS big, (i % 100000) / 100.0::numeric(12,2) AS price,
+  random() AS score, i % 3 = 0 AS ok, date '2020-01-01' + i % 2000 AS day,
+  timestamptz '2020-01-01 00:00Z' + i * interval '1 minute' AS at, md5(i::text) AS name,
+  repeat(md5((i * 31)::text), 2) AS note FROM generate_series(1, {rows}) i;
+ALTER TABLE t ALTER price TYPE numeric(12,2); ANALYZE t;
+"""
+MARIA = """
+CREATE TABLE t (id int, big bigint, price decimal(12,2), score double, ok tinyint(1), day date, at datetime(6),
+  name varchar(40), note varchar(80)) ENGINE=InnoDB;
+INSERT INTO t SELECT seq, seq * 7919, (seq % 100000) / 100, rand(), seq % 3 = 0, date '2020-01-01' + interval seq % 2000 day,
+  timestamp '2020-01-01 00:00:00' + interval seq minute, md5(seq), repeat(md5(seq * 31), 2) FROM seq_1_to_{rows};
+"""
+
+
+async def ingest(database: Database, folder: Path, id_column: str | None) -> int:
+    buckets = ObjectBuckets({"primary": (folder / "primary").as_uri()}, folder / "cache")
+    tables = DeltaTables(buckets, folder / "cache")
+    registry = DocumentRegistry(buckets, MemoryHeads())
+    config = IngestConfig(database_hosts=["127.0.0.1"])
+    actor = Ingest(tables, registry, buckets, MemoryBus(), SystemClock(), config, folder / "uploads")
+    await actor.start()
+    command = IngestDatabase(dsn=Secret(database.dsn), table="t", dataset="t", id_column=id_column)
+    said = await actor.on_database(command, Origin("m", "m", 0.0, asked=True))
+    assert isinstance(said[-1], IngestReport), said[-1]
+    return said[-1].rows
+
+
+def ours(database: Database, id_column: str | None) -> Callable[[], int]:
+    def run() -> int:
+        with tempfile.TemporaryDirectory() as folder:
+            return asyncio.run(ingest(database, Path(folder), id_column))
+
+    return run
+
+
+def dump(database: Database) -> Callable[[], int]:
+    def run() -> int:
+        with tempfile.NamedTemporaryFile() as out:
+            if database.scheme == "postgresql":
+                subprocess.run(["psql", "-qX", database.dsn, "-c", rf"\copy t to '{out.name}' csv"], check=True)
+            else:
+                command = [
+                    "mariadb",
+                    "--no-defaults",
+                    "-h127.0.0.1",
+                    f"-P{database.port}",
+                    "-ulake",
+                    "--batch",
+                    "--quick",
+                ]
+                env = {**os.environ, "MYSQL_PWD": PASSWORD}
+                subprocess.run([*command, "lake", "-e", "SELECT * FROM t"], check=True, stdout=out, env=env)
+            return 0
+
+    return run
+
+
+def timed(run: Callable[[], int]) -> float:
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--repeat", type=int, default=3)
+    given = parser.parse_args()
+    print(f"{'way':44} {'rows/s':>10} {'of client':>10}")
+    for server, fill, client in ((postgres, PG, r"psql \copy to csv"), (mariadb, MARIA, "mariadb --batch")):
+        with server() as database:
+            database.run(fill.format(rows=given.rows))
+            runs = {
+                client: dump(database),
+                "ingest, id_column": ours(database, "id"),
+                "ingest, content ids": ours(database, None),
+            }
+            for run in runs.values():
+                run()
+            times: dict[str, list[float]] = {name: [] for name in runs}
+            for _ in range(given.repeat):  # interleaved: the machine is shared
+                for name, run in runs.items():
+                    times[name].append(timed(run))
+            best = {name: min(seconds) for name, seconds in times.items()}
+            for name, seconds in best.items():
+                print(
+                    f"{database.scheme + ': ' + name:44} {given.rows / seconds:10,.0f} {best[client] / seconds:10.2f}"
+                )
+    print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024} MiB")
+
+
+if __name__ == "__main__":
+    main()
