@@ -74,7 +74,18 @@ def _bytes_of(values: pa.Array) -> pa.Array:
             )
     if pa.types.is_integer(type_) or pa.types.is_floating(type_) or pa.types.is_boolean(type_):
         return values.cast(pa.string()).cast(pa.binary())
+    if pa.types.is_date(type_) or pa.types.is_timestamp(type_) or pa.types.is_decimal(type_):
+        return _json_texts(values)
     return pa.array(
         [None if value is None else msgspec.json.encode(value, order="deterministic") for value in values.to_pylist()],
         pa.binary(),
     )
+
+
+def _json_texts(values: pa.Array) -> pa.Array:
+    """Dates, moments (microseconds) and decimals as msgspec writes them in JSON."""
+    texts = values.cast(pa.string())
+    if pa.types.is_timestamp(values.type):
+        texts = pc.replace_substring(texts, " ", "T", max_replacements=1)
+        texts = pc.replace_substring(texts, ".000000", "")
+    return pc.binary_join_element_wise('"', texts, '"', "").cast(pa.binary())

@@ -16,6 +16,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from actors.ahead import ahead
 from actors.ports import ROW
 from daemon.storage import durable
 from daemon.storage.columns import conform
@@ -121,16 +122,21 @@ def write_rows(folder: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch
     file is left."""
     writer = FileWriter(folder, schema)
     try:
-        for batch in batches:
-            table = conform(batch, schema, first_row)
+        for table in ahead(_numbered(batches, schema, first_row)):
             writer.write(table)
-            first_row += table.num_rows
         return writer.close()
     except BaseException:
         writer.discard()
         raise
     finally:
         pa.default_memory_pool().release_unused()
+
+
+def _numbered(batches: Iterable[pa.RecordBatch], schema: pa.Schema, first_row: int) -> Iterator[pa.Table]:
+    for batch in batches:
+        table = conform(batch, schema, first_row)
+        yield table
+        first_row += table.num_rows
 
 
 def rewrite(

@@ -19,13 +19,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
+from actors.ahead import ahead
 from actors.ingest.cells import from_arrow, from_text
 from actors.ingest.core import BadFile, Column, most_common
 from actors.ingest.databases.request import DatabaseRequest, stored_column
 from actors.ingest.databases.vectors import vector_lengths
 from actors.ingest.readers.base import Chunk, Converted, Opened, Reject, Survey, shown_row
 
-ROWS_AT_ONCE = 32_768
+ROWS_AT_ONCE = 16_384
 FETCHED = 2_048
 """Rows taken from the driver at a time."""
 LINE = b"\n"
@@ -102,15 +103,21 @@ class MariaDbReader(Opened):
 
     def chunks(self, columns: Sequence[Column]) -> Iterator[Chunk]:
         row = 1
-        batch, self._first = self._first, None
         try:
-            while batch is not None:
+            for batch in ahead(self._fetched()):
                 yield self._chunk(batch, row, columns)
                 row += batch.num_rows
-                with self._speaking(f"was lost after {row - 1:,} rows"):
-                    batch = self._next()
         finally:
             self.close()
+
+    def _fetched(self) -> Iterator[pa.RecordBatch]:
+        rows = 0
+        batch, self._first = self._first, None
+        while batch is not None:
+            yield batch
+            rows += batch.num_rows
+            with self._speaking(f"was lost after {rows:,} rows"):
+                batch = self._next()
 
     def _chunk(self, batch: pa.RecordBatch, first: int, columns: Sequence[Column]) -> Chunk:
         converted = Converted(batch.num_rows)

@@ -16,13 +16,14 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
+from actors.ahead import ahead
 from actors.ingest.cells import from_arrow, from_text
 from actors.ingest.core import BadFile, Column, is_vector, most_common
 from actors.ingest.databases.request import DatabaseRequest, stored_column
 from actors.ingest.databases.vectors import vector_lengths
 from actors.ingest.readers.base import Chunk, Converted, Opened, Reject, Survey, shown_row
 
-ROWS_AT_ONCE = 65_536
+ROWS_AT_ONCE = 16_384
 _COPY = "adbc.postgresql.use_copy"
 PROBED = 4_096
 """Rows that the dimension of a vector is learned from."""
@@ -106,17 +107,23 @@ class PostgresReader(Opened):
     def chunks(self, columns: Sequence[Column]) -> Iterator[Chunk]:
         row = 1
         try:
-            while True:
-                with self._speaking(f"was lost after {row - 1:,} rows"):
-                    batch = next(self._batches, None)
-                if batch is None:
-                    return
+            for batch in ahead(self._fetched()):
                 for start in range(0, batch.num_rows, ROWS_AT_ONCE):
                     part = batch.slice(start, ROWS_AT_ONCE)
                     yield self._chunk(part, row, columns)
                     row += part.num_rows
         finally:
             self.close()
+
+    def _fetched(self) -> Iterator[pa.RecordBatch]:
+        rows = 0
+        while True:
+            with self._speaking(f"was lost after {rows:,} rows"):
+                batch = next(self._batches, None)
+            if batch is None:
+                return
+            rows += batch.num_rows
+            yield batch
 
     def _chunk(self, batch: pa.RecordBatch, first: int, columns: Sequence[Column]) -> Chunk:
         converted = Converted(batch.num_rows)
