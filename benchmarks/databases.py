@@ -37,7 +37,8 @@ ALTER TABLE t ALTER price TYPE numeric(12,2); ANALYZE t;
 MARIA = """
 CREATE TABLE t (id int, big bigint, price decimal(12,2), score double, ok tinyint(1), day date, at datetime(6),
   name varchar(40), note varchar(80)) ENGINE=InnoDB;
-INSERT INTO t SELECT seq, seq * 7919, (seq % 100000) / 100, rand(), seq % 3 = 0, date '2020-01-01' + interval seq % 2000 day,
+INSERT INTO t SELECT seq, seq * 7919, (seq % 100000) / 100, rand(), seq % 3 = 0,
+  date '2020-01-01' + interval seq % 2000 day,
   timestamp "2020-01-01 00:00:00" + interval seq minute, md5(seq), repeat(md5(seq * 31), 2) FROM seq_1_to_{rows};
 """
 

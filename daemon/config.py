@@ -19,7 +19,7 @@ from msgspec import Meta
 from actors.autotune.config import AgentConfig
 from actors.codec.config import CodecConfig
 from actors.index.config import IndexConfig
-from actors.ingest.config import IngestConfig, SourceConfig
+from actors.ingest.config import IngestConfig, SourceConfig, WatchConfig
 from actors.profile.config import SlotConfig
 from daemon.embedding.config import EmbeddingConfig
 from daemon.http.config import HttpConfig
@@ -107,6 +107,7 @@ class Config(Section, frozen=True):
     codec: CodecConfig = CodecConfig()
     log: LogConfig = LogConfig()
     sources: list[SourceConfig] = []
+    watch: list[WatchConfig] = []
 
     @property
     def state_dir(self) -> Path:
@@ -144,7 +145,11 @@ def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> C
     _check_sources(config, str(file or DEFAULT_FILE))
     base = file.parent if file else Path.cwd()
     state_dir = str((base / Path(config.daemon.state_dir).expanduser()).resolve())
-    return msgspec.structs.replace(config, daemon=msgspec.structs.replace(config.daemon, state_dir=state_dir))
+    watch = [
+        msgspec.structs.replace(one, path=str((base / Path(one.path).expanduser()).resolve())) for one in config.watch
+    ]
+    daemon = msgspec.structs.replace(config.daemon, state_dir=state_dir)
+    return msgspec.structs.replace(config, daemon=daemon, watch=watch)
 
 
 def find_file(path: Path | None, environ: Mapping[str, str] = os.environ) -> Path | None:

@@ -27,6 +27,7 @@ EXAMPLE_BUCKETS = (
 
 EXAMPLES: dict[str, dict[str, Any]] = {
     "sources": {"name": "shop", "dsn_env": "SHOP_DSN", "dsn": "", "table": "public.products", "dataset": "products"},
+    "watch": {"path": "/srv/incoming", "dataset": "docs", "pattern": "*.jsonl"},
 }
 """What the examples of arrays of tables say where there is no default."""
 

@@ -7,6 +7,7 @@ from here. How the process lives and dies is daemon/service.py.
 import os
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from actors.autotune.agent import Agent
@@ -20,6 +21,7 @@ from actors.index.builder import Builder
 from actors.index.catalog import Catalog
 from actors.index.searcher import Searcher
 from actors.ingest.actor import Ingest
+from actors.ingest.watcher import Watcher
 from actors.profile.profiles import Profiles
 from actors.profile.slot import VramSlot
 from actors.promotion.actor import Promotion
@@ -37,12 +39,14 @@ from daemon.storage.codec_journal import TableCodecJournal
 from daemon.storage.journal import TableJournal
 from daemon.storage.query_log import TableQueryLog
 from daemon.storage.registry import DocumentRegistry
+from daemon.storage.seen_files import TableSeenFiles
 from daemon.storage.snapshots import TableSnapshots
 from daemon.storage.tables import DeltaTables
 from schemas.events.index import EmbedderSpec
 
 ACTORS: tuple[type[Actor], ...] = (
     Ingest,
+    Watcher,
     Catalog,
     Builder,
     Searcher,
@@ -107,8 +111,11 @@ def build(config: Config, state: StateDir, bus: MessageBus, heads: Heads, bucket
     codec_journal = TableCodecJournal(tables)
     targets = Targets(buckets, registry, tables, snapshots, state.cache / "codec", config.codec.allowed_roots)
     default_embedder = EmbedderSpec(kind=config.embedding.kind, model=config.embedding.model)
+    watched = [watch.path for watch in config.watch]
+    readable = msgspec.structs.replace(config.ingest, allowed_roots=config.ingest.allowed_roots + watched)
     actors: list[Actor] = [
-        Ingest(tables, registry, buckets, bus, clock, config.ingest, state.uploads, config.sources),
+        Ingest(tables, registry, buckets, bus, clock, readable, state.uploads, config.sources),
+        Watcher(TableSeenFiles(tables), bus, clock, config.watch),
         Catalog(
             registry,
             tables,

@@ -1,11 +1,11 @@
-"""[ingest] and [[sources]] of lakehouse.toml."""
+"""[ingest], [[sources]] and [[watch]] of lakehouse.toml."""
 
 from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
-from schemas.events.dataset import IngestMode
+from schemas.events.dataset import FileFormat, IngestMode
 from schemas.names import BucketName, DatasetName
 from schemas.secret import Secret
 
@@ -65,3 +65,26 @@ class SourceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         """Seconds; 0 for when asked."""
         unit = {"s": 1, "m": 60, "h": 3600, "d": 86400}
         return int(self.every[:-1]) * unit[self.every[-1]] if self.every else 0.0
+
+
+class WatchConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A folder whose files are ingested as they come."""
+
+    path: str
+    """The folder, and what is below it; its files may then be named in `POST /ingest/file`, too."""
+    dataset: DatasetName
+    """Where their rows go."""
+    pattern: str = "*"
+    """Names that are wanted, as *.jsonl; with a / it is matched with the path below the folder."""
+    settle_s: Annotated[float, Meta(ge=0, le=3600)] = 2.0
+    """A file is read when it didn't change for so long."""
+    bucket: BucketName | None = None
+    """Home of a new dataset; default primary."""
+    format: FileFormat | None = None
+    """What the files are; default by their names."""
+    id_column: str | None = None
+    """Column that identifies a row; default a hash of its content."""
+    vector_column: str | None = None
+    """Column of vectors; default every list of floats."""
+    mode: IngestMode = "upsert"
+    """A file that grew is read again as a whole: upsert stores its rows once."""
