@@ -20,6 +20,7 @@ from actors.autotune.config import AgentConfig
 from actors.codec.config import CodecConfig
 from actors.index.config import IndexConfig
 from actors.ingest.config import IngestConfig, SourceConfig, WatchConfig
+from actors.lineage.config import LineageConfig
 from actors.profile.config import SlotConfig
 from daemon.embedding.config import EmbeddingConfig
 from daemon.http.config import HttpConfig
@@ -105,6 +106,7 @@ class Config(Section, frozen=True):
     models: ModelsConfig = ModelsConfig()
     slot: SlotConfig = SlotConfig()
     codec: CodecConfig = CodecConfig()
+    lineage: LineageConfig = LineageConfig()
     log: LogConfig = LogConfig()
     sources: list[SourceConfig] = []
     watch: list[WatchConfig] = []

@@ -22,6 +22,7 @@ from actors.index.catalog import Catalog
 from actors.index.searcher import Searcher
 from actors.ingest.actor import Ingest
 from actors.ingest.watcher import Watcher
+from actors.lineage.actor import Lineage
 from actors.profile.profiles import Profiles
 from actors.profile.slot import VramSlot
 from actors.promotion.actor import Promotion
@@ -32,11 +33,13 @@ from daemon.compute import WorkerCompute
 from daemon.config import Config
 from daemon.embedding.factory import EmbedderFactory
 from daemon.gpu.system import SystemGpus
+from daemon.lineage_sink import HttpLineageSink
 from daemon.models.servers import ModelServers
 from daemon.state_dir import StateDir
 from daemon.storage.buckets import ObjectBuckets
 from daemon.storage.codec_journal import TableCodecJournal
 from daemon.storage.journal import TableJournal
+from daemon.storage.lineage_log import TableLineageLog
 from daemon.storage.query_log import TableQueryLog
 from daemon.storage.registry import DocumentRegistry
 from daemon.storage.seen_files import TableSeenFiles
@@ -57,6 +60,7 @@ ACTORS: tuple[type[Actor], ...] = (
     VramSlot,
     Codecs,
     Calibrator,
+    Lineage,
 )
 
 
@@ -68,6 +72,7 @@ class House:
     workers: list[WorkerCompute]
     embedders: EmbedderFactory
     servers: ModelServers
+    sink: HttpLineageSink
 
     async def give_up_jobs(self) -> None:
         """Kill the workers: jobs in hand go back to the queue."""
@@ -78,6 +83,7 @@ class House:
         await self.give_up_jobs()
         await self.embedders.aclose()
         await self.servers.aclose()
+        await self.sink.aclose()
 
 
 def open_buckets(config: Config, state: StateDir) -> ObjectBuckets:
@@ -113,6 +119,7 @@ def build(config: Config, state: StateDir, bus: MessageBus, heads: Heads, bucket
     default_embedder = EmbedderSpec(kind=config.embedding.kind, model=config.embedding.model)
     watched = [watch.path for watch in config.watch]
     readable = msgspec.structs.replace(config.ingest, allowed_roots=config.ingest.allowed_roots + watched)
+    sink = HttpLineageSink(config.lineage)
     actors: list[Actor] = [
         Ingest(tables, registry, buckets, bus, clock, readable, state.uploads, config.sources),
         Watcher(TableSeenFiles(tables), bus, clock, config.watch),
@@ -161,5 +168,6 @@ def build(config: Config, state: StateDir, bus: MessageBus, heads: Heads, bucket
             config.codec,
             state.cache / "codec",
         ),
+        Lineage(TableLineageLog(tables), sink, registry, journal, clock, config.lineage),
     ]
-    return House(actors, [lab, builds, embed, codec], embedders, servers)
+    return House(actors, [lab, builds, embed, codec], embedders, servers, sink)

@@ -76,6 +76,11 @@ class DatasetParams(Params, frozen=True):
     dataset: DatasetName
 
 
+class LineageParams(Params, frozen=True):
+    name: DatasetName
+    limit: Annotated[int, Meta(ge=1, le=1000)] = 50
+
+
 class IndexParams(Params, frozen=True):
     index: IndexName
 

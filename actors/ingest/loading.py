@@ -119,7 +119,7 @@ class Loading:
                 )
             return await self._load(job, origin, known)
         except BadFile as error:
-            return [self._rejected(job, origin, 0, str(error)), error.refusal]
+            return [self._rejected(job, origin, 0, str(error), refused=True), error.refusal]
         except Stopped:
             await anyio.lowlevel.checkpoint()  # raises the cancellation that stopped the thread
             raise
@@ -188,7 +188,7 @@ class Loading:
         if stage.seen == 0 or (added == 0 and known.state is None):
             refusal = refusal or Refusal("invalid", f"{job.source} holds no rows", "is it complete?")
         if refusal is not None:
-            return [self._rejected(job, origin, stage.rejected, refusal.reason), refusal]
+            return [self._rejected(job, origin, stage.rejected, refusal.reason, refused=True), refusal]
         bucket = known.dataset.document.bucket if known.dataset else job.bucket or "primary"
         table = table_of(bucket, job.dataset)
         if known.dataset is None:
@@ -257,6 +257,7 @@ class Loading:
                     replaced=replaced,
                     ingest=origin.id,
                     source=job.source,
+                    started=origin.time,
                 )
             )
         if report.rejected:
@@ -264,8 +265,10 @@ class Loading:
             said.append(self._rejected(job, origin, report.rejected, f"rows set aside; the first: {first}"))
         return [*said, report]
 
-    def _rejected(self, job: Job, origin: Origin, rejected: int, reason: str) -> IngestRejected:
-        return IngestRejected(origin.id, job.dataset, job.source, rejected, reason)
+    def _rejected(
+        self, job: Job, origin: Origin, rejected: int, reason: str, *, refused: bool = False
+    ) -> IngestRejected:
+        return IngestRejected(origin.id, job.dataset, job.source, rejected, reason, refused, origin.time)
 
     async def _first_rejects(self, bucket: BucketName, dataset: DatasetName, origin: Origin) -> list[RejectedRow]:
         table = rejects_of(bucket, dataset)

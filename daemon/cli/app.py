@@ -32,8 +32,9 @@ COMMANDS = {
         "asyncapi": ("process:asyncapi", "Print the bus's contract as an AsyncAPI document."),
     },
     DATA: {
-        "ingest": ("data:ingest", "Read files into a dataset: CSV, JSON lines, Parquet, Arrow."),
+        "ingest": ("data:ingest", "Read files (CSV, JSON lines, Parquet, Arrow) or a database into a dataset."),
         "datasets": ("data:app", "List, show or drop datasets."),
+        "lineage": ("lineage:lineage", "Show where a dataset or an index came from, and what came of it."),
     },
     INDEXES: {
         "indexes": ("index:indexes", "List indexes."),

@@ -99,6 +99,7 @@ class DatasetAppended(Event, tag="dataset.appended"):
     replaced: Rows = 0  # rows of the same id that an upsert or replace took out
     ingest: MessageId | None = None  # the ingest that committed them
     source: str = ""
+    started: Timestamp = 0  # when it was ordered
 
 
 class IngestRejected(Event, tag="ingest.rejected"):
@@ -109,6 +110,8 @@ class IngestRejected(Event, tag="ingest.rejected"):
     source: str
     rejected: Rows
     reason: str
+    refused: bool = False  # as a whole: nothing of it became readable
+    started: Timestamp = 0  # when it was ordered
 
 
 class DatasetDropped(Event, tag="dataset.dropped"):
