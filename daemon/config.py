@@ -22,6 +22,7 @@ from actors.index.config import IndexConfig
 from actors.ingest.config import IngestConfig, SourceConfig, WatchConfig
 from actors.lineage.config import LineageConfig
 from actors.profile.config import SlotConfig
+from actors.sql.config import SqlConfig
 from daemon.embedding.config import EmbeddingConfig
 from daemon.http.config import HttpConfig
 from daemon.models.config import ModelsConfig
@@ -107,6 +108,7 @@ class Config(Section, frozen=True):
     slot: SlotConfig = SlotConfig()
     codec: CodecConfig = CodecConfig()
     lineage: LineageConfig = LineageConfig()
+    sql: SqlConfig = SqlConfig()
     log: LogConfig = LogConfig()
     sources: list[SourceConfig] = []
     watch: list[WatchConfig] = []

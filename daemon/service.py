@@ -112,7 +112,9 @@ async def _live(
         observe=metrics.handled,
         unsettled=Unsettled(state.unsettled),
     )
-    http = HttpServer(bus, bus, process, metrics, config.http, token=_token(state), uploads=state.uploads)
+    http = HttpServer(
+        bus, bus, process, metrics, config.http, token=_token(state), uploads=state.uploads, sql=house.sql
+    )
     async with _closed(house.aclose), http.running():
         async with anyio.create_task_group() as living:
 

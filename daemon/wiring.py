@@ -26,6 +26,7 @@ from actors.lineage.actor import Lineage
 from actors.profile.profiles import Profiles
 from actors.profile.slot import VramSlot
 from actors.promotion.actor import Promotion
+from actors.sql.actor import Sql
 from daemon.bus.base import MessageBus
 from daemon.bus.heads import Heads
 from daemon.codes import ArtifactCodecs
@@ -35,6 +36,8 @@ from daemon.embedding.factory import EmbedderFactory
 from daemon.gpu.system import SystemGpus
 from daemon.lineage_sink import HttpLineageSink
 from daemon.models.servers import ModelServers
+from daemon.sql.catalogue import Catalogue
+from daemon.sql.engine import DuckEngine
 from daemon.state_dir import StateDir
 from daemon.storage.buckets import ObjectBuckets
 from daemon.storage.codec_journal import TableCodecJournal
@@ -61,6 +64,7 @@ ACTORS: tuple[type[Actor], ...] = (
     Codecs,
     Calibrator,
     Lineage,
+    Sql,
 )
 
 
@@ -73,6 +77,7 @@ class House:
     embedders: EmbedderFactory
     servers: ModelServers
     sink: HttpLineageSink
+    sql: DuckEngine
 
     async def give_up_jobs(self) -> None:
         """Kill the workers: jobs in hand go back to the queue."""
@@ -120,6 +125,7 @@ def build(config: Config, state: StateDir, bus: MessageBus, heads: Heads, bucket
     watched = [watch.path for watch in config.watch]
     readable = msgspec.structs.replace(config.ingest, allowed_roots=config.ingest.allowed_roots + watched)
     sink = HttpLineageSink(config.lineage)
+    sql = DuckEngine(Catalogue(tables, registry), config.sql)
     actors: list[Actor] = [
         Ingest(tables, registry, buckets, bus, clock, readable, state.uploads, config.sources),
         Watcher(TableSeenFiles(tables), bus, clock, config.watch),
@@ -169,5 +175,6 @@ def build(config: Config, state: StateDir, bus: MessageBus, heads: Heads, bucket
             state.cache / "codec",
         ),
         Lineage(TableLineageLog(tables), sink, registry, journal, clock, config.lineage),
+        Sql(sql),
     ]
-    return House(actors, [lab, builds, embed, codec], embedders, servers, sink)
+    return House(actors, [lab, builds, embed, codec], embedders, servers, sink, sql)

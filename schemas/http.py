@@ -15,6 +15,7 @@ from schemas.events.autotune import GridPoint
 from schemas.events.dataset import FileFormat, IngestMode
 from schemas.events.index import EmbedderSpec, Target
 from schemas.events.profile import SlotState
+from schemas.events.sql import SqlLimit
 from schemas.names import (
     Backend,
     BucketName,
@@ -177,6 +178,15 @@ class IngestDatabaseBody(Body, frozen=True):
     vector_column: str | None = None
     mode: IngestMode | None = None
     cursor: str | None = None
+
+
+class SqlBody(Body, frozen=True):
+    """A SELECT. `versions`: of datasets that aren't meant at their newest."""
+
+    query: Annotated[str, Meta(max_length=100_000)]
+    limit: SqlLimit = 1000
+    format: Literal["json", "arrow", "csv"] = "json"
+    versions: dict[DatasetName, int] = {}
 
 
 class UpsertBody(Body, frozen=True):

@@ -34,6 +34,7 @@ COMMANDS = {
     DATA: {
         "ingest": ("data:ingest", "Read files (CSV, JSON lines, Parquet, Arrow) or a database into a dataset."),
         "datasets": ("data:app", "List, show or drop datasets."),
+        "sql": ("sql:sql", "Ask in SQL over datasets, trials, promotions, rejects, lineage …"),
         "lineage": ("lineage:lineage", "Show where a dataset or an index came from, and what came of it."),
     },
     INDEXES: {

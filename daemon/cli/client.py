@@ -38,6 +38,11 @@ class Client:
     def post(self, path: str, body: Any = None, *, timeout_s: float | None = TIMEOUT_S, **query: Any) -> Any:
         return self._json("POST", path, body, query, timeout_s)
 
+    def post_raw(self, path: str, body: Any) -> bytes:
+        """The answer as it is, of whatever medium."""
+        with self._send("POST", path, body, timeout_s=None) as response:
+            return bytes(response.read())
+
     def put(self, path: str, body: Any) -> Any:
         return self._json("PUT", path, body)
 

@@ -18,6 +18,7 @@ from actors.ports import Bus
 from daemon.bus.letters import DeadLetters
 from daemon.http.config import HttpConfig
 from daemon.metrics import Metrics
+from daemon.sql.engine import DuckEngine
 from schemas.events.base import Request
 from schemas.secret import decode_hook, encode_hook
 
@@ -61,6 +62,7 @@ class Services:
     metrics: Metrics
     config: HttpConfig
     uploads: Path
+    sql: DuckEngine
     closing: "Closing"
 
 

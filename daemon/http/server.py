@@ -19,6 +19,7 @@ from daemon.http.guard import Guard
 from daemon.http.route import Closing, Process, Services
 from daemon.http.silent import Silent
 from daemon.metrics import Metrics
+from daemon.sql.engine import DuckEngine
 
 log = logging.getLogger(__name__)
 logging.getLogger("aiohttp.server").addFilter(ClientMistakes())
@@ -47,10 +48,11 @@ class HttpServer:
         *,
         token: str,
         uploads: Path,
+        sql: DuckEngine,
     ) -> None:
         self._config = config
         self._uploads = uploads
-        services = Services(bus, process, dead, metrics, config, uploads, Closing())
+        services = Services(bus, process, dead, metrics, config, uploads, sql, Closing())
         guard = Guard(token, config.allowed_hosts, config.allowed_origins)
         self._silent = Silent(config.read_timeout_s)
         self._runner = web.AppRunner(

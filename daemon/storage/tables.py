@@ -15,6 +15,7 @@ import anyio
 import anyio.to_thread
 import numpy as np
 import pyarrow as pa
+import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
 from actors.errors import CorruptState, Transient
@@ -163,6 +164,15 @@ class DeltaTables:
                 self._matches.popitem(last=False)
         self._matches.move_to_end(key)
         return self._matches[key]
+
+    async def scan(self, table: TableRef, version: int | None = None) -> ds.Dataset:
+        """Its rows as an Arrow dataset, without _row, for engines that push columns and filters
+        down. Raises FileNotFoundError."""
+        found = await self._existing(table, version)
+        files = await self._files(table)
+        async with self._reading(table, found):
+            paths = [await files.path(file) for file in found.files]
+        return data_files.dataset(paths, types.user_schema(found.schema))
 
     async def find(
         self, table: TableRef, column: str, values: Sequence[str | int], *, version: int | None = None

@@ -14,6 +14,7 @@ import aiohttp
 from actors.base import Actor, Origin, handles
 from actors.errors import CorruptState, Poison, Transient
 from actors.promotion.actor import Promotion
+from actors.sql.config import SqlConfig
 from daemon.bus.heads import MemoryHeads
 from daemon.bus.memory import MemoryBus
 from daemon.clock import SystemClock
@@ -22,8 +23,11 @@ from daemon.http.route import ProcessStatus
 from daemon.http.server import HttpServer
 from daemon.metrics import Metrics
 from daemon.runtime import Runtime
+from daemon.sql.catalogue import Catalogue
+from daemon.sql.engine import DuckEngine
 from daemon.storage.buckets import ObjectBuckets
 from daemon.storage.registry import DocumentRegistry
+from daemon.storage.tables import DeltaTables
 from schemas.config import HnswConfig
 from schemas.documents.index import IndexDocument
 from schemas.documents.trial import TrialPoint
@@ -303,8 +307,9 @@ class House:
 
 
 @asynccontextmanager
-async def house(folder: Path, **config: Any) -> AsyncIterator[House]:
-    registry = DocumentRegistry(ObjectBuckets({"primary": "memory://"}, folder), MemoryHeads())
+async def house(folder: Path, sql: DuckEngine | None = None, **config: Any) -> AsyncIterator[House]:
+    buckets = ObjectBuckets({"primary": "memory://"}, folder)
+    registry = DocumentRegistry(buckets, MemoryHeads())
     await registry.save("docs", index_document(), expected=None)
     journal = ListJournal([point("t1"), point("t2", 80), point("low", 20, 0.9)])
     files, tuner, codecs, process, metrics = Files(), Tuner(), Codecs(), ThisProcess(), Metrics()
@@ -313,7 +318,8 @@ async def house(folder: Path, **config: Any) -> AsyncIterator[House]:
     profiles = Profiles(slot)
     promotion = Promotion(registry, journal, NoCommits(), clock)  # type: ignore[arg-type]
     settings = HttpConfig(**{"port": 0, "min_free_mb": 1, "shutdown_s": 2.0, **config})
-    server = HttpServer(bus, bus, process, metrics, settings, token=TOKEN, uploads=uploads)
+    engine = sql or DuckEngine(Catalogue(DeltaTables(buckets, uploads), registry), SqlConfig())
+    server = HttpServer(bus, bus, process, metrics, settings, token=TOKEN, uploads=uploads, sql=engine)
     actors = [files, Shelf(), tuner, codecs, promotion, slot, profiles]
     async with Runtime(bus, actors, observe=metrics.handled), server.running():
         headers = {"Authorization": f"Bearer {TOKEN}"}

@@ -10,6 +10,7 @@ from daemon.http.routes import (
     operations,
     profiles,
     promotion,
+    sql,
     tuning,
 )
 
@@ -17,6 +18,7 @@ ROUTES = [
     *operations.ROUTES,
     *datasets.ROUTES,
     *lineage.ROUTES,
+    *sql.ROUTES,
     *indexes.ROUTES,
     *tuning.ROUTES,
     *promotion.ROUTES,

@@ -1,0 +1,226 @@
+"""SELECTs over the catalogue, by a DuckDB that reaches nothing else: no files, no network, no
+extensions, no settings, and nothing that it could change but its own empty memory.
+
+An answer is streamed as Arrow batches. It ends with the block that asked for it, with the time that
+it may take, or when there is more of it in memory than there may be.
+"""
+
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from typing import Any, TypeVar
+
+import anyio
+import anyio.to_thread
+import duckdb
+import pyarrow as pa
+
+from actors.errors import Refused
+from actors.sql.config import SqlConfig
+from daemon.sql.catalogue import Catalogue, Source, Unknown
+from schemas.events.base import Refusal, RefusalStatus
+from schemas.events.sql import SqlColumn, SqlRows
+
+T = TypeVar("T")
+
+BATCH_ROWS = 16_384
+ALLOWED = ("SELECT", "EXPLAIN")
+HINT = "one SELECT (or WITH, VALUES, DESCRIBE, SUMMARIZE, EXPLAIN): datasets are changed by ingest alone"
+UNREADABLE = "reading the stream registered as"
+
+
+class Answer:
+    """What a query gives. Batches are taken once, in order."""
+
+    def __init__(self, schema: pa.Schema, batches: Callable[[], AsyncIterator[pa.RecordBatch]]) -> None:
+        self.schema = schema
+        self.batches = batches
+
+
+class DuckEngine:
+    """One locked DuckDB; each query has a cursor of its own."""
+
+    def __init__(self, catalogue: Catalogue, config: SqlConfig) -> None:
+        self._catalogue = catalogue
+        self._config = config
+        self._connection: duckdb.DuckDBPyConnection | None = None
+        self._threads = anyio.CapacityLimiter(config.concurrent)
+        self._running = anyio.Semaphore(config.concurrent)
+        self._waiting = 0
+
+    @asynccontextmanager
+    async def answer(self, query: str, versions: Mapping[str, int]) -> AsyncIterator[Answer]:
+        """Raises Refused: invalid with DuckDB's words and its caret, busy, unavailable."""
+        await self._turn()
+        cursor = self._duckdb().cursor()
+        deadline = time.monotonic() + self._config.timeout_s
+        try:
+            with self._speaking(deadline):
+                await self._bounded(lambda: _check(cursor, query), cursor, deadline)
+                sources = await self._catalogue.named(query, versions)
+                schema, reader = await self._bounded(lambda: _run(cursor, query, sources), cursor, deadline)
+
+            async def batches() -> AsyncIterator[pa.RecordBatch]:
+                while True:
+                    with self._speaking(deadline):
+                        batch = await self._bounded(lambda: next(reader, None), cursor, deadline)
+                    if batch is None:
+                        return
+                    yield batch
+
+            yield Answer(schema, batches)
+        except duckdb.CatalogException as error:
+            raise await self._unknown(error) from error
+        finally:
+            with anyio.CancelScope(shield=True):
+                with suppress(duckdb.Error):
+                    cursor.interrupt()
+                await anyio.to_thread.run_sync(cursor.close)
+                self._running.release()
+
+    async def _turn(self) -> None:
+        """Wait until it may run. Raises Refused when enough wait already."""
+        try:
+            self._running.acquire_nowait()
+            return
+        except anyio.WouldBlock:
+            if self._waiting >= self._config.concurrent:
+                reason = f"{self._config.concurrent} queries run and as many wait"
+                raise Refused(Refusal("busy", reason, "come again", 1.0)) from None
+        self._waiting += 1
+        try:
+            await self._running.acquire()
+        finally:
+            self._waiting -= 1
+
+    async def rows(self, query: str, limit: int, versions: Mapping[str, int]) -> SqlRows:
+        """The first `limit` rows. Raises Refused."""
+        began = time.monotonic()
+        rows: list[list[Any]] = []
+        async with self.answer(query, versions) as answer:
+            async for batch in answer.batches():
+                columns = [column.to_pylist() for column in batch.slice(0, limit + 1 - len(rows)).columns]
+                rows.extend(map(list, zip(*columns, strict=True)))
+                if len(rows) > limit:
+                    break
+            columns_ = [SqlColumn(field.name, str(field.type)) for field in answer.schema]
+        return SqlRows(columns_, rows[:limit], len(rows) > limit, time.monotonic() - began)
+
+    async def _bounded(self, work: Callable[[], T], cursor: duckdb.DuckDBPyConnection, deadline: float) -> T:
+        """In a thread until the deadline; cancelled, it is stopped first, so that the cursor is free."""
+        done = anyio.Event()
+
+        async def stop_late() -> None:
+            try:
+                await anyio.sleep(max(0.0, deadline - time.monotonic()))
+            finally:
+                if not done.is_set():
+                    cursor.interrupt()
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(stop_late)
+            with anyio.CancelScope(shield=True):
+                outcome = await _caught(work, self._threads)
+            done.set()
+            group.cancel_scope.cancel()
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    def _speaking(self, deadline: float) -> "_Speaking":
+        return _Speaking(deadline, self._config)
+
+    async def _unknown(self, error: duckdb.CatalogException) -> Refused:
+        names = ", ".join((await self._catalogue.names())[:30])
+        return _refused("invalid", str(error), f"there are: {names}" if "Table with name" in str(error) else "")
+
+    def _duckdb(self) -> duckdb.DuckDBPyConnection:
+        if self._connection is None:
+            config = {
+                "threads": self._config.threads,
+                "memory_limit": f"{self._config.memory_mb}MB",
+                "temp_directory": "",
+            }
+            self._connection = duckdb.connect(":memory:", config=config)
+            for setting in (
+                "SET enable_external_access = false",
+                "SET python_enable_replacements = false",
+                "SET allow_community_extensions = false",
+                "SET autoinstall_known_extensions = false",
+                "SET autoload_known_extensions = false",
+                "SET lock_configuration = true",
+            ):
+                self._connection.execute(setting)
+        return self._connection
+
+
+class _Speaking:
+    """DuckDB's errors as refusals, but for unknown names, which the engine has more to say about."""
+
+    def __init__(self, deadline: float, config: SqlConfig) -> None:
+        self._deadline = deadline
+        self._config = config
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        match error:
+            case None | duckdb.CatalogException() | Refused():
+                return
+            case duckdb.InterruptException():
+                if time.monotonic() >= self._deadline:
+                    hint = "make it simpler, or raise [sql] timeout_s"
+                    raise _refused("invalid", f"the query took over {self._config.timeout_s:g} s", hint) from error
+            case duckdb.OutOfMemoryException():
+                hint = "make it smaller, or raise [sql] memory_mb"
+                raise _refused("invalid", f"the query needs over {self._config.memory_mb} MB", hint) from error
+            case Unknown():
+                raise _refused("invalid", str(error), "lakehouse datasets show NAME lists its versions") from error
+            case FileNotFoundError():
+                raise _refused("conflict", f"data went while it was read: {error}", "ask again") from error
+            case duckdb.Error() if UNREADABLE in str(error):
+                raise _refused("unavailable", f"a data file can't be read: {error}", "see the log") from error
+            case duckdb.Error():
+                raise _refused("invalid", str(error)) from error
+
+
+async def _caught(work: Callable[[], T], threads: anyio.CapacityLimiter) -> T | BaseException:
+    try:
+        return await anyio.to_thread.run_sync(work, limiter=threads)
+    except Exception as error:
+        return error
+
+
+def _check(cursor: duckdb.DuckDBPyConnection, query: str) -> None:
+    """Raises Refused for what is no single SELECT."""
+    statements = cursor.extract_statements(query)
+    if len(statements) != 1:
+        raise _refused("invalid", f"{len(statements)} statements: one is run at a time", HINT)
+    kind = statements[0].type.name
+    if kind not in ALLOWED:
+        raise _refused("invalid", f"{kind} statements aren't run here", HINT)
+    if kind == "EXPLAIN":
+        inner = query[query.upper().index("EXPLAIN") + len("EXPLAIN") :].lstrip()
+        for word in ("ANALYZE",):
+            if inner.upper().startswith(word):
+                inner = inner[len(word) :]
+        with suppress(duckdb.ParserException):  # EXPLAIN (FORMAT json) …: explains, runs nothing
+            if any(each.type.name != "SELECT" for each in cursor.extract_statements(inner)):
+                raise _refused("invalid", "only a SELECT is explained", HINT)
+
+
+def _run(
+    cursor: duckdb.DuckDBPyConnection, query: str, sources: Mapping[str, Source]
+) -> tuple[pa.Schema, pa.RecordBatchReader]:
+    for name, source in sources.items():
+        cursor.register(name, source)
+    try:
+        reader = cursor.sql(query).to_arrow_reader(BATCH_ROWS)
+    except (duckdb.BinderException, duckdb.CatalogException):
+        cursor.execute(query)  # says it again, with the line and a caret
+        raise
+    return reader.schema, iter(reader)
+
+
+def _refused(status: RefusalStatus, reason: str, hint: str = "") -> Refused:
+    return Refused(Refusal(status, reason, hint))
