@@ -178,7 +178,10 @@ def _refusal(response: http.client.HTTPResponse) -> CliError:
         body = msgspec.json.decode(data, type=dict[str, Any])
     except msgspec.DecodeError:
         body = {"reason": f"the answer was {response.status} {response.reason}"}
-    reason = " ".join(str(body.get("reason") or response.reason).split())
+    reason = str(body.get("reason") or response.reason)
+    if "\nLINE " in reason:  # SQL: the line and its caret stand below each other
+        return CliError(reason, body.get("hint", ""))
+    reason = " ".join(reason.split())
     hint = str(body.get("hint") or "")
     if response.status == 401:
         hint = "name the daemon's token file with --token-file; $LAKEHOUSE_TOKEN_FILE may be another daemon's"

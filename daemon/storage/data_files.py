@@ -25,6 +25,8 @@ ROTATE_BYTES = 32 << 20
 """A delete rewrites whole files, so they stay small enough for that to take under a second."""
 GROUP_BYTES = 8 << 20
 GROUP_ROWS = 16_384
+LOOKED_AT = 2_000
+"""Rows by which it is seen whether a column's values repeat."""
 READ_AHEAD = 256 << 10
 """Rewrites read their groups in pieces of this size, in one thread: whole groups read in several
 threads took 50 MB more."""
@@ -98,7 +100,7 @@ class FileWriter:
                 self._path,
                 self._schema,
                 compression=self._compression,
-                use_dictionary=self._dictionaries,
+                use_dictionary=[path for path in self._dictionaries if _repeats(group, path)],
                 write_statistics=[ROW],
             )
             self._bounds = (0, first, last)
@@ -115,6 +117,15 @@ class FileWriter:
         durable.sync_file(self._path)
         self.files.append(DataFile(self._path.name, self._path.stat().st_size, *self._bounds))
         self._writer = self._path = None
+
+
+def _repeats(group: pa.Table, column: str) -> bool:
+    """Whether a dictionary pays for a text column: hashing values that are all different takes longer
+    than writing them. Nested ones are not looked at."""
+    if column not in group.column_names:
+        return True
+    seen = group.column(column).slice(0, LOOKED_AT)
+    return bool(2 * pc.count_distinct(seen).as_py() <= len(seen))
 
 
 def write_rows(folder: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch], first_row: int) -> list[DataFile]:

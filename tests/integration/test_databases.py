@@ -150,6 +150,12 @@ async def test_every_mariadb_type_arrives_as_it_is(world: World, maria: Database
     assert (await world.rows()).schema.field("u").type == pa.int64()
 
 
+async def test_unsigned_ids_are_integers(world: World, maria: Database) -> None:
+    maria.run("DROP TABLE IF EXISTS ids; CREATE TABLE ids (id bigint unsigned, n int); INSERT INTO ids VALUES (7, 1)")
+    await world.load(maria, table="ids", id_column="id", cursor="id")
+    assert (await world.rows()).schema.field("id").type == pa.int64()
+
+
 async def test_zero_dates_become_null_and_are_counted(world: World, maria: Database) -> None:
     maria.run("""
         DROP TABLE IF EXISTS zeros; CREATE TABLE zeros (id int, day date, at datetime);

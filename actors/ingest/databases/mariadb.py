@@ -62,6 +62,7 @@ class MariaDbReader(Opened):
         self._said: list[str] = []
         self._zero: Counter[str] = Counter()
         self._columns: list[_Read] = []
+        self._large: set[str] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._connection: Any = None
         self._cursor: Any = None
@@ -91,6 +92,7 @@ class MariaDbReader(Opened):
             names = [field.name for field in fields]
             if len({name.casefold() for name in names}) != len(names):
                 raise BadFile("two columns of the query have the same name", "name them apart with AS")
+            self._large = self._too_large(source, fields)
             self._columns = [self._read(field) for field in fields]
             where = self._new_rows(source, names)
             line = ", ',', ".join(column.expression for column in self._columns)
@@ -224,6 +226,15 @@ class MariaDbReader(Opened):
         await self._cursor.fetchall()
         return fields
 
+    def _too_large(self, source: str, fields: Sequence[Any]) -> set[str]:
+        """Columns of unsigned 64-bit integers that hold one beyond int64: the usual ones are ids and do not."""
+        names = [f.name for f in fields if f.type_code == _BIG and f.flags & _UNSIGNED]
+        if not names:
+            return set()
+        shown = ", ".join(f"MAX(q.{_quoted(name)}) > {2**63 - 1}" for name in names)
+        (row,) = self._do(self._all(f"SELECT {shown} FROM ({source}) q"))
+        return {name for name, large in zip(names, row, strict=True) if large}
+
     def _new_rows(self, source: str, names: list[str]) -> str:
         """The WHERE that takes what came after the mark; moves the mark to the newest row's."""
         name, after = self._request.cursor, self._request.after
@@ -271,7 +282,7 @@ class MariaDbReader(Opened):
             return _Read(pa.field(name, pa.bool_()), f"IFNULL({column} <> 0, '')", pa.bool_())
         if code == _YEAR or code in _INTEGERS:
             bits = _INTEGERS.get(code, 16) * (1 + unsigned)
-            type_ = pa.decimal128(20, 0) if bits > 64 else pa.int64() if bits > 32 else pa.int32()
+            type_ = pa.decimal128(20, 0) if name in self._large else pa.int64() if bits > 32 else pa.int32()
             return _Read(pa.field(name, type_), plain, type_)
         if code in (0, _DECIMAL):
             precision = field.length - (field.scale > 0) - (not unsigned)
