@@ -1,13 +1,15 @@
 """Dead letters: messages that could not be handled, kept with what is needed to try again."""
 
 import json
+import re
 from typing import Protocol
 
 import msgspec
 
 from actors.base import Origin
 from daemon.bus import wire
-from schemas.events.base import PREFIX
+from schemas.events.base import PREFIX, subject_of
+from schemas.events.dataset import IngestDatabase
 from schemas.names import MessageId, Timestamp
 
 SUBJECT = "Lakehouse-Subject"
@@ -52,11 +54,20 @@ class DeadLetters(Protocol):
     async def dead_drop(self, seq: int) -> None: ...
 
 
+_SECRETS = re.compile(rb'("(?:dsn|password)"\s*:\s*")(?:[^"\\]|\\.)*', re.IGNORECASE)
+_CREDENTIALS = re.compile(rb"(://)[^\s\"]*@")
+
+
+def without_secrets(body: bytes) -> bytes:
+    """A body without what a DSN tells: letters are kept for weeks and shown to whoever asks."""
+    return _CREDENTIALS.sub(rb"\1***@", _SECRETS.sub(rb"\1***", body))
+
+
 def write(
     subject: str, body: bytes, origin: Origin, durable: str, reason: str, max_payload: int
 ) -> tuple[str, bytes, dict[str, str]]:
     """Subject, body and headers under which a message is buried. A body over the limit, which
-    only a foreign publisher can have sent, is cut."""
+    only a foreign publisher can have sent, is cut; a DSN that was published is taken out."""
     headers = wire.headers_of(origin) | {
         wire.ID: f"dead.{durable}.{origin.id}",
         MESSAGE: origin.id,
@@ -65,6 +76,8 @@ def write(
         REASON: json.dumps(reason[:1000]),  # ASCII, one line: fit for a header
         DELIVERIES: str(origin.delivery),
     }
+    if subject == subject_of(IngestDatabase):
+        body = without_secrets(body)
     if len(body) > max_payload:
         headers[CUT] = "1"
     return f"{PREFIX}.dead.{durable}", body[:max_payload], headers

@@ -18,13 +18,14 @@ from actors.base import Origin
 from actors.ingest.actor import Ingest
 from actors.ingest.config import IngestConfig, SourceConfig
 from actors.ports import TableRef
+from daemon.bus import letters
 from daemon.bus.heads import MemoryHeads
 from daemon.bus.memory import MemoryBus
 from daemon.clock import SystemClock
 from daemon.storage.buckets import ObjectBuckets
 from daemon.storage.registry import DocumentRegistry
 from daemon.storage.tables import DeltaTables
-from schemas.events.base import Message, Refusal
+from schemas.events.base import Message, Refusal, subject_of
 from schemas.events.dataset import DatasetAppended, IngestDatabase, IngestReport
 from schemas.secret import Secret
 from tests.databases import PASSWORD, QUOTED_PASSWORD, Database, mariadb, postgres
@@ -267,6 +268,15 @@ async def test_a_published_dsn_is_refused(world: World, pg: Database) -> None:
     (refusal,) = await world.say(command, asked=False)
     assert isinstance(refusal, Refusal)
     assert refusal.status == "forbidden"
+
+
+def test_a_dead_letter_tells_no_password() -> None:
+    for form in forms("Canary7PassWord"):
+        for body in (msgspec.json.encode({"dsn": form, "dataset": 5}), b'{"dsn":"' + form.encode() + b'", broken'):
+            _, kept, _ = letters.write(
+                subject_of(IngestDatabase), body, Origin("m", "m", 0.0), "ingest__ingest_database", "unreadable", 9999
+            )
+            assert b"Canary7PassWord" not in kept, form
 
 
 async def test_private_hosts_are_asked_when_the_configuration_names_them(tmp_path: Path, pg: Database) -> None:
