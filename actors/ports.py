@@ -1,10 +1,10 @@
 """What the shells need from outside, as Protocols. The daemon implements them; tests have
 in-memory ones under the same contract suites. No actor sees anything else of the world."""
 
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import msgspec
 import numpy as np
@@ -92,6 +92,22 @@ class Artifact(msgspec.Struct, frozen=True):
     bytes: Bytes
 
 
+class Entry(msgspec.Struct, frozen=True):
+    """An object as a listing shows it."""
+
+    key: str
+    bytes: Bytes
+    tag: str  # another one when it was written again
+
+
+class Place(msgspec.Struct, frozen=True):
+    """Where a bucket lies, as it may be shown."""
+
+    url: str
+    options: dict[str, str]  # of the object store; credentials by name only
+    origin: Literal["configured", "provisioned"]
+
+
 class Buckets(Protocol):
     """Objects in named buckets. Keys are relative, `/`-separated, without `..`. Raises KeyError
     for an unknown bucket, FileNotFoundError for a missing object, Transient when the store
@@ -101,9 +117,20 @@ class Buckets(Protocol):
         """The configured buckets and the provisioned ones, sorted."""
         ...
 
-    async def provision(self, bucket: BucketName) -> bool:
-        """Make a bucket under storage.profile_root unless there is one of that name; every
-        process of the lakehouse then knows it. True when it was made."""
+    async def provision(self, bucket: BucketName, url: str = "", options: Mapping[str, str] | None = None) -> bool:
+        """Make a bucket unless there is one of that name: at `url`, else under
+        storage.profile_root. Every process of the lakehouse then knows it. True when it was
+        made. Raises ValueError for what can't be one."""
+        ...
+
+    async def remove(self, bucket: BucketName) -> None:
+        """Forget a provisioned bucket; its objects stay where they are. A missing one is no
+        error. Raises ValueError for a configured one."""
+        ...
+
+    async def place(self, bucket: BucketName) -> Place: ...
+    async def check(self, bucket: BucketName) -> None:
+        """Raises Transient unless an object can be written there, read and removed."""
         ...
 
     async def put(self, bucket: BucketName, key: str, data: bytes, *, overwrite: bool = False) -> Artifact:
@@ -120,7 +147,14 @@ class Buckets(Protocol):
         checksum isn't `sha256`."""
         ...
 
-    async def list(self, bucket: BucketName, prefix: str) -> list[str]: ...
+    async def entries(self, bucket: BucketName, prefix: str) -> list[Entry]:
+        """What lies below a folder ("": in all), sorted by key."""
+        ...
+
+    async def list(self, bucket: BucketName, prefix: str) -> list[str]:
+        """The keys of `entries`."""
+        ...
+
     async def delete(self, bucket: BucketName, key: str) -> None:
         """A missing object is no error."""
         ...

@@ -11,7 +11,7 @@ from typing import TypeVar
 import anyio.to_thread
 
 from actors.errors import Transient
-from actors.ports import Artifact
+from actors.ports import Artifact, Entry
 from daemon.storage import durable
 from schemas.names import BucketName, Sha256
 
@@ -22,7 +22,7 @@ REMOVALS = 20
 
 
 class LocalStore:
-    """See buckets.Store. An object's file is never changed in place."""
+    """See known.Store. An object's file is never changed in place."""
 
     root: Path | None
 
@@ -30,13 +30,20 @@ class LocalStore:
         self._name = name
         self._root = self.root = root
 
-    def _walk(self, prefix: str) -> list[str]:
-        return [
-            os.path.relpath(os.path.join(folder, file), self._root)
-            for folder, _, files in os.walk(self._root / prefix)
-            for file in files
-            if not file.startswith(durable.TEMPORARY)
-        ]
+    def _walk(self, prefix: str) -> list[Entry]:
+        found = []
+        for folder, _, files in os.walk(self._root / prefix):
+            for file in files:
+                if file.startswith(durable.TEMPORARY):
+                    continue
+                path = os.path.join(folder, file)
+                try:
+                    stat = os.stat(path)
+                except FileNotFoundError:  # it went meanwhile
+                    continue
+                tag = f"{stat.st_ino}-{stat.st_mtime_ns}"
+                found.append(Entry(os.path.relpath(path, self._root), stat.st_size, tag))
+        return found
 
     async def put(self, key: str, data: bytes, overwrite: bool) -> None:
         write = durable.write if overwrite else durable.create
@@ -59,7 +66,7 @@ class LocalStore:
     async def folders(self) -> list[str]:
         return await self._run(lambda: [path.name for path in self._root.iterdir() if path.is_dir()], "")
 
-    async def list(self, prefix: str) -> list[str]:
+    async def entries(self, prefix: str) -> list[Entry]:
         return await self._run(lambda: self._walk(prefix), prefix)
 
     async def delete(self, key: str) -> None:
