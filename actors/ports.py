@@ -108,6 +108,15 @@ class Place(msgspec.Struct, frozen=True):
     origin: Literal["configured", "provisioned"]
 
 
+class Waiting(msgspec.Struct, frozen=True):
+    """What waits in `rescue` until its bucket can be written."""
+
+    bucket: BucketName
+    objects: int
+    bytes: Bytes
+    reason: str  # why the first of them couldn't be written
+
+
 class Buckets(Protocol):
     """Objects in named buckets. Keys are relative, `/`-separated, without `..`. Raises KeyError
     for an unknown bucket, FileNotFoundError for a missing object, Transient when the store
@@ -129,6 +138,20 @@ class Buckets(Protocol):
         ...
 
     async def place(self, bucket: BucketName) -> Place: ...
+    async def reach(self, bucket: BucketName) -> None:
+        """Raises Transient when the bucket can't be read."""
+        ...
+
+    async def waiting(self) -> list[Waiting]:
+        """By bucket: what couldn't be written there and was put into `rescue`."""
+        ...
+
+    async def bring_home(self, bucket: BucketName) -> Waiting:
+        """Write what waits for a bucket into it, verified, in the order in which it came.
+        Returns what was brought. Raises Transient, with the rest still waiting, when the bucket
+        can't be written yet."""
+        ...
+
     async def check(self, bucket: BucketName) -> None:
         """Raises Transient unless an object can be written there, read and removed."""
         ...
@@ -142,6 +165,11 @@ class Buckets(Protocol):
         ...
 
     async def get(self, bucket: BucketName, key: str) -> bytes: ...
+    async def copy(self, source: BucketName, key: str, bucket: BucketName) -> Artifact:
+        """Put an object of `source` under its key into `bucket`, in the place of what is there,
+        and read it back. Raises CorruptState when it isn't the same."""
+        ...
+
     async def fetch(self, bucket: BucketName, key: str, sha256: Sha256 | None = None) -> Path:
         """A local, read-only file with the object's content. Raises CorruptState when its
         checksum isn't `sha256`."""
@@ -160,6 +188,15 @@ class Buckets(Protocol):
         ...
 
     async def delete_prefix(self, bucket: BucketName, prefix: str) -> None: ...
+
+
+class Lying(msgspec.Struct, frozen=True):
+    """A document that lies elsewhere than in its home, or besides."""
+
+    kind: str
+    name: str
+    home: BucketName | None  # that its head says; None: it has no head
+    others: list[BucketName]
 
 
 class Registry(Protocol):
@@ -182,6 +219,20 @@ class Registry(Protocol):
     async def all(self, kind: type[D]) -> list[tuple[str, D, int]]:
         """Every document of a kind: name, value, revision, by name. Damaged ones are logged and
         left out: one of them must not stop the actors from serving the others."""
+        ...
+
+    async def homes(self) -> list[tuple[str, str, BucketName]]:
+        """Kind, name and bucket of every document, damaged ones too."""
+        ...
+
+    async def census(self) -> list[Lying]:
+        """Documents that lie elsewhere than in their home; looks through every bucket."""
+        ...
+
+    async def rehome(self, kind: type[Document], name: str, source: BucketName, bucket: BucketName) -> None:
+        """Bring a document and its head from `source` to `bucket`, if it is in one of the two,
+        and leave nothing of it in `source`. May be stopped anywhere and repeated. A missing one
+        is no error. Raises CorruptState, Transient."""
         ...
 
 

@@ -22,9 +22,11 @@ from actors.index.catalog import Catalog
 from actors.index.searcher import Searcher
 from actors.ingest.actor import Ingest
 from actors.ingest.watcher import Watcher
+from actors.mirror import Mirror
 from actors.profile.profiles import Profiles
 from actors.profile.slot import VramSlot
 from actors.promotion.actor import Promotion
+from actors.storage.desk import StorageDesk
 from daemon.bus.base import MessageBus
 from daemon.bus.heads import Heads
 from daemon.codes import ArtifactCodecs
@@ -57,6 +59,7 @@ ACTORS: tuple[type[Actor], ...] = (
     VramSlot,
     Codecs,
     Calibrator,
+    StorageDesk,
 )
 
 
@@ -99,6 +102,7 @@ def build(config: Config, state: StateDir, bus: MessageBus, heads: Heads, bucket
     clock = bus.clock
     registry = DocumentRegistry(buckets, heads)
     tables = DeltaTables(buckets, state.cache)
+    mirror = Mirror(buckets)
     journal = TableJournal(tables)
     query_log = TableQueryLog(tables)
     snapshots = TableSnapshots(tables, registry, state.cache)
@@ -114,7 +118,7 @@ def build(config: Config, state: StateDir, bus: MessageBus, heads: Heads, bucket
     watched = [watch.path for watch in config.watch]
     readable = msgspec.structs.replace(config.ingest, allowed_roots=config.ingest.allowed_roots + watched)
     actors: list[Actor] = [
-        Ingest(tables, registry, buckets, bus, clock, readable, state.uploads, config.sources),
+        Ingest(tables, registry, buckets, bus, clock, readable, state.uploads, config.sources, mirror),
         Watcher(TableSeenFiles(tables), bus, clock, config.watch),
         Catalog(
             registry,
@@ -127,6 +131,7 @@ def build(config: Config, state: StateDir, bus: MessageBus, heads: Heads, bucket
             config.index,
             config.agent.target_recall,
             default_embedder,
+            mirror,
         ),
         Builder(registry, snapshots, buckets, builds, graphs, bus, clock),
         Searcher(
@@ -161,5 +166,6 @@ def build(config: Config, state: StateDir, bus: MessageBus, heads: Heads, bucket
             config.codec,
             state.cache / "codec",
         ),
+        StorageDesk(registry, buckets, mirror, bus, clock, [state.buckets, *config.storage.allowed_roots]),
     ]
     return House(actors, [lab, builds, embed, codec], embedders, servers)

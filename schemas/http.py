@@ -15,6 +15,7 @@ from schemas.events.autotune import GridPoint
 from schemas.events.dataset import FileFormat, IngestMode
 from schemas.events.index import EmbedderSpec, Target
 from schemas.events.profile import SlotState
+from schemas.events.storage import Url
 from schemas.names import (
     Backend,
     BucketName,
@@ -74,6 +75,10 @@ class NoParams(Params, frozen=True):
 
 class DatasetParams(Params, frozen=True):
     dataset: DatasetName
+
+
+class BucketParams(Params, frozen=True):
+    bucket: BucketName
 
 
 class IndexParams(Params, frozen=True):
@@ -193,6 +198,20 @@ class CreateIndexBody(Body, frozen=True):
     target_recall: Target | None = None
     embedder: EmbedderBody | None = None
     config: ConfigBody = ConfigBody()
+
+
+class BucketBody(Body, frozen=True):
+    """A new bucket. Without a URL it is a folder below [storage] profile_root."""
+
+    name: BucketName
+    url: Url = ""
+    options: dict[str, str] = {}
+
+
+class HomeBody(Body, frozen=True):
+    """Another home for a dataset or an index."""
+
+    bucket: BucketName
 
 
 class QueryBody(Body, frozen=True):

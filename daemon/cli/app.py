@@ -33,11 +33,12 @@ COMMANDS = {
     },
     DATA: {
         "ingest": ("data:ingest", "Read files into a dataset: CSV, JSON lines, Parquet, Arrow."),
-        "datasets": ("data:app", "List, show or drop datasets."),
+        "datasets": ("data:app", "List, show, move or drop datasets."),
+        "bucket": ("bucket:app", "List, add, show or remove buckets."),
     },
     INDEXES: {
         "indexes": ("index:indexes", "List indexes."),
-        "index": ("index:app", "Create, show, rebuild or drop an index."),
+        "index": ("index:app", "Create, show, rebuild, move or drop an index."),
         "search": ("search:search", "Find the nearest rows to a text or a vector."),
     },
     TUNING: {

@@ -6,6 +6,7 @@ Which buckets there are, and how they are opened, is known.py's. What the object
 elsewhere: documents in registry.py, tables in tables.py.
 """
 
+import contextlib
 import hashlib
 import re
 import uuid
@@ -15,7 +16,7 @@ from pathlib import Path
 import anyio.to_thread
 
 from actors.errors import CorruptState
-from actors.ports import Artifact, Entry, Place
+from actors.ports import Artifact, Entry, Place, Waiting
 from daemon.storage.known import KnownBuckets, Location, Store
 from schemas.names import BucketName, Sha256
 
@@ -62,6 +63,16 @@ class ObjectBuckets:
         finally:
             await store.delete(key)
 
+    async def reach(self, bucket: BucketName) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            await (await self._store(bucket)).get("system/nothing")
+
+    async def waiting(self) -> list[Waiting]:
+        return []
+
+    async def bring_home(self, bucket: BucketName) -> Waiting:
+        return Waiting(bucket, 0, 0, "")
+
     async def location(self, bucket: BucketName) -> Location:
         return (await self._known.find(bucket)).location
 
@@ -74,6 +85,15 @@ class ObjectBuckets:
 
     async def get(self, bucket: BucketName, key: str) -> bytes:
         return await (await self._store(bucket)).get(_checked(key))
+
+    async def copy(self, source: BucketName, key: str, bucket: BucketName) -> Artifact:
+        path = await self.fetch(source, key)
+        artifact = await self.upload(bucket, key, path, overwrite=True)
+        copied = await self.fetch(bucket, key, artifact.sha256)
+        for place, file in ((source, path), (bucket, copied)):
+            if (await self._store(place)).root is None:  # our own copy of a remote object has served its turn
+                await anyio.Path(file).unlink(missing_ok=True)
+        return artifact
 
     async def fetch(self, bucket: BucketName, key: str, sha256: Sha256 | None = None) -> Path:
         path = await (await self._store(bucket)).fetch(_checked(key), sha256)

@@ -176,7 +176,9 @@ class KnownBuckets:
             self._seen.pop(bucket, None)
             return None
         except msgspec.DecodeError as error:
-            raise CorruptState(f"the marker {bucket}/{MARKER} below storage.profile_root is damaged: {error}") from error
+            raise CorruptState(
+                f"the marker {bucket}/{MARKER} below storage.profile_root is damaged: {error}"
+            ) from error
         except Transient:
             if seen is None:
                 raise

@@ -1,9 +1,9 @@
 """One `file://` bucket: a directory, written through durable.py. Objects are plain files under
 their keys, so anyone can read them; `fetch` gives the file itself, without a copy."""
 
-import errno
 import os
 import shutil
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -17,9 +17,6 @@ from schemas.names import BucketName, Sha256
 
 T = TypeVar("T")
 
-REMOVALS = 20
-"""Of a folder that others write into while it goes; the last one's error is told."""
-
 
 class LocalStore:
     """See known.Store. An object's file is never changed in place."""
@@ -32,7 +29,8 @@ class LocalStore:
 
     def _walk(self, prefix: str) -> list[Entry]:
         found = []
-        for folder, _, files in os.walk(self._root / prefix):
+        for folder, folders, files in os.walk(self._root / prefix):
+            folders[:] = [name for name in folders if not name.startswith(durable.TEMPORARY)]  # on their way out
             for file in files:
                 if file.startswith(durable.TEMPORARY):
                     continue
@@ -76,17 +74,14 @@ class LocalStore:
         await self._run(lambda: self._remove(prefix), prefix)
 
     def _remove(self, prefix: str) -> None:
-        """Others may write below it meanwhile, or remove it, too."""
-        path = self._root / prefix
-        for left in reversed(range(REMOVALS)):
-            try:
-                if path.is_dir():
-                    shutil.rmtree(path)
-                    durable.sync_directory(path.parent)
-                return
-            except OSError as error:
-                if error.errno not in (errno.ENOTEMPTY, errno.ENOENT) or not left:
-                    raise
+        """Renamed first, so that who writes below it meanwhile begins a new folder."""
+        going = self._root / f"{durable.TEMPORARY}{uuid.uuid4().hex}"
+        try:
+            (self._root / prefix).rename(going)
+        except FileNotFoundError:  # others remove it, too
+            return
+        durable.sync_directory((self._root / prefix).parent)
+        shutil.rmtree(going)
 
     async def _run(self, operation: Callable[[], T], key: str) -> T:
         """In a thread, with the disk's errors in the daemon's words."""
