@@ -12,6 +12,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from actors.base import Origin
+from actors.bucket_ports import Artifact as Artifact
+from actors.bucket_ports import Buckets as Buckets
+from actors.bucket_ports import Entry as Entry
+from actors.bucket_ports import Place as Place
+from actors.bucket_ports import Waiting as Waiting
 from schemas.documents.base import Document
 from schemas.documents.trial import TrialPoint
 from schemas.events.base import Message, Request
@@ -27,7 +32,6 @@ from schemas.names import (
     Rows,
     Seconds,
     ServerName,
-    Sha256,
     Timestamp,
 )
 from schemas.profile import Adapter
@@ -86,46 +90,13 @@ class Bus(Protocol):
         ...
 
 
-class Artifact(msgspec.Struct, frozen=True):
-    key: str
-    sha256: Sha256
-    bytes: Bytes
+class Lying(msgspec.Struct, frozen=True):
+    """A document that lies elsewhere than in its home, or besides."""
 
-
-class Buckets(Protocol):
-    """Objects in named buckets. Keys are relative, `/`-separated, without `..`. Raises KeyError
-    for an unknown bucket, FileNotFoundError for a missing object, Transient when the store
-    can't be reached."""
-
-    async def names(self) -> list[BucketName]:
-        """The configured buckets and the provisioned ones, sorted."""
-        ...
-
-    async def provision(self, bucket: BucketName) -> bool:
-        """Make a bucket under storage.profile_root unless there is one of that name; every
-        process of the lakehouse then knows it. True when it was made."""
-        ...
-
-    async def put(self, bucket: BucketName, key: str, data: bytes, *, overwrite: bool = False) -> Artifact:
-        """Write durably and all at once. Raises FileExistsError unless `overwrite`."""
-        ...
-
-    async def upload(self, bucket: BucketName, key: str, path: Path) -> Artifact:
-        """As `put`, with the content of a local file."""
-        ...
-
-    async def get(self, bucket: BucketName, key: str) -> bytes: ...
-    async def fetch(self, bucket: BucketName, key: str, sha256: Sha256 | None = None) -> Path:
-        """A local, read-only file with the object's content. Raises CorruptState when its
-        checksum isn't `sha256`."""
-        ...
-
-    async def list(self, bucket: BucketName, prefix: str) -> list[str]: ...
-    async def delete(self, bucket: BucketName, key: str) -> None:
-        """A missing object is no error."""
-        ...
-
-    async def delete_prefix(self, bucket: BucketName, prefix: str) -> None: ...
+    kind: str
+    name: str
+    home: BucketName | None  # that its head says; None: it has no head
+    others: list[BucketName]
 
 
 class Registry(Protocol):
@@ -148,6 +119,20 @@ class Registry(Protocol):
     async def all(self, kind: type[D]) -> list[tuple[str, D, int]]:
         """Every document of a kind: name, value, revision, by name. Damaged ones are logged and
         left out: one of them must not stop the actors from serving the others."""
+        ...
+
+    async def homes(self) -> list[tuple[str, str, BucketName]]:
+        """Kind, name and bucket of every document, damaged ones too."""
+        ...
+
+    async def census(self) -> list[Lying]:
+        """Documents that lie elsewhere than in their home; looks through every bucket."""
+        ...
+
+    async def rehome(self, kind: type[Document], name: str, source: BucketName, bucket: BucketName) -> None:
+        """Bring a document and its head from `source` to `bucket`, if it is in one of the two,
+        and leave nothing of it in `source`. May be stopped anywhere and repeated. A missing one
+        is no error. Raises CorruptState, Transient."""
         ...
 
 

@@ -76,14 +76,18 @@ class BucketConfig(Section, frozen=True):
     url: str
     """`file:///folder` or `s3://bucket/prefix`."""
     options: dict[str, str] = {}
-    """Options of the object store, such as endpoint, region, access_key_id, secret_access_key."""
+    """Of the object store: endpoint, region, path_style; credentials by the names of environment variables
+    (access_key_id_env, secret_access_key_env, session_token_env) or by credentials_file."""
 
 
 class StorageConfig(Section, frozen=True):
     buckets: list[BucketConfig] = []
     """Named stores. `primary` and `rescue` always exist, below the state directory unless named here."""
+    allowed_roots: list[str] = []
+    """Folders below which `file://` buckets may be made at run time, besides `buckets` in the state directory."""
     profile_root: str = ""
-    """`file:///folder` or `s3://bucket/prefix`: profiles' buckets are made below it; empty: the state directory."""
+    """`file:///folder` or `s3://bucket/prefix`: where profiles' buckets are made, and where it is kept which
+    others were made at run time; empty: the state directory."""
     profile_options: dict[str, str] = {}
     """Options of the object store of profile_root, as a bucket's."""
 

@@ -23,10 +23,12 @@ from actors.index.searcher import Searcher
 from actors.ingest.actor import Ingest
 from actors.ingest.watcher import Watcher
 from actors.lineage.actor import Lineage
+from actors.mirror import Mirror
 from actors.profile.profiles import Profiles
 from actors.profile.slot import VramSlot
 from actors.promotion.actor import Promotion
 from actors.sql.actor import Sql
+from actors.storage.desk import StorageDesk
 from daemon.bus.base import MessageBus
 from daemon.bus.heads import Heads
 from daemon.codes import ArtifactCodecs
@@ -65,6 +67,7 @@ ACTORS: tuple[type[Actor], ...] = (
     Calibrator,
     Lineage,
     Sql,
+    StorageDesk,
 )
 
 
@@ -110,6 +113,7 @@ def build(config: Config, state: StateDir, bus: MessageBus, heads: Heads, bucket
     clock = bus.clock
     registry = DocumentRegistry(buckets, heads)
     tables = DeltaTables(buckets, state.cache)
+    mirror = Mirror(buckets)
     journal = TableJournal(tables)
     query_log = TableQueryLog(tables)
     snapshots = TableSnapshots(tables, registry, state.cache)
@@ -127,7 +131,7 @@ def build(config: Config, state: StateDir, bus: MessageBus, heads: Heads, bucket
     sink = HttpLineageSink(config.lineage)
     sql = DuckEngine(Catalogue(tables, registry), config.sql)
     actors: list[Actor] = [
-        Ingest(tables, registry, buckets, bus, clock, readable, state.uploads, config.sources),
+        Ingest(tables, registry, buckets, bus, clock, readable, state.uploads, config.sources, mirror),
         Watcher(TableSeenFiles(tables), bus, clock, config.watch),
         Catalog(
             registry,
@@ -140,6 +144,7 @@ def build(config: Config, state: StateDir, bus: MessageBus, heads: Heads, bucket
             config.index,
             config.agent.target_recall,
             default_embedder,
+            mirror,
         ),
         Builder(registry, snapshots, buckets, builds, graphs, bus, clock),
         Searcher(
@@ -176,5 +181,6 @@ def build(config: Config, state: StateDir, bus: MessageBus, heads: Heads, bucket
         ),
         Lineage(TableLineageLog(tables), sink, registry, journal, clock, config.lineage),
         Sql(sql),
+        StorageDesk(registry, buckets, mirror, bus, clock, [state.buckets, *config.storage.allowed_roots]),
     ]
     return House(actors, [lab, builds, embed, codec], embedders, servers, sink, sql)

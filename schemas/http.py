@@ -16,6 +16,7 @@ from schemas.events.dataset import FileFormat, IngestMode
 from schemas.events.index import EmbedderSpec, Target
 from schemas.events.profile import SlotState
 from schemas.events.sql import SqlLimit
+from schemas.events.storage import Url
 from schemas.names import (
     Backend,
     BucketName,
@@ -80,6 +81,10 @@ class DatasetParams(Params, frozen=True):
 class LineageParams(Params, frozen=True):
     name: DatasetName
     limit: Annotated[int, Meta(ge=1, le=1000)] = 50
+
+
+class BucketParams(Params, frozen=True):
+    bucket: BucketName
 
 
 class IndexParams(Params, frozen=True):
@@ -208,6 +213,20 @@ class CreateIndexBody(Body, frozen=True):
     target_recall: Target | None = None
     embedder: EmbedderBody | None = None
     config: ConfigBody = ConfigBody()
+
+
+class BucketBody(Body, frozen=True):
+    """A new bucket. Without a URL it is a folder below [storage] profile_root."""
+
+    name: BucketName
+    url: Url = ""
+    options: dict[str, str] = {}
+
+
+class HomeBody(Body, frozen=True):
+    """Another home for a dataset or an index."""
+
+    bucket: BucketName
 
 
 class QueryBody(Body, frozen=True):

@@ -149,12 +149,14 @@ class EvalSets:
         data = harness.dump(eval_set)
         digest = hashlib.sha256(data).hexdigest()
         key = f"indexes/{index.index}/harnesses/{name}-{vectors.version}-{digest[:12]}.npz"
-        await self._buckets.put(index.bucket, key, data, overwrite=True)
+        moved = await self._registry.load(IndexDocument, index.index)
+        bucket = moved[0].bucket if moved else index.bucket  # another, perhaps, than when the job began
+        await self._buckets.put(bucket, key, data, overwrite=True)
         now = self._clock.now()
         document = HarnessDocument(
             harness=name,
             index=index.index,
-            bucket=index.bucket,
+            bucket=bucket,
             key=key,
             sha256=digest,
             queries=len(eval_set.queries),
@@ -167,7 +169,7 @@ class EvalSets:
             merged=now,
         )
         try:
-            await self._registry.save(name, document, expected=before[1] if before else None, bucket=index.bucket)
+            await self._registry.save(name, document, expected=before[1] if before else None, bucket=bucket)
         except Conflict:
             found = await self._registry.load(HarnessDocument, name)
             if found is None or found[0].version != vectors.version or found[0].index != index.index:

@@ -27,7 +27,11 @@ def embedder_key(index: IndexName) -> str:
 
 def vectors_table(document: IndexDocument) -> TableRef:
     """The vectors of a text index: columns source_row (the dataset's _row), vector."""
-    return TableRef(document.bucket, f"indexes/{document.index}/vectors")
+    return vectors_in(document.bucket, document.index)
+
+
+def vectors_in(bucket: BucketName, index: IndexName) -> TableRef:
+    return TableRef(bucket, f"indexes/{index}/vectors")
 
 
 async def record(buckets: Buckets, bucket: BucketName, built: GenerationBuilt) -> None:

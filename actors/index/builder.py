@@ -69,6 +69,7 @@ class Builder(Actor):
         if again is None or again[0].created != document.created:
             self._graphs.drop(name)
             return ()  # dropped during the build; a new index of the name has numbers of its own
+        document = again[0]  # its bucket may be another by now
         key = artifacts.graph_key(name, generation)
         await self._buckets.delete(document.bucket, key)  # left by an attempt that was killed
         try:

@@ -16,6 +16,8 @@ from actors.index.catchup import CatchUp, Covered
 from actors.index.config import IndexConfig
 from actors.index.creation import Creation
 from actors.index.generations import Generations
+from actors.index.moving import IndexMoves
+from actors.mirror import Mirror
 from actors.ports import Buckets, Bus, Clock, Embedder, Embedders, Registry, Snapshots, TableRef, Tables
 from schemas.documents.dataset import DatasetDocument
 from schemas.documents.index import GenerationDocument, IndexDocument
@@ -42,6 +44,7 @@ from schemas.events.index import (
     ServeIndex,
 )
 from schemas.events.promotion import ConfigPromoted, PromotionCleared
+from schemas.events.storage import Cleared, ClearIndex, Switched, SwitchIndex
 from schemas.names import DatasetName, IndexName, Share
 
 log = structlog.get_logger(__name__)
@@ -64,7 +67,9 @@ class Catalog(Actor):
         config: IndexConfig,
         default_target_recall: Share,
         default_embedder: EmbedderSpec,
+        mirror: Mirror | None = None,
     ) -> None:
+        """mirror: the storage desk's, which knows what its first pass has copied."""
         self.heal_s = 30.0
         self._registry = registry
         self._tables = tables
@@ -75,6 +80,7 @@ class Catalog(Actor):
         self._creation = Creation(
             registry, tables, buckets, embedders, bus, clock, default_target_recall, default_embedder
         )
+        self._moves = IndexMoves(registry, tables, buckets, mirror or Mirror(buckets))
         self._generations = Generations(registry, buckets, clock, config.keep_generations)
         self._loaded: dict[IndexName, tuple[float, Embedder]] = {}  # by index: when it was created, its embedder
         self._locks: dict[IndexName, anyio.Lock] = {}
@@ -116,6 +122,20 @@ class Catalog(Actor):
             await self._registry.delete(IndexDocument, name)
             self._loaded.pop(name, None)
         return (IndexDropped(name),)
+
+    # --- moved to another bucket ---
+
+    @handles
+    @concurrent(4)
+    async def on_switch(self, command: SwitchIndex) -> Sequence[Switched | Refusal]:
+        async with self._lock(command.index):
+            return (await self._moves.switch(command),)
+
+    @handles
+    @concurrent(4)
+    async def on_clear(self, command: ClearIndex) -> Sequence[Cleared]:
+        async with self._lock(command.index):
+            return (await self._moves.clear(command),)
 
     # --- in step with the dataset ---
 

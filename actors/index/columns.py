@@ -33,7 +33,7 @@ class ColumnCache:
         self.names = [column.name for column in dataset.columns]
         self.default = [c.name for c in dataset.columns if c.role != "vector" and c.name != dataset.id_column]
         self._tables = tables
-        self._table = TableRef(dataset.bucket, dataset.path)
+        self.table = TableRef(dataset.bucket, dataset.path)
         self._limit_bytes = limit_bytes
         self._rows = np.empty(0, np.int64)
         self._columns: dict[str, NDArray[Any]] = {}  # (n,) aligned to _rows
@@ -48,10 +48,10 @@ class ColumnCache:
         """Have the columns of `rows`, those of dataset version `version`."""
         if not self._columns or len(self._rows) > 2 * len(rows):
             names = [self.id_column, *self.default]
-            state = await self._tables.state(self._table, version)
+            state = await self._tables.state(self.table, version)
             if state is not None and state.bytes > self._limit_bytes:
                 names = names[:1]
-            read = await self._tables.read(self._table, names, version=version)
+            read = await self._tables.read(self.table, names, version=version)
             if _object_bytes(read) > self._limit_bytes:
                 read = read.select([ROW, self.id_column])
             have, columns = np.empty(0, np.int64), {}
@@ -61,7 +61,7 @@ class ColumnCache:
             if not len(missing):
                 self._version = version
                 return
-            read = await self._tables.read(self._table, list(self._columns), version=version, rows=missing)
+            read = await self._tables.read(self.table, list(self._columns), version=version, rows=missing)
             have, columns = self._rows, self._columns
         self._rows, self._columns = await anyio.to_thread.run_sync(_joined, have, columns, read)
         self._bytes += _object_bytes(read)
@@ -81,7 +81,7 @@ class ColumnCache:
 
     async def read(self, rows: NDArray[np.int64], columns: Sequence[str]) -> Values:
         """As `values`, from the table: milliseconds."""
-        table = await self._tables.read(self._table, list(columns), version=self._version, rows=np.unique(rows))
+        table = await self._tables.read(self.table, list(columns), version=self._version, rows=np.unique(rows))
         there = table[ROW].to_numpy()
         rows = rows[np.isin(rows, there)]
         at = pa.array(np.searchsorted(there, rows))

@@ -76,6 +76,8 @@ class Creation:
         spec = self._embedder_for(column, command.embedder)
         if isinstance(spec, Refusal):
             return spec
+        # What an index of the name has left there, on its way elsewhere, isn't this one's.
+        await self._buckets.delete_prefix(bucket, f"indexes/{command.name}")
         fitted = await self._fit(command.name, spec, dataset, column, bucket)
         if isinstance(fitted, Refusal):
             return fitted

@@ -99,6 +99,7 @@ class Loader:
 
     async def _follow(self, index: ServedIndex) -> bool:
         name = index.document.index
+        await self._relocate(index)
         codec = await self._registry.load(IndexCodecDocument, name)
         if codec is not None and await self._follow_codec(index, codec[0]):
             return True
@@ -122,6 +123,15 @@ class Loader:
             return False
         await index.swap(head, graph, self._clock.now())
         return True
+
+    async def _relocate(self, index: ServedIndex) -> None:
+        """Read from where the index and its dataset lie now: they may have been moved."""
+        found = await self._registry.load(IndexDocument, index.document.index)
+        dataset = await self._registry.load(DatasetDocument, index.document.dataset)
+        if found is not None and found[0].created == index.document.created:
+            index.document = found[0]
+        if dataset is not None:
+            index.dataset = index.columns.table = TableRef(dataset[0].bucket, dataset[0].path)
 
     async def _follow_codec(self, index: ServedIndex, document: IndexCodecDocument) -> bool:
         """False when it is searched by that codec already, or the artifact can't be used: then by its graph."""

@@ -37,6 +37,7 @@ from schemas.events.index import (
     Search,
     SearchResult,
 )
+from schemas.events.storage import DatasetMoved, IndexMoved
 from schemas.names import IndexName, Timestamp
 
 LOG_ROWS = 4096
@@ -179,6 +180,20 @@ class Searcher(Actor):
         if index is None or index.graph is None:
             return self._rebuilds()
         return [self._swapped(index, index.graph.document, started)]
+
+    @handles
+    async def on_moved(self, event: IndexMoved) -> Sequence[Never]:
+        index = await self._shelf.settled(event.index)
+        if index is not None:
+            await self._loader.follow(index)
+        return ()
+
+    @handles
+    async def on_dataset_moved(self, event: DatasetMoved) -> Sequence[Never]:
+        for index in self._shelf.all():
+            if index.document.dataset == event.dataset:
+                await self._loader.follow(index)
+        return ()
 
     @handles
     async def on_dropped(self, event: IndexDropped) -> Sequence[Never]:

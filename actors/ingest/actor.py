@@ -20,9 +20,11 @@ from actors.ingest.config import IngestConfig, SourceConfig
 from actors.ingest.core import BadFile, format_of
 from actors.ingest.databases.opening import database_request, open_database, resolved
 from actors.ingest.loading import Job, Loading, Said, marks_of, rejects_of
+from actors.ingest.moving import DatasetMoves
 from actors.ingest.paths import allowed_file
 from actors.ingest.readers import Reader, open_reader
 from actors.ingest.readers.records import RecordsReader
+from actors.mirror import Mirror
 from actors.ports import Buckets, Bus, Clock, Registry, TableRef, Tables, TableState
 from schemas.documents.dataset import DatasetDocument
 from schemas.documents.index import IndexDocument
@@ -44,6 +46,7 @@ from schemas.events.dataset import (
     RowsDeleted,
     UpsertRows,
 )
+from schemas.events.storage import ClearDataset, Cleared, SwitchDataset, Switched
 from schemas.names import BucketName, DatasetName
 
 _ATTEMPTS = 3
@@ -62,8 +65,10 @@ class Ingest(Actor):
         config: IngestConfig,
         uploads: Path,
         sources: Sequence[SourceConfig] = (),
+        mirror: Mirror | None = None,
     ) -> None:
-        """uploads: a folder whose files may be read besides those under the allowed roots."""
+        """uploads: a folder whose files may be read besides those under the allowed roots.
+        mirror: the storage desk's, which knows what its first pass has copied."""
         self._sources = sources
         self._clock = clock
         self._due = {source.name: 0.0 for source in sources if source.every_s}  # when each is read next, monotonic
@@ -76,6 +81,7 @@ class Ingest(Actor):
         self._uploads = uploads
         self._folder = uploads / ".stages"
         self._loading = Loading(tables, registry, bus, clock, config, self._folder)
+        self._moves = DatasetMoves(registry, tables, buckets, mirror or Mirror(buckets))
         self._writers: defaultdict[DatasetName, anyio.Lock] = defaultdict(anyio.Lock)
 
     async def start(self) -> Sequence[Message]:
@@ -205,6 +211,18 @@ class Ingest(Actor):
             await self._tables.drop(rejects_of(document.bucket, name))
             await self._registry.delete(DatasetDocument, name, expected=revision)
             return [DatasetDropped(name)]
+
+    @handles
+    @concurrent(4)
+    async def on_switch(self, command: SwitchDataset) -> Sequence[Switched | Refusal]:
+        async with self._writers[command.dataset]:
+            return [await self._moves.switch(command)]
+
+    @handles
+    @concurrent(4)
+    async def on_clear(self, command: ClearDataset) -> Sequence[Cleared]:
+        async with self._writers[command.dataset]:
+            return [await self._moves.clear(command)]
 
     @handles
     @concurrent(8)

@@ -191,6 +191,9 @@ class Loading:
             return [self._rejected(job, origin, stage.rejected, refusal.reason, refused=True), refusal]
         bucket = known.dataset.document.bucket if known.dataset else job.bucket or "primary"
         table = table_of(bucket, job.dataset)
+        if known.revision is None:  # what a dataset of the name has left there, on its way elsewhere, isn't this one's
+            await self._tables.drop(table)
+            await self._tables.drop(rejects_of(bucket, job.dataset))
         if known.dataset is None:
             document = core.document_of(stage.plan, job.dataset, bucket, table.path, self._clock.now())
             await self._registry.save(job.dataset, document, expected=known.revision)

@@ -33,13 +33,14 @@ COMMANDS = {
     },
     DATA: {
         "ingest": ("data:ingest", "Read files (CSV, JSON lines, Parquet, Arrow) or a database into a dataset."),
-        "datasets": ("data:app", "List, show or drop datasets."),
         "sql": ("sql:sql", "Ask in SQL over datasets, trials, promotions, rejects, lineage …"),
         "lineage": ("lineage:lineage", "Show where a dataset or an index came from, and what came of it."),
+        "datasets": ("data:app", "List, show, move or drop datasets."),
+        "bucket": ("bucket:app", "List, add, show or remove buckets."),
     },
     INDEXES: {
         "indexes": ("index:indexes", "List indexes."),
-        "index": ("index:app", "Create, show, rebuild or drop an index."),
+        "index": ("index:app", "Create, show, rebuild, move or drop an index."),
         "search": ("search:search", "Find the nearest rows to a text or a vector."),
     },
     TUNING: {

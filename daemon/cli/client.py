@@ -46,6 +46,9 @@ class Client:
     def put(self, path: str, body: Any) -> Any:
         return self._json("PUT", path, body)
 
+    def patch(self, path: str, body: Any, *, timeout_s: float | None = TIMEOUT_S) -> Any:
+        return self._json("PATCH", path, body, None, timeout_s)
+
     def delete(self, path: str, body: Any = None) -> Any:
         return self._json("DELETE", path, body)
 

@@ -9,12 +9,22 @@ from daemon.cli.client import Client, segment
 from daemon.cli.connection import Connection
 from daemon.cli.database import read_database
 from daemon.cli.errors import WRONG_USE, CliError
-from daemon.cli.output import Json, console, moment, print_facts, print_json, print_json_line, print_table, size
+from daemon.cli.output import (
+    Json,
+    console,
+    moment,
+    print_facts,
+    print_json,
+    print_json_line,
+    print_moved,
+    print_table,
+    size,
+)
 
 if TYPE_CHECKING:
     from daemon.cli.progress import Steps
 
-app = App(name="datasets", help="List, show or drop datasets.")
+app = App(name="datasets", help="List, show, move or drop datasets.")
 
 Name = Annotated[str, Parameter(help="The dataset.")]
 
@@ -214,6 +224,20 @@ def show(name: Name, /, *, json: Json = False, to: Connection = Connection()) ->
         ),
         empty="It has no commits.",
     )
+
+
+@app.command
+def move(
+    name: Name,
+    /,
+    *,
+    to_bucket: Annotated[str, Parameter(help="Its new home.")],
+    json: Json = False,
+    to: Connection = Connection(),
+) -> None:
+    """Move a dataset to another bucket, verified. Reads go on meanwhile, writes wait for the switch."""
+    answer = Client(to).patch(f"/datasets/{segment(name)}", {"bucket": to_bucket}, timeout_s=None)
+    print_moved(name, answer, json)
 
 
 @app.command

@@ -16,6 +16,7 @@ from daemon.cli.output import (
     moment,
     print_facts,
     print_json,
+    print_moved,
     print_table,
     share,
     size,
@@ -24,7 +25,7 @@ from schemas.config import EF_CONSTRUCTION_BOUNDS, EF_SEARCH_BOUNDS, M_BOUNDS
 
 POLL_S = 0.3
 
-app = App(name="index", help="Create, show, rebuild or drop an index.")
+app = App(name="index", help="Create, show, rebuild, move or drop an index.")
 
 Name = Annotated[str, Parameter(help="The index.")]
 Reason = Annotated[str, Parameter(help="What lineage says about why.")]
@@ -205,6 +206,20 @@ def rebuild(
     else:
         done = "is served" if wait else "is being built"
         console.print(f"{name}: generation {answer['generation']} {done}", markup=False)
+
+
+@app.command
+def move(
+    name: Name,
+    /,
+    *,
+    to_bucket: Annotated[str, Parameter(help="Its new home.")],
+    json: Json = False,
+    to: Connection = Connection(),
+) -> None:
+    """Move an index to another bucket, verified, with its vectors, generations and eval sets. Searches go on."""
+    answer = Client(to).patch(f"/vectors/indexes/{segment(name)}", {"bucket": to_bucket}, timeout_s=None)
+    print_moved(name, answer, json)
 
 
 @app.command

@@ -47,6 +47,17 @@ def print_facts(facts: Mapping[str, Any]) -> None:
         console.print(f"[dim]{name.ljust(width)}[/dim]  {escape(cell(value))}", soft_wrap=True)
 
 
+def print_moved(name: str, answer: Mapping[str, Any], as_json: bool) -> None:
+    """What became of a move to another bucket."""
+    if as_json:
+        print_json(answer)
+    elif answer["source"] == answer["bucket"]:
+        console.print(f"{name} lies in {answer['bucket']} already", markup=False)
+    else:
+        what = f"{answer['objects']:,} objects, {size(answer['bytes'])}, verified"
+        console.print(f"{name}: {answer['source']} → {answer['bucket']}, {what}", markup=False)
+
+
 def cell(value: Any) -> str:
     match value:
         case None:

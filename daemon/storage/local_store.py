@@ -1,9 +1,9 @@
 """One `file://` bucket: a directory, written through durable.py. Objects are plain files under
 their keys, so anyone can read them; `fetch` gives the file itself, without a copy."""
 
-import errno
 import os
 import shutil
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -11,18 +11,15 @@ from typing import TypeVar
 import anyio.to_thread
 
 from actors.errors import Transient
-from actors.ports import Artifact
+from actors.ports import Artifact, Entry
 from daemon.storage import durable
 from schemas.names import BucketName, Sha256
 
 T = TypeVar("T")
 
-REMOVALS = 20
-"""Of a folder that others write into while it goes; the last one's error is told."""
-
 
 class LocalStore:
-    """See buckets.Store. An object's file is never changed in place."""
+    """See known.Store. An object's file is never changed in place."""
 
     root: Path | None
 
@@ -30,13 +27,21 @@ class LocalStore:
         self._name = name
         self._root = self.root = root
 
-    def _walk(self, prefix: str) -> list[str]:
-        return [
-            os.path.relpath(os.path.join(folder, file), self._root)
-            for folder, _, files in os.walk(self._root / prefix)
-            for file in files
-            if not file.startswith(durable.TEMPORARY)
-        ]
+    def _walk(self, prefix: str) -> list[Entry]:
+        found = []
+        for folder, folders, files in os.walk(self._root / prefix):
+            folders[:] = [name for name in folders if not name.startswith(durable.TEMPORARY)]  # on their way out
+            for file in files:
+                if file.startswith(durable.TEMPORARY):
+                    continue
+                path = os.path.join(folder, file)
+                try:
+                    stat = os.stat(path)
+                except FileNotFoundError:  # it went meanwhile
+                    continue
+                tag = f"{stat.st_ino}-{stat.st_mtime_ns}"
+                found.append(Entry(os.path.relpath(path, self._root), stat.st_size, tag))
+        return found
 
     async def put(self, key: str, data: bytes, overwrite: bool) -> None:
         write = durable.write if overwrite else durable.create
@@ -59,7 +64,7 @@ class LocalStore:
     async def folders(self) -> list[str]:
         return await self._run(lambda: [path.name for path in self._root.iterdir() if path.is_dir()], "")
 
-    async def list(self, prefix: str) -> list[str]:
+    async def entries(self, prefix: str) -> list[Entry]:
         return await self._run(lambda: self._walk(prefix), prefix)
 
     async def delete(self, key: str) -> None:
@@ -69,17 +74,14 @@ class LocalStore:
         await self._run(lambda: self._remove(prefix), prefix)
 
     def _remove(self, prefix: str) -> None:
-        """Others may write below it meanwhile, or remove it, too."""
-        path = self._root / prefix
-        for left in reversed(range(REMOVALS)):
-            try:
-                if path.is_dir():
-                    shutil.rmtree(path)
-                    durable.sync_directory(path.parent)
-                return
-            except OSError as error:
-                if error.errno not in (errno.ENOTEMPTY, errno.ENOENT) or not left:
-                    raise
+        """Renamed first, so that who writes below it meanwhile begins a new folder."""
+        going = self._root / f"{durable.TEMPORARY}{uuid.uuid4().hex}"
+        try:
+            (self._root / prefix).rename(going)
+        except FileNotFoundError:  # others remove it, too
+            return
+        durable.sync_directory((self._root / prefix).parent)
+        shutil.rmtree(going)
 
     async def _run(self, operation: Callable[[], T], key: str) -> T:
         """In a thread, with the disk's errors in the daemon's words."""

@@ -10,9 +10,10 @@ import msgspec
 import structlog
 
 from actors.errors import Conflict, CorruptState
-from actors.ports import Buckets
+from actors.ports import Buckets, Lying
 from daemon.bus.heads import Heads, gathered
 from daemon.storage import revisions
+from daemon.storage.census import lying
 from daemon.storage.revisions import Head, head_key
 from schemas.documents.base import FORMAT, Document, kind_of_document
 from schemas.names import BucketName, Sha256
@@ -92,6 +93,25 @@ class DocumentRegistry:
         loaded = await gathered(self._undamaged(kind, key, value) for key, (value, _) in heads.items())
         return [(key.removeprefix(prefix), *each) for key, each in zip(heads, loaded, strict=True) if each]
 
+    async def homes(self) -> list[tuple[str, str, BucketName]]:
+        heads = [(key, _decoded(key, value)) for key, (value, _) in (await self._heads.all()).items()]
+        return [(*_split(key), head.bucket) for key, head in heads if not head.deleted]
+
+    async def census(self) -> list[Lying]:
+        return await lying(self._buckets, {(kind, name): bucket for kind, name, bucket in await self.homes()})
+
+    async def rehome(self, kind: type[Document], name: str, source: BucketName, bucket: BucketName) -> None:
+        tag = kind_of_document(kind)
+        while True:
+            found, head = await self.load(kind, name), await self._head(head_key(tag, name))
+            if found is None or head is None or head[0].bucket not in (source, bucket):
+                return
+            if head[0].bucket == bucket:
+                break
+            with suppress(Conflict):  # someone saved meanwhile: bring that
+                await self.save(name, found[0], expected=found[1], bucket=bucket)
+        await self._buckets.delete_prefix(source, revisions.folder(tag, name))
+
     async def _undamaged(self, kind: type[D], key: str, value: bytes) -> tuple[D, int] | None:
         """None for a damaged one: whoever asks for it by name is told; the others are served."""
         try:
@@ -148,6 +168,11 @@ class DocumentRegistry:
             match = revisions.KEY.fullmatch(key)
             if match and int(match["revision"]) <= head.revision - KEEP_REVISIONS:
                 await self._buckets.delete(head.bucket, key)
+
+
+def _split(key: str) -> tuple[str, str]:
+    kind, _, name = key.partition(".")
+    return kind, name
 
 
 def _decoded(key: str, value: bytes) -> Head:

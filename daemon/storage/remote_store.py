@@ -16,14 +16,14 @@ from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedEr
 from obstore.store import MemoryStore, S3Store
 
 from actors.errors import Transient
-from actors.ports import Artifact
+from actors.ports import Artifact, Entry
 from schemas.names import BucketName, Sha256
 
 RETRY_S = 20.0
 
 
 class RemoteStore:
-    """See buckets.Store."""
+    """See known.Store."""
 
     root: Path | None = None
 
@@ -78,9 +78,13 @@ class RemoteStore:
         with self._errors(""):
             return list((await obstore.list_with_delimiter_async(self._store))["common_prefixes"])
 
-    async def list(self, prefix: str) -> list[str]:
+    async def entries(self, prefix: str) -> list[Entry]:
         with self._errors(prefix):
-            return [meta["path"] async for batch in obstore.list(self._store, prefix or None) for meta in batch]
+            return [
+                Entry(meta["path"], meta["size"], str(meta["e_tag"]))
+                async for batch in obstore.list(self._store, prefix or None)
+                for meta in batch
+            ]
 
     async def delete(self, key: str) -> None:
         with self._errors(key):
@@ -90,8 +94,8 @@ class RemoteStore:
                 return
 
     async def delete_prefix(self, prefix: str) -> None:
-        for key in await self.list(prefix):
-            await self.delete(key)
+        for entry in await self.entries(prefix):
+            await self.delete(entry.key)
 
     def _errors(self, key: str) -> AbstractContextManager[None]:
         return _errors(self._name, key)

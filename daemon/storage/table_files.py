@@ -9,8 +9,9 @@ import anyio
 
 from actors.ports import TableRef
 from daemon.storage import durable
-from daemon.storage.buckets import Location, ObjectBuckets
+from daemon.storage.buckets import ObjectBuckets
 from daemon.storage.data_files import DataFile
+from daemon.storage.known import Location
 
 
 class TableFiles:

@@ -17,8 +17,9 @@ from deltalake.exceptions import DeltaError
 from actors.errors import CorruptState, Transient
 from actors.ports import TableRef
 from daemon.storage import delta_log, durable
-from daemon.storage.buckets import Location, ObjectBuckets
+from daemon.storage.buckets import ObjectBuckets
 from daemon.storage.delta_log import Version
+from daemon.storage.known import Location
 from schemas.events.dataset import CommitInfo
 
 KEPT_VERSIONS = 64

@@ -11,7 +11,7 @@ class CodecDocument(Document, frozen=True, kw_only=True, tag="codec"):
     """An artifact (registry name: its own). Its files are below `codecs/<artifact>/` in its bucket."""
 
     artifact: ArtifactName
-    bucket: BucketName
+    bucket: BucketName = "primary"  # its home
     target: CodecTarget
     target_sha256: Sha256
     manifest_sha256: Sha256
@@ -47,7 +47,7 @@ class IndexCodecDocument(Document, frozen=True, kw_only=True, tag="index_codec")
 
     index: IndexName
     artifact: ArtifactName
-    bucket: BucketName
+    bucket: BucketName = "primary"  # its home
     manifest_sha256: Sha256
     oversample: int  # candidates per hit that are rescored exactly, as certified
     candidates: int  # so many at least: a certificate for ten hits says nothing of one by fewer
@@ -59,6 +59,6 @@ class ProfileCodecDocument(Document, frozen=True, kw_only=True, tag="profile_cod
 
     profile: ProfileName
     artifact: ArtifactName
-    bucket: BucketName
+    bucket: BucketName = "primary"  # its home
     manifest_sha256: Sha256
     since: Timestamp

@@ -12,7 +12,7 @@ class HarnessDocument(Document, frozen=True, kw_only=True, tag="harness"):
 
     harness: HarnessName
     index: IndexName
-    bucket: BucketName
+    bucket: BucketName = "primary"  # its home
     key: str
     sha256: Sha256
     queries: int

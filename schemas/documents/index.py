@@ -27,7 +27,7 @@ class IndexDocument(Document, frozen=True, kw_only=True, tag="index"):
     column: str
     metric: Metric
     backend: Backend
-    bucket: BucketName
+    bucket: BucketName = "primary"  # its home
     target_recall: Share
     embedder: EmbedderSpec
     embedder_key: str | None  # fitted model of the lexical embedder, an object of the bucket

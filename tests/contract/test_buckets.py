@@ -18,13 +18,14 @@ from actors.errors import CorruptState, Transient
 from actors.ports import TableRef
 from daemon.bus.heads import MemoryHeads
 from daemon.storage import durable
-from daemon.storage.buckets import MARKER, ObjectBuckets
+from daemon.storage.buckets import ObjectBuckets
+from daemon.storage.known import MARKER
 from daemon.storage.registry import DocumentRegistry
 from daemon.storage.repair import repair
 from daemon.storage.tables import DeltaTables
 from schemas.documents.promotion import PromotionDocument
 from schemas.events.dataset import CommitInfo
-from tests.s3_server import s3_server
+from tests.s3_server import s3_api
 
 
 class Place:
@@ -53,8 +54,8 @@ async def place(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     if request.param != "s3":
         yield Place(request.param, tmp_path, {})
         return
-    async with s3_server() as (_, options):
-        yield Place(request.param, tmp_path, options)
+    with s3_api() as api:
+        yield Place(request.param, tmp_path, api.options)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from daemon.http.routes import (
     admin,
+    buckets,
     codecs,
     datasets,
     events,
@@ -19,6 +20,7 @@ ROUTES = [
     *datasets.ROUTES,
     *lineage.ROUTES,
     *sql.ROUTES,
+    *buckets.ROUTES,
     *indexes.ROUTES,
     *tuning.ROUTES,
     *promotion.ROUTES,

@@ -19,7 +19,16 @@ from schemas.events.dataset import (
     RowsDeleted,
     UpsertRows,
 )
-from schemas.http import DatasetParams, DeleteRowsBody, IngestDatabaseBody, IngestFileBody, NoParams, UpsertBody
+from schemas.events.storage import DatasetMoved, MoveDataset
+from schemas.http import (
+    DatasetParams,
+    DeleteRowsBody,
+    HomeBody,
+    IngestDatabaseBody,
+    IngestFileBody,
+    NoParams,
+    UpsertBody,
+)
 
 
 async def ingest_file(call: Call[NoParams, IngestFileBody]) -> IngestReport:
@@ -73,6 +82,10 @@ async def drop_dataset(call: Call[DatasetParams, None]) -> DatasetDropped:
     return await call.ask(DropDataset(call.params.dataset))
 
 
+async def move_dataset(call: Call[DatasetParams, HomeBody]) -> DatasetMoved:
+    return await call.ask(MoveDataset(call.params.dataset, call.body.bucket), long=True)
+
+
 ROUTES = [
     Route(
         "POST",
@@ -87,6 +100,7 @@ ROUTES = [
     Route("POST", "/ingest/rows", upsert_rows, "Write rows by id"),
     Route("GET", "/datasets", list_datasets, "Every dataset"),
     Route("GET", "/datasets/{dataset}", get_dataset, "One dataset and its commits"),
+    Route("PATCH", "/datasets/{dataset}", move_dataset, "Move a dataset to another bucket"),
     Route("DELETE", "/datasets/{dataset}", drop_dataset, "Drop a dataset on which no index stands"),
     Route("DELETE", "/datasets/{dataset}/rows", delete_rows, "Delete rows by id"),
 ]

@@ -17,7 +17,8 @@ from schemas.events.index import (
     SearchResult,
 )
 from schemas.events.profile import SearchProfile
-from schemas.http import CreateIndexBody, IndexParams, NoParams, QueryBody, RebuildParams, SearchBody
+from schemas.events.storage import IndexMoved, MoveIndex
+from schemas.http import CreateIndexBody, HomeBody, IndexParams, NoParams, QueryBody, RebuildParams, SearchBody
 from schemas.names import IndexName, ProfileName
 
 
@@ -80,10 +81,15 @@ async def rebuild(call: Call[RebuildParams, None]) -> RebuildQueued:
     return await call.ask(RebuildIndex(call.params.index, call.params.reason))
 
 
+async def move_index(call: Call[IndexParams, HomeBody]) -> IndexMoved:
+    return await call.ask(MoveIndex(call.params.index, call.body.bucket), long=True)
+
+
 ROUTES = [
     Route("POST", "/vectors/indexes", create_index, "Make an index over a column", status=201),
     Route("GET", "/vectors/indexes", list_indexes, "Every index"),
     Route("GET", "/vectors/indexes/{index}", get_index, "One index"),
+    Route("PATCH", "/vectors/indexes/{index}", move_index, "Move an index to another bucket; searches go on"),
     Route("DELETE", "/vectors/indexes/{index}", drop_index, "Drop an index; its trials stay in the journal"),
     Route("GET", "/vectors/indexes/{index}/stats", index_stats, "Rows, memory, generation, live recall"),
     Route("POST", "/vectors/indexes/{index}/rebuild", rebuild, "Build the live configuration over today's rows", 202),

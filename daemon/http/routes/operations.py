@@ -21,6 +21,7 @@ async def root(call: Call[NoParams, None]) -> Links:
     paths = (
         "/status",
         "/datasets",
+        "/storage/buckets",
         "/vectors/indexes",
         "/vectors/agent/status",
         "/vectors/profiles",
