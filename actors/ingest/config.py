@@ -50,7 +50,8 @@ class SourceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     mode: IngestMode = "append"
     """append, upsert (the same id replaces) or replace."""
     cursor: str | None = None
-    """A column that only grows: each run reads what came after the last one's newest row."""
+    """A column that only grows: each run reads what came after the last one's newest row. A row that is
+    committed later with a smaller value is passed by: where writers overlap, name a column that is set at commit."""
     every: Annotated[str, Meta(pattern=r"^([1-9][0-9]{0,5}(s|m|h|d))?$")] = ""
     """Read it this often: 30s, 15m, 2h, 1d. Empty: when asked."""
 
