@@ -5,11 +5,37 @@ from typing import Any, Literal
 import msgspec
 
 from schemas.events.base import Event, Query, Reply, Request
-from schemas.names import BucketName, Bytes, DatasetName, MessageId, Rows, Sha256, Timestamp
+from schemas.names import BucketName, Bytes, DatasetName, MessageId, Rows, Sha256, Share, Timestamp
 from schemas.secret import Secret
 
 FileFormat = Literal["csv", "jsonl", "parquet", "arrow"]
 IngestMode = Literal["append", "upsert", "replace"]
+PiiPolicy = Literal["flag", "mask", "drop", "refuse"]
+"""What becomes of columns with personal data: told and kept; kept with their values masked; left
+out; the file is refused."""
+PiiKind = Literal[
+    "email",
+    "phone",
+    "credit_card",
+    "iban",
+    "national_id",
+    "ip_address",
+    "person_name",
+    "street_address",
+    "date_of_birth",
+]
+
+
+class PiiFinding(msgspec.Struct, frozen=True):
+    """Personal data in a column, told from a sample of its values."""
+
+    column: str
+    kind: PiiKind
+    confidence: Share  # that the column holds this kind
+    share: Share  # of the sampled values that matched
+    sampled: Rows  # values looked at, nulls not among them
+    matched: Rows
+    detail: str = ""  # which national id, whose phone numbers, where within a nested value
 
 
 class RejectedRow(msgspec.Struct, frozen=True):
