@@ -114,8 +114,10 @@ class DuckEngine:
             try:
                 await anyio.sleep(max(0.0, deadline - time.monotonic()))
             finally:
-                if not done.is_set():
-                    cursor.interrupt()
+                with anyio.CancelScope(shield=True):
+                    while not done.is_set():  # one that comes before the query begins stops nothing
+                        cursor.interrupt()
+                        await anyio.sleep(0.02)
 
         async with anyio.create_task_group() as group:
             group.start_soon(stop_late)
