@@ -5,6 +5,7 @@ An answer is streamed as Arrow batches. It ends with the block that asked for it
 it may take, or when there is more of it in memory than there may be.
 """
 
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -108,22 +109,33 @@ class DuckEngine:
 
     async def _bounded(self, work: Callable[[], T], cursor: duckdb.DuckDBPyConnection, deadline: float) -> T:
         """In a thread until the deadline; cancelled, it is stopped first, so that the cursor is free."""
-        done = anyio.Event()
+        begun, ended = threading.Event(), threading.Event()
+        left = False  # nobody waits for it any more: what didn't begin by now never will
+
+        def run() -> T:
+            begun.set()
+            try:
+                return work()
+            finally:
+                ended.set()
 
         async def stop_late() -> None:
             try:
                 await anyio.sleep(max(0.0, deadline - time.monotonic()))
             finally:
                 with anyio.CancelScope(shield=True):
-                    while not done.is_set():  # one that comes before the query begins stops nothing
+                    # Again and again: an interrupt that comes before the query begins stops nothing.
+                    while not ended.is_set() and (begun.is_set() or not left):
                         cursor.interrupt()
                         await anyio.sleep(0.02)
 
         async with anyio.create_task_group() as group:
             group.start_soon(stop_late)
-            with anyio.CancelScope(shield=True):
-                outcome = await _caught(work, self._threads)
-            done.set()
+            try:
+                with anyio.CancelScope(shield=True):
+                    outcome = await _caught(run, self._threads)
+            finally:
+                left = True
             group.cancel_scope.cancel()
         if isinstance(outcome, BaseException):
             raise outcome
