@@ -5,10 +5,36 @@ from typing import Any, Literal
 import msgspec
 
 from schemas.events.base import Event, Query, Reply, Request
-from schemas.names import BucketName, Bytes, DatasetName, MessageId, Rows, Sha256, Timestamp
+from schemas.names import BucketName, Bytes, DatasetName, MessageId, Rows, Sha256, Share, Timestamp
 
 FileFormat = Literal["csv", "jsonl", "parquet", "arrow"]
 IngestMode = Literal["append", "upsert", "replace"]
+PiiPolicy = Literal["flag", "mask", "drop", "refuse"]
+"""What becomes of columns with personal data: told and kept; kept with their values masked; left
+out; the file is refused."""
+PiiKind = Literal[
+    "email",
+    "phone",
+    "credit_card",
+    "iban",
+    "national_id",
+    "ip_address",
+    "person_name",
+    "street_address",
+    "date_of_birth",
+]
+
+
+class PiiFinding(msgspec.Struct, frozen=True):
+    """Personal data in a column, told from a sample of its values."""
+
+    column: str
+    kind: PiiKind
+    confidence: Share  # that the column holds this kind
+    share: Share  # of the sampled values that matched
+    sampled: Rows  # values looked at, nulls not among them
+    matched: Rows
+    detail: str = ""  # which national id, whose phone numbers, where within a nested value
 
 
 class RejectedRow(msgspec.Struct, frozen=True):
@@ -30,6 +56,8 @@ class IngestReport(Reply, tag="ingest.report"):
     total_rows: Rows
     rejected: Rows
     rejects: list[RejectedRow] = []  # the first 20; all of them lie in the rejects table
+    pii: list[PiiFinding] = []  # personal data in the dataset, as known after this ingest
+    pii_policy: PiiPolicy = "flag"
 
 
 class IngestFile(Request[IngestReport], tag="ingest.file"):
@@ -43,6 +71,7 @@ class IngestFile(Request[IngestReport], tag="ingest.file"):
     id_column: str | None = None  # default: a hash of the row's content
     vector_column: str | None = None  # default: every list-of-float column is a vector column
     source: str | None = None  # what to call the file in lineage; default its path
+    pii: PiiPolicy | None = None  # of a new or replaced dataset; default ingest.pii, then the dataset's own
 
 
 class UpsertRows(Request[IngestReport], tag="ingest.upsert"):
@@ -137,6 +166,9 @@ class DatasetInfo(Reply, tag="dataset.info"):
     id_column: str
     columns: list[ColumnInfo]
     commits: list[CommitInfo] = []  # newest first; filled for one dataset, empty in lists
+    pii: list[PiiFinding] = []  # personal data by column, the dropped columns' too
+    pii_policy: PiiPolicy = "flag"
+    dropped: list[str] = []  # columns that are left out for their personal data
 
 
 class DatasetList(Reply, tag="dataset.list"):
