@@ -108,7 +108,7 @@ def build(config: Config, state: StateDir, bus: MessageBus, heads: Heads, bucket
     targets = Targets(buckets, registry, tables, snapshots, state.cache / "codec", config.codec.allowed_roots)
     default_embedder = EmbedderSpec(kind=config.embedding.kind, model=config.embedding.model)
     actors: list[Actor] = [
-        Ingest(tables, registry, buckets, bus, clock, config.ingest, state.uploads),
+        Ingest(tables, registry, buckets, bus, clock, config.ingest, state.uploads, state.ids_key),
         Catalog(
             registry,
             tables,

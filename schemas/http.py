@@ -12,7 +12,7 @@ from msgspec import Meta
 
 from schemas.config import HnswConfig
 from schemas.events.autotune import GridPoint
-from schemas.events.dataset import FileFormat, IngestMode
+from schemas.events.dataset import FileFormat, IngestMode, PiiPolicy
 from schemas.events.index import EmbedderSpec, Target
 from schemas.events.profile import SlotState
 from schemas.names import (
@@ -156,6 +156,7 @@ class IngestFileBody(Body, frozen=True):
     id_column: str | None = None
     vector_column: str | None = None
     source: str | None = None
+    pii: PiiPolicy | None = None
 
 
 class UpsertBody(Body, frozen=True):

@@ -17,6 +17,7 @@ from actors.base import Actor, Origin, concurrent, handles
 from actors.errors import Conflict
 from actors.ingest.config import IngestConfig
 from actors.ingest.core import BadFile, format_of
+from actors.ingest.idkey import secret_key
 from actors.ingest.loading import Job, Loading, Said, rejects_of
 from actors.ingest.paths import allowed_file
 from actors.ingest.readers import Reader, open_reader
@@ -58,15 +59,18 @@ class Ingest(Actor):
         clock: Clock,
         config: IngestConfig,
         uploads: Path,
+        id_key: Path | None = None,
     ) -> None:
-        """uploads: a folder whose files may be read besides those under the allowed roots."""
+        """uploads: a folder whose files may be read besides those under the allowed roots; id_key:
+        where the secret of content ids lies, not within it; default beside it."""
         self._tables = tables
         self._registry = registry
         self._buckets = buckets
         self._config = config
         self._uploads = uploads
         self._folder = uploads / ".stages"
-        self._loading = Loading(tables, registry, bus, clock, config, self._folder)
+        key = id_key or uploads.with_name("ids.key")
+        self._loading = Loading(tables, registry, bus, clock, config, self._folder, lambda: secret_key(key))
         self._writers: defaultdict[DatasetName, anyio.Lock] = defaultdict(anyio.Lock)
 
     async def start(self) -> Sequence[Message]:
@@ -89,6 +93,7 @@ class Ingest(Actor):
             bucket=command.bucket,
             id_column=command.id_column,
             vector_column=command.vector_column,
+            pii=command.pii,
         )
         return await self._load(job, origin)
 
@@ -203,4 +208,7 @@ def _info(document: DatasetDocument, state: TableState, commits: list[CommitInfo
         id_column=document.id_column,
         columns=document.columns,
         commits=commits,
+        pii=document.pii,
+        pii_policy=document.pii_policy,
+        dropped=[column.name for column in document.dropped],
     )

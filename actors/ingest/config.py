@@ -2,6 +2,8 @@
 
 import msgspec
 
+from schemas.events.dataset import PiiPolicy
+
 
 class IngestConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     allowed_roots: list[str] = []
@@ -12,3 +14,6 @@ class IngestConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Upper bound of such a batch in memory, whatever the row width."""
     max_rejected_share: float = 0.5
     """A file with a larger share of bad rows is refused as a whole."""
+    pii: PiiPolicy = "flag"
+    """What becomes of columns with personal data in new datasets: flag (told, kept), mask (their
+    values are masked for good), drop (left out) or refuse (the file is refused)."""

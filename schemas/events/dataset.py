@@ -151,7 +151,7 @@ class CommitInfo(msgspec.Struct, frozen=True):
     rows: Rows
     message: MessageId  # the command that caused it
     source: str = ""
-    sha256: Sha256 | None = None  # of the source file
+    sha256: Sha256 | None = None  # of the source file; none where some of it is masked or left out
     rejected: Rows = 0
 
 
