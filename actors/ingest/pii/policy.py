@@ -15,8 +15,8 @@ from schemas.documents.dataset import DatasetDocument
 from schemas.events.dataset import IngestMode, PiiFinding, PiiKind, PiiPolicy
 from schemas.names import MessageId
 
-_SHARE_MOVED, _CONFIDENCE_MOVED = 0.005, 0.01
-"""Smaller changes of what is known aren't worth a new revision of the document."""
+_MOVED = 0.01
+"""Smaller changes of a share or confidence aren't worth a new revision of the document."""
 
 
 class Protection(msgspec.Struct, frozen=True):
@@ -155,8 +155,8 @@ def with_protection(
 
 
 def merged(known: Sequence[PiiFinding], found: Sequence[PiiFinding]) -> list[PiiFinding]:
-    """What is known of a dataset after one more file: samples add up, the greater confidence
-    stays. Ordered by column and kind."""
+    """What is known of a dataset after one more file: the samples of the files in which a kind was
+    found add up, the greater confidence stays. Ordered by column and kind."""
     both = {(finding.column, finding.kind): finding for finding in known}
     for new in found:
         old = both.get((new.column, new.kind))
@@ -176,8 +176,8 @@ def worth_keeping(before: Sequence[PiiFinding], after: Sequence[PiiFinding]) -> 
     if {(finding.column, finding.kind) for finding in after} != set(old):
         return True
     return any(
-        abs(new.share - old[new.column, new.kind].share) > _SHARE_MOVED
-        or abs(new.confidence - old[new.column, new.kind].confidence) > _CONFIDENCE_MOVED
+        abs(new.share - old[new.column, new.kind].share) > _MOVED
+        or abs(new.confidence - old[new.column, new.kind].confidence) > _MOVED
         for new in after
     )
 
