@@ -47,6 +47,11 @@ class StateDir(msgspec.Struct, frozen=True):
         return self.path / "uploads"
 
     @property
+    def ids_key(self) -> Path:
+        """The secret of content ids in datasets whose personal data is masked or left out."""
+        return self.path / "ids.key"
+
+    @property
     def unsettled(self) -> Path:
         """Marks of messages that a killed process had in hand."""
         return self.path / "unsettled"

@@ -131,7 +131,7 @@ def build(config: Config, state: StateDir, bus: MessageBus, heads: Heads, bucket
     sink = HttpLineageSink(config.lineage)
     sql = DuckEngine(Catalogue(tables, registry), config.sql)
     actors: list[Actor] = [
-        Ingest(tables, registry, buckets, bus, clock, readable, state.uploads, config.sources, mirror),
+        Ingest(tables, registry, buckets, bus, clock, readable, state.uploads, config.sources, mirror, state.ids_key),
         Watcher(TableSeenFiles(tables), bus, clock, config.watch),
         Catalog(
             registry,

@@ -12,7 +12,7 @@ from msgspec import Meta
 
 from schemas.config import HnswConfig
 from schemas.events.autotune import GridPoint
-from schemas.events.dataset import FileFormat, IngestMode
+from schemas.events.dataset import FileFormat, IngestMode, PiiPolicy
 from schemas.events.index import EmbedderSpec, Target
 from schemas.events.profile import SlotState
 from schemas.events.sql import SqlLimit
@@ -168,6 +168,7 @@ class IngestFileBody(Body, frozen=True):
     id_column: str | None = None
     vector_column: str | None = None
     source: str | None = None
+    pii: PiiPolicy | None = None
 
 
 class IngestDatabaseBody(Body, frozen=True):

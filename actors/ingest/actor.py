@@ -19,6 +19,7 @@ from actors.errors import Conflict
 from actors.ingest.config import IngestConfig, SourceConfig
 from actors.ingest.core import BadFile, format_of
 from actors.ingest.databases.opening import database_request, open_database, resolved
+from actors.ingest.idkey import secret_key
 from actors.ingest.loading import Job, Loading, Said, marks_of, rejects_of
 from actors.ingest.moving import DatasetMoves
 from actors.ingest.paths import allowed_file
@@ -66,9 +67,11 @@ class Ingest(Actor):
         uploads: Path,
         sources: Sequence[SourceConfig] = (),
         mirror: Mirror | None = None,
+        id_key: Path | None = None,
     ) -> None:
         """uploads: a folder whose files may be read besides those under the allowed roots.
-        mirror: the storage desk's, which knows what its first pass has copied."""
+        mirror: the storage desk's, which knows what its first pass has copied. id_key: where the secret of content ids
+        lies, not within `uploads`; default beside it."""
         self._sources = sources
         self._clock = clock
         self._due = {source.name: 0.0 for source in sources if source.every_s}  # when each is read next, monotonic
@@ -80,7 +83,8 @@ class Ingest(Actor):
         self._config = config
         self._uploads = uploads
         self._folder = uploads / ".stages"
-        self._loading = Loading(tables, registry, bus, clock, config, self._folder)
+        key = id_key or uploads.with_name("ids.key")
+        self._loading = Loading(tables, registry, bus, clock, config, self._folder, lambda: secret_key(key))
         self._moves = DatasetMoves(registry, tables, buckets, mirror or Mirror(buckets))
         self._writers: defaultdict[DatasetName, anyio.Lock] = defaultdict(anyio.Lock)
 
@@ -104,6 +108,7 @@ class Ingest(Actor):
             bucket=command.bucket,
             id_column=command.id_column,
             vector_column=command.vector_column,
+            pii=command.pii,
         )
         return await self._load(job, origin)
 
@@ -278,4 +283,7 @@ def _info(document: DatasetDocument, state: TableState, commits: list[CommitInfo
         id_column=document.id_column,
         columns=document.columns,
         commits=commits,
+        pii=document.pii,
+        pii_policy=document.pii_policy,
+        dropped=[column.name for column in document.dropped],
     )

@@ -5,7 +5,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from schemas.events.dataset import FileFormat, IngestMode
+from schemas.events.dataset import FileFormat, IngestMode, PiiPolicy
 from schemas.names import BucketName, DatasetName
 from schemas.secret import Secret
 
@@ -22,6 +22,9 @@ class IngestConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     database_hosts: list[str] = []
     """Loopback and private database servers that a request may name: host names, addresses, networks
     such as 10.0.0.0/8, folders of sockets. Public ones need none, link-local ones are never asked."""
+    pii: PiiPolicy = "flag"
+    """What becomes of columns with personal data in new datasets: flag (told, kept), mask (their
+    values are masked for good), drop (left out) or refuse (the file is refused)."""
 
 
 class SourceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

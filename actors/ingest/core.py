@@ -84,6 +84,7 @@ class Plan(msgspec.Struct, frozen=True):
     generated_id: bool
     read: tuple[Column, ...]  # the file's columns, in the types that the table stores
     columns: tuple[Column, ...]  # the table's columns, in its order
+    hidden: frozenset[str] = frozenset()  # read for the content id only: dropped for their personal data
 
     @property
     def schema(self) -> pa.Schema:
@@ -192,7 +193,8 @@ def plan(
             "conflict",
         )
     columns = {column.name: column for column in dataset.columns}
-    strange = [column.name for column in found if column.name not in columns]
+    dropped = {column.name: column for column in document.dropped}
+    strange = [column.name for column in found if column.name not in columns and column.name not in dropped]
     if strange:
         raise BadFile(
             f"column {strange[0]!r} is not in dataset {document.dataset} (it has {', '.join(columns)})",
@@ -204,9 +206,15 @@ def plan(
         needed = column.role == "vector" or (column.role == "id" and not document.generated_id)
         if needed and column.name not in names:
             raise BadFile(f"the file lacks column {column.name!r}, the {column.role} column of {document.dataset}")
-    read = tuple(_fit(column, columns[column.name], cells_decide) for column in found)
     generated = document.generated_id and document.id_column not in names  # rows may name generated ids
-    return Plan(document.id_column, generated, read, tuple(columns.values()))
+    read = tuple(
+        _unseen(column, dropped[column.name], cells_decide)
+        if column.name in dropped
+        else _fit(column, columns[column.name], cells_decide)
+        for column in found
+        if generated or column.name not in dropped
+    )
+    return Plan(document.id_column, generated, read, tuple(columns.values()), frozenset(dropped))
 
 
 def document_of(plan: Plan, dataset: DatasetName, bucket: BucketName, path: str, now: Timestamp) -> DatasetDocument:
@@ -287,6 +295,16 @@ def _fit(found: Column, stored: Column, cells_decide: bool) -> Column:
         "cast the file's column, or ingest into another dataset",
         "conflict",
     )
+
+
+def _unseen(found: Column, dropped: ColumnInfo, cells_decide: bool) -> Column:
+    """A dropped column in the type that it had at first, so that the same row has the same id."""
+    try:
+        type_ = stored_type(pa.type_for_alias(dropped.type))
+    except (ValueError, BadFile):  # a type with parameters
+        type_ = found.type
+    same = cells_decide or _kind(found.type) == _kind(type_)
+    return Column(found.name, type_ if same else found.type, "value")
 
 
 def _kind(type_: pa.DataType) -> str:

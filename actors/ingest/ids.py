@@ -21,11 +21,14 @@ from actors.ingest.core import is_vector
 _HEX = 32  # characters of a content id
 
 
-def content_ids(columns: Mapping[str, pa.Array], rows: int) -> pa.Array:
-    """Ids (n,) text of 32 hex digits, from the columns' cells. Every vector is set and of one length."""
+def content_ids(columns: Mapping[str, pa.Array], rows: int, key: bytes = b"") -> pa.Array:
+    """Ids (n,) text of 32 hex digits, from the columns' cells. Every vector is set and of one length.
+    With a `key` nobody without it can tell a row's content from its id by trying."""
     if not rows:
         return pa.array([], pa.string())
-    digests = b"".join(blake2b(row, digest_size=_HEX // 2).digest() for row in _canonical(columns, rows).to_pylist())
+    digests = b"".join(
+        blake2b(row, digest_size=_HEX // 2, key=key).digest() for row in _canonical(columns, rows).to_pylist()
+    )
     offsets = np.arange(0, (rows + 1) * _HEX, _HEX, dtype=np.int32)
     return pa.StringArray.from_buffers(rows, pa.py_buffer(offsets), pa.py_buffer(digests.hex().encode()))
 

@@ -21,6 +21,7 @@ from actors.base import Origin
 from actors.ingest import core
 from actors.ingest.config import IngestConfig
 from actors.ingest.core import REJECTS, BadFile, Dataset
+from actors.ingest.pii.policy import policy_for, protection_of, with_protection
 from actors.ingest.readers import Reader
 from actors.ingest.readers.base import Survey
 from actors.ingest.staging import FIRST, Meter, Stage, Stopped
@@ -33,6 +34,7 @@ from schemas.events.dataset import (
     IngestMode,
     IngestRejected,
     IngestReport,
+    PiiPolicy,
     RejectedRow,
 )
 from schemas.names import BucketName, DatasetName, Sha256
@@ -58,6 +60,7 @@ class Job(msgspec.Struct, frozen=True):
     vector_column: str | None = None
     mark_key: str | None = None  # under which the source's high-water mark is kept; None: it has none
     may_be_empty: bool = False  # nothing new is no mistake
+    pii: PiiPolicy | None = None
 
 
 class Known(msgspec.Struct, frozen=True):
@@ -94,15 +97,24 @@ class Loading:
     """Loads jobs. The caller sees to it that a dataset has one writer."""
 
     def __init__(
-        self, tables: Tables, registry: Registry, bus: Bus, clock: Clock, config: IngestConfig, folder: Path
+        self,
+        tables: Tables,
+        registry: Registry,
+        bus: Bus,
+        clock: Clock,
+        config: IngestConfig,
+        folder: Path,
+        id_key: Callable[[], bytes],
     ) -> None:
-        """folder: where stages lie while they are needed."""
+        """folder: where stages lie while they are needed; id_key: the secret that content ids are
+        made with where personal data isn't kept."""
         self._tables = tables
         self._registry = registry
         self._bus = bus
         self._clock = clock
         self._config = config
         self._folder = folder
+        self._id_key = id_key
 
     async def load(self, job: Job, origin: Origin) -> list[Said]:
         """What to say about it: events, then the reply. Raises Conflict, Transient."""
@@ -152,12 +164,19 @@ class Loading:
             look = await to_thread.run_sync(_look, job, id_column, marks.get(job.mark_key or ""))
             try:
                 plan = core.plan(look.survey.columns, dataset, job.id_column, cells_decide=look.survey.cells_decide)
+                policy = policy_for(dataset.document if dataset else None, job.pii, job.mode, self._config.pii)
                 scanned = 0 if job.mode == "replace" else known.rows
-                stage = Stage(self._folder, plan, origin.id, job.source, look.survey.rows + scanned)
+                key = await to_thread.run_sync(self._id_key) if policy in ("mask", "drop") else b""
+                cells = [column.name for column in look.survey.columns]
+                stage = Stage(self._folder, plan, origin.id, job.source, look.survey.rows + scanned, cells, key)
                 try:
                     await to_thread.run_sync(stage.fill, look.reader, meter)
                     if look.stamp != _stamp(look.reader.path):
                         raise BadFile(f"{job.source} changed while it was read", "ingest it again", "conflict")
+                    found = await to_thread.run_sync(stage.inspect, meter)
+                    stage.protect(
+                        protection_of(known.dataset, stage.plan, policy, found, job.mode, job.source, origin.id)
+                    )
                     if scanned:
                         await self._scan(stage, known)
                     rewrite = core.rewrites(job.mode, plan.generated_id)
@@ -194,8 +213,11 @@ class Loading:
         if known.revision is None:  # what a dataset of the name has left there, on its way elsewhere, isn't this one's
             await self._tables.drop(table)
             await self._tables.drop(rejects_of(bucket, job.dataset))
-        if known.dataset is None:
-            document = core.document_of(stage.plan, job.dataset, bucket, table.path, self._clock.now())
+        before = known.dataset.document if known.dataset else None
+        document = before or core.document_of(stage.plan, job.dataset, bucket, table.path, self._clock.now())
+        document = with_protection(document, stage.plan, stage.protection, origin.id)
+        # What is known of personal data is kept before the rows are: never a row that it isn't known of.
+        if document != before:
             await self._registry.save(job.dataset, document, expected=known.revision)
         note = CommitInfo(
             version=0,
@@ -204,7 +226,8 @@ class Loading:
             rows=0,
             message=origin.id,
             source=job.source,
-            sha256=look.digest,
+            # The digest of a short file tells what was in it to whoever tries.
+            sha256=None if stage.protection.withholds else look.digest,
             rejected=stage.rejected,
             marks=marks,
         )
@@ -225,10 +248,19 @@ class Loading:
                 note,
                 remove=stage.repeats.removed,
                 replace=job.mode == "replace",
-                schema=stage.plan.schema,
+                schema=stage.schema,
             )
         report = IngestReport(
-            origin.id, job.dataset, state.version, added, state.rows, stage.rejected, stage.first, warnings
+            origin.id,
+            job.dataset,
+            state.version,
+            added,
+            state.rows,
+            stage.rejected,
+            stage.first,
+            warnings,
+            document.pii,
+            document.pii_policy,
         )
         return self._say(job, origin, bucket, report, replaced, changed=added > 0)
 
@@ -241,7 +273,19 @@ class Loading:
         before = await self._tables.state(table, done.version - 1) if done.version else None
         total = after.rows if after else done.rows
         first = await self._first_rejects(bucket, job.dataset, origin) if done.rejected else []
-        report = IngestReport(origin.id, job.dataset, done.version, done.rows, total, done.rejected, first)
+        document = known.dataset.document
+        report = IngestReport(
+            origin.id,
+            job.dataset,
+            done.version,
+            done.rows,
+            total,
+            done.rejected,
+            first,
+            [],
+            document.pii,
+            document.pii_policy,
+        )
         replaced = (before.rows if before else 0) + done.rows - total
         return self._say(job, origin, bucket, report, replaced, changed=done.rows > 0)
 

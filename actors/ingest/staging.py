@@ -9,7 +9,7 @@ folder, which goes when the stage is closed; after a crash `Ingest.start` remove
 import math
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +24,12 @@ from numpy.typing import NDArray
 from actors.ingest.core import LINE, REJECTS, BadFile, Plan, ordered_batch
 from actors.ingest.ids import content_ids, keys_of
 from actors.ingest.keyspill import KeySpill, Repeats, partitions_for, repeats
+from actors.ingest.pii.detect import detect
+from actors.ingest.pii.masking import masked, masked_content, masked_reason
+from actors.ingest.pii.policy import Protection
+from actors.ingest.pii.sampling import Sampler
 from actors.ingest.readers.base import SHOWN, Chunk, Reader, Reject
-from schemas.events.dataset import RejectedRow
+from schemas.events.dataset import PiiFinding, RejectedRow
 
 MOST_UNFOLDED = 200
 """A file may unfold to so many times its size …"""
@@ -34,6 +38,8 @@ ALWAYS_UNFOLDED = 2 * 1024**3
 FIRST = 20
 """Refused rows that a report shows."""
 _LZ4 = pa.ipc.IpcWriteOptions(compression="lz4")
+_STAGED_REJECTS = REJECTS.append(pa.field("delimiter", pa.string()))
+"""Refused rows as they came; what of them is personal data is known when all rows are in."""
 
 
 class Stopped(Exception):
@@ -59,23 +65,37 @@ class Meter:
 class Stage:
     """Rows of one ingest on their way into a table. Use it in one thread at a time."""
 
-    def __init__(self, parent: Path, plan: Plan, ingest: str, file: str, keys: int) -> None:
-        """`keys`: how many ids there are, stored and staged, about."""
+    def __init__(
+        self,
+        parent: Path,
+        plan: Plan,
+        ingest: str,
+        file: str,
+        keys: int,
+        cells: Sequence[str] = (),
+        id_key: bytes = b"",
+    ) -> None:
+        """keys: how many ids there are, stored and staged, about; cells: the file's columns, in its
+        order; id_key: secret that content ids are made with."""
         self.plan = plan
         self.rows = 0  # staged, repeated ids included
         self.seen = 0  # rows of the file, good and bad
         self.rejected = 0
-        self.first: list[RejectedRow] = []
         self.repeats: Repeats | None = None
+        self.protection = Protection("flag", [])
+        self._first: list[RejectedRow] = []
         self._ingest = ingest
         self._file = file
+        self._cells = cells
+        self._id_key = id_key
+        self._sampler = Sampler(ingest, [c.name for c in plan.read if c.role != "vector" and c.name not in plan.hidden])
         self._folder = Path(tempfile.mkdtemp(prefix="stage-", dir=parent))
         partitions = partitions_for(keys)
         self._staged = KeySpill(self._folder, "staged", partitions)
         self._stored = KeySpill(self._folder, "stored", partitions)
         self._schema = plan.schema.append(pa.field(LINE, pa.int64()))
         self._rows_out = pa.ipc.new_stream(str(self._folder / "rows"), self._schema, options=_LZ4)
-        self._rejects_out = pa.ipc.new_stream(str(self._folder / "rejects"), REJECTS, options=_LZ4)
+        self._rejects_out = pa.ipc.new_stream(str(self._folder / "rejects"), _STAGED_REJECTS, options=_LZ4)
 
     def fill(self, reader: Reader, meter: Meter) -> None:
         """Take in a whole file. Raises BadFile, Stopped."""
@@ -93,6 +113,29 @@ class Stage:
             self._add(chunk)
             meter.move(chunk.read)
         self._rows_out.close()
+
+    def inspect(self, meter: Meter) -> list[PiiFinding]:
+        """Personal data in the columns, from a sample of all rows that were taken in. Raises Stopped."""
+        meter.phase, meter.unit, meter.total = "inspect", "columns", len(self._sampler.columns)
+        found = []
+        for done, name in enumerate(self._sampler.columns):
+            meter.move(done)
+            found += detect(name, self._sampler.sample(name))
+        return found
+
+    def protect(self, protection: Protection) -> None:
+        """What comes out from here on, rows and refused rows, is protected so."""
+        self.protection = protection
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Of the rows that come out."""
+        return pa.schema([field for field in self.plan.schema if field.name not in self.protection.left_out])
+
+    @property
+    def first(self) -> list[RejectedRow]:
+        """The first refused rows, without personal data."""
+        return [msgspec.structs.replace(row, reason=self._reason(row.column, row.reason)) for row in self._first]
 
     def add_stored(self, ids: pa.Array, rows: NDArray[np.int64]) -> None:
         """Ids (n,) of stored rows, and their _row (n,)."""
@@ -128,7 +171,7 @@ class Stage:
         meter.phase, meter.unit, meter.done, meter.total = "commit", "rows", 0, self.stored_rows
         written = 0
         for batch, _, keep in self._kept():
-            kept = batch.drop_columns([LINE])
+            kept = self._protected(batch.drop_columns([LINE]))
             if not keep.all():
                 kept = kept.filter(pa.array(keep))
             if kept.num_rows:
@@ -137,9 +180,18 @@ class Stage:
             meter.move(written)
 
     def refused(self) -> Iterator[pa.RecordBatch]:
-        """The refused rows, as the rejects table holds them."""
+        """The refused rows, as the rejects table holds them: without personal data."""
+        kinds = self.protection.kinds
         with self._read("rejects") as stream:
-            yield from stream
+            for batch in stream:
+                if not kinds:
+                    yield batch.drop_columns(["delimiter"])
+                    continue
+                rows = batch.to_pylist()
+                for row in rows:
+                    row["content"] = masked_content(row["content"], kinds, self._cells, row.pop("delimiter"))
+                    row["reason"] = self._reason(row["column"], row["reason"])
+                yield pa.RecordBatch.from_pylist(rows, REJECTS)
 
     def close(self) -> None:
         for out in (self._rows_out, self._rejects_out, self._staged, self._stored):
@@ -167,10 +219,13 @@ class Stage:
         if not count:
             return
         lines = chunk.lines
-        columns = ordered_batch(self.plan, chunk.arrays, count)
+        self._sampler.see(chunk.arrays, count)
+        hidden = {n: a for n, a in chunk.arrays.items() if n in self.plan.hidden}
+        columns = ordered_batch(self.plan, {n: a for n, a in chunk.arrays.items() if n not in hidden}, count)
         name = self.plan.id_column
         if self.plan.generated_id:
-            columns[name] = content_ids({n: a for n, a in columns.items() if n != name}, count)
+            content = {n: a for n, a in columns.items() if n != name} | hidden
+            columns[name] = content_ids(content, count, self._id_key)
         else:
             named = _named(columns[name])
             if not named.all():
@@ -220,7 +275,7 @@ class Stage:
         if not taken:
             return
         self.rejected += len(taken)
-        self.first += [RejectedRow(self._file, r.line, r.column, r.reason) for r in taken[: FIRST - len(self.first)]]
+        self._first += [RejectedRow(self._file, r.line, r.column, r.reason) for r in taken[: FIRST - len(self._first)]]
         columns = [
             [self._ingest] * len(taken),
             [self._file] * len(taken),
@@ -228,10 +283,28 @@ class Stage:
             [reject.column for reject in taken],
             [reject.reason for reject in taken],
             [reject.content for reject in taken],
+            [reject.delimiter for reject in taken],
         ]
         self._rejects_out.write_batch(
-            pa.RecordBatch.from_pydict(dict(zip(REJECTS.names, columns, strict=True)), REJECTS)
+            pa.RecordBatch.from_pydict(dict(zip(_STAGED_REJECTS.names, columns, strict=True)), _STAGED_REJECTS)
         )
+
+    def _protected(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        kinds = self.protection.kinds
+        arrays = []
+        for name, values in zip(batch.schema.names, batch.columns, strict=True):
+            if name in self.protection.left_out:
+                continue
+            if name in self.protection.emptied:
+                values = pa.nulls(len(values), values.type)
+            elif name in self.protection.masked:
+                values = masked(values, kinds[name])
+            arrays.append(values)
+        return pa.RecordBatch.from_arrays(arrays, schema=self.schema)
+
+    def _reason(self, column: str, reason: str) -> str:
+        kinds = self.protection.kinds
+        return masked_reason(reason) if column in kinds or (kinds and not column) else reason
 
 
 def _named(ids: pa.Array) -> NDArray[np.bool_]:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 app = App(name="datasets", help="List, show, move or drop datasets.")
 
 Name = Annotated[str, Parameter(help="The dataset.")]
+_STORED = {"flag": "as it came", "mask": "masked", "drop": "no", "refuse": "as it came"}
 
 
 def ingest(
@@ -44,6 +45,7 @@ def ingest(
     mode: Literal["append", "upsert", "replace"] | None = None,
     format: Literal["csv", "jsonl", "parquet", "arrow"] | None = None,
     bucket: str | None = None,
+    pii: Literal["flag", "mask", "drop", "refuse"] | None = None,
     on_server: Annotated[bool, Parameter(negative="")] = False,
     follow: Annotated[bool, Parameter(negative="")] = False,
     json: Json = False,
@@ -78,6 +80,9 @@ def ingest(
         What the files are; default by their names.
     bucket
         Home of a new dataset; default primary.
+    pii
+        What becomes of columns with personal data: flag (told), mask (values are masked for good), drop (left out)
+        or refuse (the file is refused). Given with a dataset's first file; default [ingest] pii.
     on_server
         FILE is a path on the daemon's machine, inside [ingest] allowed_roots: nothing is uploaded.
     follow
@@ -93,6 +98,7 @@ def ingest(
         "mode": mode,
         "format": format,
         "bucket": bucket,
+        "pii": pii,
     }
     fields = {name: value for name, value in given.items() if value is not None}
     if dsn is not None or source is not None:
@@ -155,6 +161,18 @@ def _print_report(file: str, report: dict[str, Any]) -> None:
     for row in report.get("rejects", []):
         where = ", ".join(filter(None, (f"line {row['line']}", row["column"])))
         console.print(f"  {where}: {row['reason']}", style="yellow", markup=False)
+    for found in report.get("pii", []):
+        done = {"mask": ", masked", "drop": ", left out"}.get(report.get("pii_policy", "flag"), "")
+        console.print(f"  personal data in {_told(found)}{done}", style="yellow", markup=False)
+
+
+def _told(found: dict[str, Any]) -> str:
+    """A finding in a line."""
+    detail = f" ({found['detail']})" if found.get("detail") else ""
+    return (
+        f"{found['column']}: {found['kind'].replace('_', ' ')}{detail}, {found['share']:.0%} of "
+        f"{found['sampled']:,} values looked at"
+    )
 
 
 @app.default
@@ -200,6 +218,7 @@ def show(name: Name, /, *, json: Json = False, to: Connection = Connection()) ->
             "size": size(answer["bytes"]),
             "bucket": answer["bucket"],
             "id": answer["id_column"],
+            "pii": answer.get("pii_policy", "flag"),
         }
     )
     console.print()
@@ -209,6 +228,25 @@ def show(name: Name, /, *, json: Json = False, to: Connection = Connection()) ->
         empty="It has no columns.",
     )
     console.print()
+    if answer.get("pii"):
+        left_out = answer.get("dropped", [])
+        print_table(
+            ["personal data in", "kind", "confidence ", "share ", "of values ", "detail", "stored"],
+            (
+                (
+                    found["column"],
+                    found["kind"].replace("_", " "),
+                    f"{found['confidence']:.2f}",
+                    f"{found['share']:.1%}",
+                    found["sampled"],
+                    found.get("detail", ""),
+                    "no" if found["column"] in left_out else _STORED[answer.get("pii_policy", "flag")],
+                )
+                for found in answer["pii"]
+            ),
+            empty="",
+        )
+        console.print()
     print_table(
         ["version ", "time", "operation", "rows ", "rejected ", "source"],
         (

@@ -58,6 +58,8 @@ class IngestReport(Reply, tag="ingest.report"):
     rejected: Rows
     rejects: list[RejectedRow] = []  # the first 20; all of them lie in the rejects table
     warnings: list[str] = []  # what was changed on the way: zero dates, decimals that don't fit
+    pii: list[PiiFinding] = []  # personal data in the dataset, as known after this ingest
+    pii_policy: PiiPolicy = "flag"
 
 
 class IngestFile(Request[IngestReport], tag="ingest.file"):
@@ -71,6 +73,7 @@ class IngestFile(Request[IngestReport], tag="ingest.file"):
     id_column: str | None = None  # default: a hash of the row's content
     vector_column: str | None = None  # default: every list-of-float column is a vector column
     source: str | None = None  # what to call the file in lineage; default its path
+    pii: PiiPolicy | None = None  # of a new or replaced dataset; default ingest.pii, then the dataset's own
 
 
 class IngestDatabase(Request[IngestReport], tag="ingest.database"):
@@ -170,7 +173,7 @@ class CommitInfo(msgspec.Struct, frozen=True):
     rows: Rows
     message: MessageId  # the command that caused it
     source: str = ""
-    sha256: Sha256 | None = None  # of the source file
+    sha256: Sha256 | None = None  # of the source file; none where some of it is masked or left out
     rejected: Rows = 0
     marks: dict[str, str] = {}  # how far every cursor over a source has come, by source
 
@@ -186,6 +189,9 @@ class DatasetInfo(Reply, tag="dataset.info"):
     id_column: str
     columns: list[ColumnInfo]
     commits: list[CommitInfo] = []  # newest first; filled for one dataset, empty in lists
+    pii: list[PiiFinding] = []  # personal data by column, the dropped columns' too
+    pii_policy: PiiPolicy = "flag"
+    dropped: list[str] = []  # columns that are left out for their personal data
 
 
 class DatasetList(Reply, tag="dataset.list"):

@@ -28,11 +28,11 @@ def form(data: bytes, name: str = "rows.csv", **fields: str) -> aiohttp.FormData
 
 async def test_an_upload_arrives_whole_and_is_removed_afterwards(here: House) -> None:
     data = bytes(range(256)) * 12_000  # 3 MB: several chunks
-    upload = form(data, "my rows.csv.gz", dataset="notes", mode="upsert", id_column="key")
+    upload = form(data, "my rows.csv.gz", dataset="notes", mode="upsert", id_column="key", pii="mask")
     status, body = await here.call("POST", "/ingest/file", data=upload)
     assert (status, body["rows"], body["ingest"]) == (200, len(data), hashlib.sha256(data).hexdigest())
     (command,) = here.files.seen
-    assert (command.source, command.mode, command.id_column) == ("my rows.csv.gz", "upsert", "key")
+    assert (command.source, command.mode, command.id_column, command.pii) == ("my rows.csv.gz", "upsert", "key", "mask")
     assert Path(command.path).parent == here.uploads
     assert command.path.endswith(".csv.gz"), "the format is known by the name"
     assert list(here.uploads.iterdir()) == []
@@ -45,6 +45,9 @@ async def test_a_path_on_the_server_is_read_as_it_is(here: House, tmp_path: Path
     assert (status, body["rows"]) == (200, 3)
     assert file.exists()
     assert (await here.call("POST", "/ingest/file", json={"path": "/nope", "dataset": "notes"}))[0] == 404
+    odd = {"path": str(file), "dataset": "notes", "pii": "hide"}
+    status, body = await here.call("POST", "/ingest/file", json=odd)
+    assert (status, "$.pii" in body["reason"] + body["hint"], "refuse" in body["hint"]) == (422, True, True), body
 
 
 async def test_a_file_name_never_leads_out_of_the_folder(here: House) -> None:

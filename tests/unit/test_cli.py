@@ -24,7 +24,15 @@ from schemas.events.autotune import (
     TuningFinished,
 )
 from schemas.events.base import Progress
-from schemas.events.dataset import ColumnInfo, CommitInfo, DatasetInfo, DatasetList, IngestReport, RejectedRow
+from schemas.events.dataset import (
+    ColumnInfo,
+    CommitInfo,
+    DatasetInfo,
+    DatasetList,
+    IngestReport,
+    PiiFinding,
+    RejectedRow,
+)
 from schemas.events.index import Hit, IndexDropped, IndexInfo, IndexList, IndexStats, SearchResult
 from schemas.events.profile import ModelLoaded
 from schemas.events.promotion import ConfigPromoted, PromotionState, WhyChain, WhyLink
@@ -192,6 +200,24 @@ def test_a_reject_of_a_whole_line_names_no_column(run: Run, daemon: CliDaemon) -
     rejects = [RejectedRow("x.jsonl", 3, "", "not JSON")]
     daemon.answers["POST /ingest/file"] = IngestReport("m1", "docs", 2, 5, 5, 1, rejects)
     assert "  line 3: not JSON\n" in run("ingest", "/srv/x.jsonl", "--dataset", "docs", "--on-server")[1]
+
+
+def test_personal_data_is_shown(run: Run, daemon: CliDaemon) -> None:
+    found = [
+        PiiFinding("email", "email", 0.999, 0.984, 4096, 4030),
+        PiiFinding("tel", "phone", 0.97, 1.0, 4096, 4096, "DE AT"),
+    ]
+    daemon.answers["POST /ingest/file"] = IngestReport("m1", "docs", 2, 5, 5, 0, [], found, "mask")
+    code, out, _ = run("ingest", "/srv/x.csv", "--dataset", "docs", "--on-server", "--pii", "mask")
+    assert (code, daemon.seen[0][2].pii) == (0, "mask")
+    assert "personal data in email: email, 98% of 4,096 values looked at, masked\n" in out
+    assert "personal data in tel: phone (DE AT), 100% of 4,096 values looked at, masked\n" in out
+    answer = msgspec.structs.replace(DATASET, pii=found, pii_policy="drop", dropped=["tel"])
+    daemon.answers["GET /datasets/{dataset}"] = answer
+    lines = [" ".join(line.split()) for line in run("datasets", "show", "docs")[1].splitlines()]
+    assert "pii drop" in lines
+    assert "tel phone 0.97 100.0% 4,096 DE AT no" in lines
+    assert run("ingest", "x.csv", "--dataset", "docs", "--pii", "hide")[0] == 2
 
 
 def test_tune_follows_the_stream_to_its_end(run: Run, daemon: CliDaemon) -> None:

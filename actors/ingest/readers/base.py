@@ -28,6 +28,7 @@ class Reject(msgspec.Struct, frozen=True):
     column: str
     reason: str
     content: str  # the row, at most SHOWN characters
+    delimiter: str = ""  # of its cells, in the order of the survey's columns; else it is a JSON object
 
 
 class Chunk(msgspec.Struct, frozen=True):

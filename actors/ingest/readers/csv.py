@@ -84,7 +84,7 @@ class CsvReader(Opened):
                 converted.add(column.name, *from_text(batch.column(self._names.index(column.name)), column))
             for row, name, reason in converted.bad:
                 content = _as_line([cells[row].as_py() for cells in batch.columns], self._delimiter)
-                rejects.append(Reject(int(lines[row]), name, reason, content))
+                rejects.append(Reject(int(lines[row]), name, reason, content, self._delimiter))
             yield Chunk(*converted.good(lines), rejects, bytes_read)
 
     def _records(self) -> Iterator[tuple[pa.RecordBatch, NDArray[np.int64], list[Reject], int]]:
@@ -165,7 +165,13 @@ class CsvReader(Opened):
         place.line += int(heights.sum())
         expected = len(self._names)
         return starts[whole], [
-            Reject(int(line), "", f"expected {expected} columns, found {record.cells}", record.text[:SHOWN])
+            Reject(
+                int(line),
+                "",
+                f"expected {expected} columns, found {record.cells}",
+                record.text[:SHOWN],
+                self._delimiter,
+            )
             for line, record in zip(starts[at], among, strict=True)
         ]
 
