@@ -28,6 +28,7 @@ from schemas.events.dataset import (
     RejectedRow,
     UpsertRows,
 )
+from schemas.events.storage import ClearDataset, SwitchDataset
 
 
 @pytest.mark.parametrize(
@@ -173,6 +174,16 @@ def test_a_plan_for_a_new_dataset() -> None:
 
 def test_its_routes() -> None:
     routes = {route.takes: route for route in Ingest.routes()}
-    assert set(routes) == {IngestFile, IngestDatabase, UpsertRows, DeleteRows, DropDataset, GetDataset, ListDatasets}
+    assert set(routes) == {
+        ClearDataset,
+        SwitchDataset,
+        IngestFile,
+        IngestDatabase,
+        UpsertRows,
+        DeleteRows,
+        DropDataset,
+        GetDataset,
+        ListDatasets,
+    }
     assert routes[IngestFile].concurrency == 4
     assert Ingest.role == "control"
