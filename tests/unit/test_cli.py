@@ -207,7 +207,7 @@ def test_personal_data_is_shown(run: Run, daemon: CliDaemon) -> None:
         PiiFinding("email", "email", 0.999, 0.984, 4096, 4030),
         PiiFinding("tel", "phone", 0.97, 1.0, 4096, 4096, "DE AT"),
     ]
-    daemon.answers["POST /ingest/file"] = IngestReport("m1", "docs", 2, 5, 5, 0, [], found, "mask")
+    daemon.answers["POST /ingest/file"] = IngestReport("m1", "docs", 2, 5, 5, 0, [], [], found, "mask")
     code, out, _ = run("ingest", "/srv/x.csv", "--dataset", "docs", "--on-server", "--pii", "mask")
     assert (code, daemon.seen[0][2].pii) == (0, "mask")
     assert "personal data in email: email, 98% of 4,096 values looked at, masked\n" in out
