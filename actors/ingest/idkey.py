@@ -3,11 +3,15 @@
 A plain hash of a row would give back what was masked: whoever has the table could hash every phone
 number and compare. So these ids are keyed, and the key lies in the state directory, apart from the
 buckets. When it is lost a new one is made; rows that come again then get other ids than before.
+Each dataset has a key of its own made of it, so that the same row has different ids in two of them.
 """
 
 import os
 import secrets
+from hashlib import blake2b
 from pathlib import Path
+
+from schemas.names import DatasetName
 
 _BYTES = 32
 
@@ -28,3 +32,8 @@ def secret_key(path: Path) -> bytes:
     if len(key) != _BYTES:
         raise ValueError(f"{path} is no key of {_BYTES} bytes; restore it, or remove it and a new one is made")
     return key
+
+
+def dataset_key(secret: bytes, dataset: DatasetName) -> bytes:
+    """The key of a dataset's content ids."""
+    return blake2b(dataset.encode(), key=secret, digest_size=_BYTES).digest()

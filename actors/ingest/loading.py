@@ -21,6 +21,7 @@ from actors.base import Origin
 from actors.ingest import core
 from actors.ingest.config import IngestConfig
 from actors.ingest.core import REJECTS, BadFile, Dataset
+from actors.ingest.idkey import dataset_key
 from actors.ingest.pii.policy import policy_for, protection_of, with_protection
 from actors.ingest.readers import Reader
 from actors.ingest.readers.base import Survey
@@ -106,8 +107,8 @@ class Loading:
         folder: Path,
         id_key: Callable[[], bytes],
     ) -> None:
-        """folder: where stages lie while they are needed; id_key: the secret that content ids are
-        made with where personal data isn't kept."""
+        """folder: where stages lie while they are needed; id_key: reads the secret that content
+        ids are made with where personal data isn't kept."""
         self._tables = tables
         self._registry = registry
         self._bus = bus
@@ -166,7 +167,8 @@ class Loading:
                 plan = core.plan(look.survey.columns, dataset, job.id_column, cells_decide=look.survey.cells_decide)
                 policy = policy_for(dataset.document if dataset else None, job.pii, job.mode, self._config.pii)
                 scanned = 0 if job.mode == "replace" else known.rows
-                key = await to_thread.run_sync(self._id_key) if policy in ("mask", "drop") else b""
+                keyed = policy in ("mask", "drop")
+                key = dataset_key(await to_thread.run_sync(self._id_key), job.dataset) if keyed else b""
                 cells = [column.name for column in look.survey.columns]
                 stage = Stage(self._folder, plan, origin.id, job.source, look.survey.rows + scanned, cells, key)
                 try:

@@ -153,6 +153,15 @@ async def test_the_key_of_ids_is_kept_apart(world: World) -> None:
         await world.file(world.write("b.csv", as_csv(people(20, 1))))
 
 
+async def test_the_same_row_has_no_id_by_which_two_datasets_could_be_joined(world: World) -> None:
+    path = world.write("a.csv", as_csv(people(20)))
+    ids = {}
+    for name, policy in (("d", "mask"), ("e", "mask"), ("f", "drop")):
+        await world.file(path, name, pii=policy)
+        ids[name] = {row[GENERATED_ID] for row in await world.rows(name)}
+    assert len(ids["d"] | ids["e"] | ids["f"]) == 60
+
+
 async def test_later_rows_are_masked_whatever_they_look_like(world: World) -> None:
     await world.file(world.write("a.csv", as_csv(people(50))), pii="mask")
     odd = {"email": "jane at home", "phone": "ring the bell", "age": 3, "note": "x"}

@@ -98,6 +98,9 @@ def test_nested_values_and_json_are_looked_into() -> None:
     assert (found.column, found.kind, found.detail) == ("customer", "email", "at contact.mail")
     (found,) = detect("payload", pa.array(['{"to":[{"iban":"DE89370400440532013000"}]}'] * 5))
     assert (found.kind, found.detail) == ("iban", "at to.iban")
+    long = [f'{{"n":{i},"mail":"u{i}@example.com","text":"{"x" * 900}' for i in range(9)]  # as the sample cuts them
+    (found,) = detect("payload", pa.array(long))
+    assert (found.kind, found.detail, found.sampled) == ("email", "at mail", 9)
     assert kinds("mails", pa.array([["a@example.com", "b@example.com"]] * 3)) == ["email"]
     assert kinds("v", pa.array([[0.5, 1.0]] * 3)) == []
 

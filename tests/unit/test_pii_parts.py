@@ -15,7 +15,7 @@ from actors.ingest.core import BadFile
 from actors.ingest.ids import content_ids
 from actors.ingest.pii.masking import masked, masked_content, masked_reason, masked_text
 from actors.ingest.pii.policy import merged, policy_for, protect, worth_keeping
-from actors.ingest.pii.sampling import LEAST, MOST, Sampler
+from actors.ingest.pii.sampling import LEAST, LONGEST, MOST, NESTED, Sampler
 from schemas.documents.dataset import DatasetDocument
 from schemas.events.dataset import PiiFinding, PiiKind
 
@@ -59,8 +59,10 @@ def test_a_sparse_column_has_as_good_a_sample() -> None:
 
 
 def test_memory_is_bounded_by_columns_and_characters() -> None:
-    assert len(sampled(pa.array(range(50_000)), columns=1000)) == max(LEAST, 65)
-    assert {len(text) for text in sampled(pa.array(["x" * 100_000] * 3))} == {512}
+    assert len(sampled(pa.array(range(50_000)), columns=1000)) == LEAST
+    assert {len(text) for text in sampled(pa.array(["x" * 100_000] * 3))} == {LONGEST}
+    rows = pa.array([["x" * 1000]] * 5000)
+    assert len(sampled(rows)) == NESTED
 
 
 LEFT: dict[PiiKind, str] = {

@@ -6,6 +6,7 @@ columns, and in text that is JSON, are looked at under the name that they have t
 searched: a value counts when it is personal data as a whole.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from actors.ingest.pii.checks import CHECKS
 from actors.ingest.pii.evidence import LOOKED_AT, Asked, Evidence
 from actors.ingest.pii.hints import hint
+from actors.ingest.pii.sampling import NESTED
 from actors.ingest.pii.shapes import shaped
 from schemas.events.dataset import PiiFinding, PiiKind
 
@@ -36,8 +38,8 @@ FREQUENT: dict[PiiKind, float] = {
 }
 """Share of matching values from which a column is told: a few addresses that can't come about by
 chance are enough, a few numbers that can aren't."""
-_NESTED = 256
-"""Nested values that are opened."""
+_PAIR = re.compile(r'"((?:[^"\\]|\\.)*)"\s*:\s*(?:"((?:[^"\\]|\\.)*)"|(\d+)\b)')
+"""A name with a text or a whole number, in JSON."""
 _LEAVES = 64
 """Different places within nested values that are looked at."""
 
@@ -49,7 +51,7 @@ def detect(column: str, sample: pa.Array) -> list[PiiFinding]:
     if pa.types.is_date(type_) or pa.types.is_timestamp(type_):
         return _born(column, sample)
     if pa.types.is_nested(type_):
-        return _nested(column, sample.slice(0, _NESTED).to_pylist())
+        return _nested(column, sample.slice(0, NESTED).to_pylist())
     texts, integers = _texts(sample)
     if texts is None:
         return []
@@ -134,7 +136,7 @@ def _born(column: str, dates: pa.Array) -> list[PiiFinding]:
 
 def _opened(texts: pa.Array) -> list[Any]:
     """The values of a column that holds JSON objects or arrays, decoded; empty when it doesn't."""
-    head = texts.slice(0, _NESTED)
+    head = texts.slice(0, NESTED)
     if not len(head) or 2 * pc.sum(pc.match_substring_regex(head, r"^[{\[]")).as_py() < len(head):
         return []
     opened = []
@@ -142,7 +144,8 @@ def _opened(texts: pa.Array) -> list[Any]:
         try:
             opened.append(msgspec.json.decode(text))
         except (msgspec.DecodeError, RecursionError):
-            continue  # cut, or not JSON after all
+            # Cut in the middle, most likely.
+            opened.append({name: int(number) if number else value for name, value, number in _PAIR.findall(text)})
     return opened
 
 

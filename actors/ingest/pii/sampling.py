@@ -15,15 +15,18 @@ from numpy.typing import NDArray
 
 MOST = 4096
 """Values kept of a column …"""
-ALTOGETHER = 65_536
+ALTOGETHER = 49_152
 """… and of all columns; but of each at least LEAST."""
 LEAST = 64
-LONGEST = 512
-"""Characters kept of a value: nothing that is looked for is longer."""
+LONGEST = 1024
+"""Characters kept of a text: nothing that is looked for is longer, but JSON may be."""
+NESTED = 256
+"""Values kept of a nested column, which have no length to cut them at."""
 
 
 class Sampler:
-    """Sees batches, keeps a sample. Memory: LONGEST characters a value kept, twice over."""
+    """Sees batches, keeps a sample. Memory: LONGEST characters a value kept, twice over; for text
+    of any length 100 MB in all."""
 
     def __init__(self, ingest: str, columns: Sequence[str]) -> None:
         self._rng = np.random.default_rng(int.from_bytes(blake2b(ingest.encode(), digest_size=8).digest(), "big"))
@@ -55,6 +58,8 @@ class _Reservoir:
         self._held = 0
 
     def see(self, values: pa.Array, priorities: NDArray[np.float64]) -> None:
+        if pa.types.is_nested(values.type):
+            self._most = min(self._most, NESTED)
         chosen = np.flatnonzero(priorities < self._below)
         if values.null_count:
             chosen = chosen[values.is_valid().to_numpy(zero_copy_only=False)[chosen]]
