@@ -184,6 +184,7 @@ class IngestDatabaseBody(Body, frozen=True):
     vector_column: str | None = None
     mode: IngestMode | None = None
     cursor: str | None = None
+    pii: PiiPolicy | None = None
 
 
 class SqlBody(Body, frozen=True):

@@ -142,6 +142,7 @@ class Ingest(Actor):
             vector_column=command.vector_column,
             mark_key=request.mark_key if command.cursor else None,
             may_be_empty=command.mode != "replace",
+            pii=command.pii,
         )
         if command.source is not None:
             self._under_way.add(command.source)

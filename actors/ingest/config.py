@@ -55,6 +55,8 @@ class SourceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     cursor: str | None = None
     """A column that only grows: each run reads what came after the last one's newest row. A row that is
     committed later with a smaller value is passed by: where writers overlap, name a column that is set at commit."""
+    pii: PiiPolicy | None = None
+    """What becomes of columns with personal data: flag, mask, drop or refuse; default [ingest] pii."""
     every: Annotated[str, Meta(pattern=r"^([1-9][0-9]{0,5}(s|m|h|d))?$")] = ""
     """Read it this often: 30s, 15m, 2h, 1d. Empty: when asked."""
 
@@ -92,3 +94,5 @@ class WatchConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Column of vectors; default every list of floats."""
     mode: IngestMode = "upsert"
     """A file that grew is read again as a whole: upsert stores its rows once."""
+    pii: PiiPolicy | None = None
+    """What becomes of columns with personal data: flag, mask, drop or refuse; default [ingest] pii."""

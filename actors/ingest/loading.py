@@ -228,8 +228,7 @@ class Loading:
             rows=0,
             message=origin.id,
             source=job.source,
-            # The digest of a short file tells what was in it to whoever tries.
-            sha256=None if stage.protection.withholds else look.digest,
+            sha256=look.digest,
             rejected=stage.rejected,
             marks=marks,
         )

@@ -93,7 +93,7 @@ class Watcher(Actor):
             return True
         command = IngestFile(
             path=str(path), dataset=watch.dataset, bucket=watch.bucket, format=watch.format,
-            mode=watch.mode, id_column=watch.id_column, vector_column=watch.vector_column,
+            mode=watch.mode, id_column=watch.id_column, vector_column=watch.vector_column, pii=watch.pii,
         )  # fmt: skip
         try:
             report: IngestReport = await self._bus.ask(command, timeout_s=24 * 3600)

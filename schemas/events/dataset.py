@@ -91,6 +91,7 @@ class IngestDatabase(Request[IngestReport], tag="ingest.database"):
     vector_column: str | None = None
     mode: IngestMode | None = None
     cursor: str | None = None  # a column that only grows: read what came after the last run
+    pii: PiiPolicy | None = None  # of a new or replaced dataset; default ingest.pii, then the dataset's own
 
 
 class UpsertRows(Request[IngestReport], tag="ingest.upsert"):
@@ -173,7 +174,7 @@ class CommitInfo(msgspec.Struct, frozen=True):
     rows: Rows
     message: MessageId  # the command that caused it
     source: str = ""
-    sha256: Sha256 | None = None  # of the source file; none where some of it is masked or left out
+    sha256: Sha256 | None = None  # of the source file
     rejected: Rows = 0
     marks: dict[str, str] = {}  # how far every cursor over a source has come, by source
 

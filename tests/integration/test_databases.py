@@ -414,3 +414,41 @@ async def test_a_password_is_seen_nowhere(
     for secret in (canary, PASSWORD, QUOTED_PASSWORD):
         assert secret not in out
         assert not holding(tmp_path, secret.encode())
+
+
+@pytest.mark.parametrize("kind", ["pg", "maria"])
+async def test_personal_data_of_a_source_comes_under_its_policy(
+    tmp_path: Path, pg: Database, maria: Database, kind: str
+) -> None:
+    database = pg if kind == "pg" else maria
+    values = ",".join(
+        f"({n}, 'u{n}@example.com', {4915112345000 + n}, '19{n + 10}-02-03', {n}.5)" for n in range(1, 60)
+    )
+    database.run(
+        "DROP TABLE IF EXISTS people; "
+        "CREATE TABLE people (id int, mail varchar(40), phone bigint, birthday date, paid numeric(10,2)); "
+        f"INSERT INTO people VALUES {values}"
+    )
+    source = SourceConfig(
+        name="shop", dsn=Secret(database.dsn), table="people", dataset="t", id_column="id", cursor="id", pii="mask"
+    )
+    world = await make_world(tmp_path, [source])
+    said = await world.say(IngestDatabase(source="shop"))
+    assert isinstance(said[-1], IngestReport), said[-1]
+    assert {f.column: f.kind for f in said[-1].pii} == {
+        "birthday": "date_of_birth", "mail": "email", "phone": "phone",
+    }  # fmt: skip
+    database.run("INSERT INTO people VALUES (99, 'none', 1, '1950-05-05', 1)")
+    said = await world.say(IngestDatabase(source="shop"))
+    assert isinstance(said[-1], IngestReport), said[-1]
+    assert (said[-1].rows, said[-1].pii_policy) == (1, "mask")
+    rows = (await world.rows()).to_pylist()
+    assert len(rows) == 60
+    assert {(row["mail"], row["phone"], row["birthday"].day) for row in rows} == {
+        ("***@***.com", None, 1), ("***", None, 1),
+    }  # fmt: skip
+    assert rows[0] == {
+        "id": 1, "mail": "***@***.com", "phone": None, "birthday": datetime.date(1911, 1, 1),
+        "paid": decimal.Decimal("1.50"),
+    }  # fmt: skip
+    assert (await world.refused(source="shop", pii="flag")).status == "conflict"

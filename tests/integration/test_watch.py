@@ -104,6 +104,18 @@ async def test_a_file_that_was_committed_but_not_noted_is_not_read_again(tmp_pat
     assert len(await world.tables.history(TableRef("primary", "datasets/t/table"))) == 1
 
 
+async def test_a_watched_folder_has_a_policy_for_personal_data(tmp_path: Path) -> None:
+    world = World(tmp_path, pii="refuse")
+    async with world.running():
+        (world.inbox / "a.jsonl").write_text("".join(f'{{"n": {n}, "m": "u{n}@example.com"}}\n' for n in range(9)))
+        (world.inbox / "b.jsonl").write_text(lines(4))
+        await world.until([4])
+        await world.dealt_with(2)
+    (reason,) = (tmp_path / "in").rglob("*.reason")
+    assert "column 'm': email, 100% of the values" in reason.read_text()
+    assert "@example.com" not in reason.read_text()
+
+
 async def test_a_half_written_file_is_waited_for(tmp_path: Path) -> None:
     world = World(tmp_path, settle_s=0.6)
     async with world.running():

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from actors.ingest.core import BadFile
 from actors.ingest.ids import content_ids
 from actors.ingest.pii.masking import masked, masked_content, masked_reason, masked_text
-from actors.ingest.pii.policy import merged, policy_for, protect, worth_keeping
+from actors.ingest.pii.policy import Protection, merged, policy_for, protect, worth_keeping
 from actors.ingest.pii.sampling import LEAST, LONGEST, MOST, NESTED, Sampler
 from schemas.documents.dataset import DatasetDocument
 from schemas.events.dataset import PiiFinding, PiiKind
@@ -173,13 +173,13 @@ def test_findings_add_up() -> None:
 
 def test_policies() -> None:
     about = {"file": "f.csv", "columns": ["mail", "n"], "id_column": None, "new": True}
-    assert protect("flag", [], [finding()], **about).withholds is False
+    assert protect("flag", [], [finding()], **about) == Protection("flag", [finding()])
     assert protect("mask", [], [finding()], **about).masked == {"mail"}
     assert protect("mask", [finding()], [], **about).masked == {"mail"}, "once told, always masked"
     assert protect("drop", [], [finding()], **about).left_out == {"mail"}
     late = protect("drop", [], [finding()], **{**about, "new": False})
     assert (late.left_out, late.emptied) == (frozenset(), {"mail"})
-    assert protect("refuse", [], [], **about).withholds is False
+    assert protect("refuse", [], [], **about) == Protection("refuse", [])
     with pytest.raises(BadFile, match=r"f.csv holds personal data: column 'mail': email, 50% of the values"):
         protect("refuse", [], [finding()], **about)
     for policy in ("mask", "drop"):

@@ -25,7 +25,7 @@ def resolved(command: IngestDatabase, sources: Sequence[SourceConfig]) -> Ingest
     source = source_named(command.source, sources)
     mine = {
         name: getattr(command, name)
-        for name in ("table", "query", "dataset", "bucket", "id_column", "vector_column", "mode", "cursor")
+        for name in ("table", "query", "dataset", "bucket", "id_column", "vector_column", "mode", "cursor", "pii")
     }
     if mine["table"] is None and mine["query"] is None:
         mine["table"], mine["query"] = source.table, source.query

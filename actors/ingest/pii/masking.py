@@ -11,7 +11,7 @@ others          ***                  nothing
 
 Every value of the column is masked, those that don't have the kind's shape as `***`; nulls and
 empty texts stay. Columns that can't hold text keep their type, so that numbers and nested values
-become null.
+become null. What tells of the source as a whole, its name and its digest, stays in the commit.
 """
 
 import csv

@@ -29,11 +29,6 @@ class Protection(msgspec.Struct, frozen=True):
     emptied: frozenset[str] = frozenset()  # columns that the table has, and that get no more values
 
     @property
-    def withholds(self) -> bool:
-        """Whether something of the file is not stored as it came."""
-        return bool(self.masked or self.left_out or self.emptied)
-
-    @property
     def kinds(self) -> dict[str, list[PiiKind]]:
         """Column → what it holds, surest first."""
         found: dict[str, list[PiiKind]] = {}
