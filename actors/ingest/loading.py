@@ -202,7 +202,8 @@ class Loading:
         warnings = list(look.reader.warnings)
         if stage.seen == 0 and job.may_be_empty and known.state is not None:
             report = IngestReport(origin.id, job.dataset, known.state.version, 0, known.rows, 0, [], warnings)
-            return [report]
+            assert known.dataset is not None
+            return [_with_pii(report, known.dataset.document)]
         refusal = core.too_many_rejected(
             stage.seen - stage.rejected, stage.rejected, self._config.max_rejected_share, stage.first
         )
@@ -252,17 +253,9 @@ class Loading:
                 schema=stage.schema,
             )
         report = IngestReport(
-            origin.id,
-            job.dataset,
-            state.version,
-            added,
-            state.rows,
-            stage.rejected,
-            stage.first,
-            warnings,
-            document.pii,
-            document.pii_policy,
+            origin.id, job.dataset, state.version, added, state.rows, stage.rejected, stage.first, warnings
         )
+        report = _with_pii(report, document)
         return self._say(job, origin, bucket, report, replaced, changed=added > 0)
 
     async def _appended(self, job: Job, origin: Origin, known: Known, done: CommitInfo) -> list[Said]:
@@ -274,19 +267,8 @@ class Loading:
         before = await self._tables.state(table, done.version - 1) if done.version else None
         total = after.rows if after else done.rows
         first = await self._first_rejects(bucket, job.dataset, origin) if done.rejected else []
-        document = known.dataset.document
-        report = IngestReport(
-            origin.id,
-            job.dataset,
-            done.version,
-            done.rows,
-            total,
-            done.rejected,
-            first,
-            [],
-            document.pii,
-            document.pii_policy,
-        )
+        report = IngestReport(origin.id, job.dataset, done.version, done.rows, total, done.rejected, first)
+        report = _with_pii(report, known.dataset.document)
         replaced = (before.rows if before else 0) + done.rows - total
         return self._say(job, origin, bucket, report, replaced, changed=done.rows > 0)
 
@@ -367,6 +349,10 @@ class Loading:
             if len(raised.exceptions) == 1:
                 raise raised.exceptions[0] from None
             raise
+
+
+def _with_pii(report: IngestReport, document: DatasetDocument) -> IngestReport:
+    return msgspec.structs.replace(report, pii=document.pii, pii_policy=document.pii_policy)
 
 
 class _Look(msgspec.Struct, frozen=True):

@@ -442,6 +442,9 @@ async def test_personal_data_of_a_source_comes_under_its_policy(
     said = await world.say(IngestDatabase(source="shop"))
     assert isinstance(said[-1], IngestReport), said[-1]
     assert (said[-1].rows, said[-1].pii_policy) == (1, "mask")
+    nothing_new = (await world.say(IngestDatabase(source="shop")))[-1]
+    assert isinstance(nothing_new, IngestReport)
+    assert (nothing_new.rows, nothing_new.pii_policy, nothing_new.pii) == (0, "mask", said[-1].pii)
     rows = (await world.rows()).to_pylist()
     assert len(rows) == 60
     assert {(row["mail"], row["phone"], row["birthday"].day) for row in rows} == {
