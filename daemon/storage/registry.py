@@ -6,6 +6,7 @@ rebuilt from the buckets alone (repair.py). The stored form is in revisions.py.
 from contextlib import suppress
 from typing import TypeVar, cast
 
+import anyio
 import msgspec
 import structlog
 
@@ -24,6 +25,8 @@ log = structlog.get_logger(__name__)
 
 KEEP_REVISIONS = 20
 PRUNE_EVERY = 10
+_LOOKS, _LOOKS_S = 10, 0.1
+"""How often, and after how long each time, it is looked whether revisions without a head get one."""
 
 
 class DocumentRegistry:
@@ -159,9 +162,14 @@ class DocumentRegistry:
 
     async def _refuse_headless(self, kind: str, name: str, bucket: BucketName) -> None:
         """A document that has revisions but no head has lost it: starting again at revision 1
-        would hide them."""
-        if await self._buckets.list(bucket, revisions.folder(kind, name)):
-            raise CorruptState(f"{kind} {name} has revisions in bucket {bucket} but no head; run `lakehouse repair`")
+        would hide them. Unless somebody is just saving it: then its head follows, or it goes again."""
+        for _ in range(_LOOKS):
+            if not await self._buckets.list(bucket, revisions.folder(kind, name)):
+                return
+            if await self._head(head_key(kind, name)) is not None:
+                raise Conflict(f"{kind} {name} was made meanwhile")
+            await anyio.sleep(_LOOKS_S)
+        raise CorruptState(f"{kind} {name} has revisions in bucket {bucket} but no head; run `lakehouse repair`")
 
     async def _prune(self, kind: str, name: str, head: Head) -> None:
         for key in await self._buckets.list(head.bucket, revisions.folder(kind, name)):

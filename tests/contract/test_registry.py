@@ -242,6 +242,24 @@ async def test_a_newer_format_is_never_touched(
     assert newest.read_bytes() == before
 
 
+async def test_a_head_that_is_just_being_made_is_no_lost_one(buckets: ObjectBuckets) -> None:
+    """Another process has written its revision and moves the head a moment later."""
+
+    class Slow(MemoryHeads):
+        async def set(self, key: str, value: bytes, expected: int | None) -> int:
+            await asyncio.sleep(0.3)
+            return await super().set(key, value, expected)
+
+    heads = Slow()
+    first, second = DocumentRegistry(buckets, heads), DocumentRegistry(buckets, heads)
+    saving = asyncio.create_task(first.save("hits", Counter(value=1), expected=None))
+    await asyncio.sleep(0.1)
+    with pytest.raises(Conflict, match="made meanwhile"):
+        await second.save("hits", Counter(value=2), expected=None)
+    assert await saving == 1
+    assert await second.load(Counter, "hits") == (Counter(value=1), 1)
+
+
 async def test_heads_are_rebuilt_from_buckets(buckets: ObjectBuckets, registry: DocumentRegistry) -> None:
     for value in range(1, 4):
         await registry.save("hits", Counter(value=value), expected=value - 1 or None)
