@@ -56,6 +56,14 @@ def test_published_examples() -> None:
     assert kinds("adr", ["10 Downing Street, London SW1A 2AA", "1600 Pennsylvania Ave NW"] * 5) == ["street_address"]
 
 
+def test_books_are_no_patients() -> None:
+    """ISBN-10 and the NHS have the same check digit."""
+    numbers = ["0306406152", "0198526636", "0131103628", "0201896834"]
+    assert kinds("isbn", numbers) == []
+    assert kinds("nhs_number", numbers) == ["national_id"]
+    assert kinds("c", [*numbers, "080442957X"]) == []
+
+
 def test_a_column_of_two_kinds_tells_both_with_their_shares() -> None:
     found = detect(
         "contact", pa.array([f"u{i}@example.com" for i in range(60)] + [f"+4930{2000000 + i}" for i in range(40)])

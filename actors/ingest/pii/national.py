@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import msgspec
 
 from actors.ingest.pii.evidence import Asked, Evidence, posterior
-from actors.ingest.pii.hints import hint
+from actors.ingest.pii.hints import Hint, hint
 
 _FIRST = 32
 """Values that may rule a scheme out."""
@@ -102,7 +102,7 @@ def national_id(asked: Asked, candidates: Sequence[int]) -> Evidence | None:
     """The scheme that the candidates (indices of the column's values) speak for most, if any."""
     bare = {i: asked.values[i].upper().translate(_SEPARATORS) for i in candidates}
     said = hint(asked.column, "national_id")
-    if said != "for" and _are_product_codes(list(bare.values())[:_FIRST]):
+    if said != "for" and _are_product_codes(list(bare.values())[:_FIRST], said):
         return None
     best: Evidence | None = None
     for scheme, shape, written in _SHAPES:
@@ -137,7 +137,7 @@ def _check(
     return passed, shaped
 
 
-def _are_product_codes(numbers: Sequence[str]) -> bool:
+def _are_product_codes(numbers: Sequence[str], said: Hint) -> bool:
     """Books and articles have check digits too, and ISBN-10 has the very one of the NHS."""
     coded = [n for n in numbers if len(n) in (8, 10, 12, 13)]
     if len(coded) < 3:
@@ -145,6 +145,8 @@ def _are_product_codes(numbers: Sequence[str]) -> bool:
     # 756 begins the numbers of the Swiss social security, which are EAN-13 otherwise.
     ean13 = sum(len(n) == 13 and n[:3] != "756" and is_valid("ean", n) for n in coded)
     ean12 = sum(len(n) == 12 and is_valid("ean", "0" + n) for n in coded)
-    isbn10 = sum(len(n) == 10 and n[-1] == "X" and is_valid("isbn", n) for n in coded)
-    # One ISBN-10 in eleven ends in X, which no number of a person of this length does.
-    return ean13 + ean12 > 0.9 * len(coded) or isbn10 > 0
+    isbn10 = [n for n in coded if len(n) == 10 and is_valid("isbn", n)]
+    # One ISBN-10 in eleven ends in X, which no number of a person of this length does; when none of a few does, the
+    # column's name has to tell.
+    books = any(n[-1] == "X" for n in isbn10) or (said == "against" and len(isbn10) > 0.9 * len(coded))
+    return ean13 + ean12 > 0.9 * len(coded) or books
