@@ -50,7 +50,7 @@ class Moving:
         return [document for _, document, _ in await self._registry.all(MoveDocument)]
 
     async def move(
-        self, what: core.What, name: str, bucket: BucketName, known: list[BucketName], origin: Origin
+        self, what: core.What, name: str, bucket: BucketName, origin: Origin
     ) -> DatasetMoved | IndexMoved | Refusal:
         """To its end, but for the leftovers. Goes on with a move that was begun. Raises Transient, Unavailable; then
         it is repeated."""
@@ -60,7 +60,7 @@ class Moving:
                 listing = "lakehouse datasets" if what == "dataset" else "lakehouse indexes"
                 return Refusal("not_found", f"there is no {what} {name!r}", f"{listing} lists them")
             found = next((move for move in await self.pending() if (move.what, move.name) == (what, name)), None)
-            refusal = core.refuse_move(what, name, bucket, known, found)
+            refusal = core.refuse_move(what, name, bucket, found)
             if refusal is not None:
                 return refusal
             if found is not None and found.state == "switched":
