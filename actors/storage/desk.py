@@ -60,10 +60,6 @@ class StorageDesk(Actor):
         self._brought: dict[BucketName, Waiting] = {}  # of degraded buckets: what went home since
         self._changing = anyio.Lock()  # buckets are made and taken away one after another
 
-    async def start(self) -> Sequence[MoveDataset | MoveIndex]:
-        """Moves that were cut short go on."""
-        return await self._unfinished()
-
     # --- made and taken away ---
 
     @handles
@@ -165,13 +161,28 @@ class StorageDesk(Actor):
         return core.refuse_target(bucket, await self._buckets.names(), waiting.keys())
 
     @every("sweep_s")
-    async def on_sweep(self) -> Sequence[MoveDataset | MoveIndex]:
-        """Old places are cleared, and moves that failed half way go on."""
+    async def on_sweep(self) -> Sequence[DatasetMoved | IndexMoved]:
+        """Moves that a kill or a failure cut short go on, and old places are cleared."""
+        said = []
+        for move in await self.moving.pending():
+            if move.state != "copying" or self.moving.under_way(move):
+                continue
+            try:
+                if await self._refuse_target(move.bucket) is not None:
+                    continue  # not yet
+                moved = await self.moving.move(move.what, move.name, move.bucket)
+            except (Transient, Unavailable) as error:
+                log.warning("a move can't go on yet", what=move.what, name=move.name, why=str(error))
+                continue
+            if isinstance(moved, Refusal):
+                log.warning("a move was given up", what=move.what, name=move.name, why=moved.reason)
+            else:
+                said.append(moved)
         try:
             await self.moving.sweep()
         except (Refused, Transient, Unavailable) as error:
             log.warning("an old place can't be cleared yet", why=str(error))
-        return await self._unfinished()
+        return said
 
     # --- rescued ---
 
@@ -199,14 +210,6 @@ class StorageDesk(Actor):
             log.info("bucket is restored", bucket=bucket, objects=brought.objects)
             said.append(BucketRestored(bucket, brought.objects, brought.bytes))
         return said
-
-    async def _unfinished(self) -> list[MoveDataset | MoveIndex]:
-        moves = [move for move in await self.moving.pending() if move.state == "copying"]
-        return [
-            MoveDataset(move.name, move.bucket) if move.what == "dataset" else MoveIndex(move.name, move.bucket)
-            for move in moves
-            if not self.moving.under_way(move)
-        ]
 
 
 def _same(place: Place, command: ProvisionBucket) -> bool:
