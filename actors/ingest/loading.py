@@ -18,7 +18,7 @@ from anyio import to_thread
 from numpy.typing import NDArray
 
 from actors.base import Origin
-from actors.ingest import core
+from actors.ingest import core, leftovers
 from actors.ingest.config import IngestConfig
 from actors.ingest.core import REJECTS, BadFile, Dataset
 from actors.ingest.pii.policy import policy_for, protection_of, with_protection
@@ -210,9 +210,8 @@ class Loading:
             return [self._rejected(job, origin, stage.rejected, refusal.reason, refused=True), refusal]
         bucket = known.dataset.document.bucket if known.dataset else job.bucket or "primary"
         table = table_of(bucket, job.dataset)
-        if known.revision is None:  # what a dataset of the name has left there, on its way elsewhere, isn't this one's
-            await self._tables.drop(table)
-            await self._tables.drop(rejects_of(bucket, job.dataset))
+        if known.revision is None:
+            await leftovers.clear(self._registry, self._tables, job.dataset, table, rejects_of(bucket, job.dataset))
         before = known.dataset.document if known.dataset else None
         document = before or core.document_of(stage.plan, job.dataset, bucket, table.path, self._clock.now())
         document = with_protection(document, stage.plan, stage.protection, origin.id)
