@@ -34,6 +34,7 @@ from daemon.metrics import Metrics
 from daemon.runtime import HOLD_S, Runtime
 from daemon.state_dir import Runtime as Note
 from daemon.state_dir import StateDir
+from daemon.storage.buckets import ObjectBuckets
 from daemon.storage.durable import DiskFailure
 from daemon.storage.repair import repair as repair_heads
 from daemon.supervisor import CrashedTooOften, first_of
@@ -97,7 +98,7 @@ async def _live(
     config: Config, roles: Collection[Role], state: StateDir, bus: NatsBus, nats_url: str, stop: anyio.Event
 ) -> None:
     """From an open bus to the end of the actors' drain."""
-    buckets, heads = open_buckets(config, state), await bus.heads(replicas=config.nats.replicas)
+    buckets, heads = _buckets(config, state), await bus.heads(replicas=config.nats.replicas)
     if not await heads.all():  # a new NATS store; the buckets may know better
         for finding in await repair_heads(buckets, heads):
             log.warning("head rebuilt", document=finding.document, what=finding.what, text=finding.text)
@@ -217,6 +218,13 @@ def _open_state(config: Config) -> StateDir:
     return state
 
 
+def _buckets(config: Config, state: StateDir) -> ObjectBuckets:
+    try:
+        return open_buckets(config, state)
+    except ValueError as error:  # a credential that is named isn't there
+        raise CannotRun(f"{error}; see [storage] in lakehouse.toml") from error
+
+
 @contextlib.contextmanager
 def _locked(state: StateDir) -> Iterator[int]:
     """The locked descriptor: one daemon per state directory. Raises CannotRun."""
@@ -309,7 +317,7 @@ async def _repair(config: Config) -> int:
     state = _open_state(config)
     with _locked(state) as lock:
         async with anyio.create_task_group() as group, _nats(config, state, lock, group) as (bus, _):
-            buckets, heads = open_buckets(config, state), await bus.heads(replicas=config.nats.replicas)
+            buckets, heads = _buckets(config, state), await bus.heads(replicas=config.nats.replicas)
             findings = await repair_heads(buckets, heads, look=lambda what: print(f"looking at {what}", flush=True))
             group.cancel_scope.cancel()
     for finding in findings:

@@ -52,7 +52,12 @@ class Builder(Actor):
         if found is None:
             return ()  # dropped meanwhile
         document = found[0]
-        built = await artifacts.recorded(self._buckets, document.bucket, name, generation)
+        try:
+            built = await artifacts.recorded(self._buckets, document.bucket, name, generation)
+        except Transient:  # the bucket is away: what is built goes to rescue
+            if document.building != command:
+                raise
+            built = None
         if built is not None and built.config == command.config:
             return [built]
         try:

@@ -7,7 +7,7 @@ import structlog
 
 from actors import hnsw
 from actors.codec_ports import VectorCodecs
-from actors.errors import CorruptState
+from actors.errors import CorruptState, Transient
 from actors.index.coded import CodedVectors
 from actors.index.columns import ColumnCache
 from actors.index.config import IndexConfig
@@ -88,7 +88,10 @@ class Loader:
         table = TableRef(dataset[0].bucket, dataset[0].path)
         index = ServedIndex(document, table, embedder, columns, vectors, self._config.exact_below_rows)
         index.window = RecallWindow(0, self._clock.now())
-        await self.follow(index)
+        try:
+            await self.follow(index)
+        except Transient as error:  # its graph's bucket is away: upkeep looks again
+            log.warning("graph can't be had, index is served exactly until then", index=name, why=str(error))
         return index
 
     async def follow(self, index: ServedIndex) -> bool:

@@ -8,6 +8,7 @@ one is read.
 
 import msgspec
 
+from actors.errors import CorruptState
 from actors.index import artifacts
 from actors.mirror import Mirror
 from actors.ports import Buckets, Registry, Tables
@@ -33,7 +34,7 @@ class IndexMoves:
         self._mirror = mirror
 
     async def switch(self, order: SwitchIndex) -> Switched | Refusal:
-        """Copies what came since the first pass, verifies the live generation, moves the head. Raises CorruptState."""
+        """Copies what came since the first pass, verifies the live generation, moves the head."""
         name = order.index
         found = await self._registry.load(IndexDocument, name)
         if found is None:
@@ -47,10 +48,13 @@ class IndexMoves:
         if document.building is not None:
             reason = f"generation {document.building.generation} of index {name!r} is being built"
             return Refusal("busy", reason, "wait until it is served", retry_after_s=5.0)
-        mirrored = await self._mirror.run(order.source, order.bucket, [f"indexes/{name}"])
-        head = await self._registry.load(GenerationDocument, name)
-        if head is not None:
-            await self._buckets.fetch(order.bucket, head[0].key, head[0].sha256)
+        try:
+            mirrored = await self._mirror.run(order.source, order.bucket, [f"indexes/{name}"])
+            head = await self._registry.load(GenerationDocument, name)
+            if head is not None:
+                await self._buckets.fetch(order.bucket, head[0].key, head[0].sha256)
+        except CorruptState as error:
+            return Refusal("unavailable", str(error), "nothing was moved")
         moved = msgspec.structs.replace(document, bucket=order.bucket)
         await self._registry.save(name, moved, expected=revision, bucket=order.bucket)
         await self._follow(name, order.source, order.bucket)

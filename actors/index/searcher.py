@@ -247,7 +247,7 @@ class Searcher(Actor):
                 await self._loader.follow(index)
             except FileNotFoundError:  # dropped
                 continue
-            except CorruptState as error:  # it goes on with what it has in memory, and the others with theirs
+            except (CorruptState, Transient) as error:  # it goes on with what it has, and the others with theirs
                 log.error("index can't follow its dataset", index=index.document.index, why=str(error))
         self._shelf.evict()
         return self._rebuilds()

@@ -18,8 +18,7 @@ from anyio import to_thread
 from numpy.typing import NDArray
 
 from actors.base import Origin
-from actors.errors import Conflict
-from actors.ingest import core
+from actors.ingest import core, leftovers
 from actors.ingest.config import IngestConfig
 from actors.ingest.core import REJECTS, BadFile, Dataset
 from actors.ingest.idkey import dataset_key
@@ -215,7 +214,7 @@ class Loading:
         bucket = known.dataset.document.bucket if known.dataset else job.bucket or "primary"
         table = table_of(bucket, job.dataset)
         if known.revision is None:
-            await self._make_room(job.dataset, table, rejects_of(bucket, job.dataset))
+            await leftovers.clear(self._registry, self._tables, job.dataset, table, rejects_of(bucket, job.dataset))
         before = known.dataset.document if known.dataset else None
         document = before or core.document_of(stage.plan, job.dataset, bucket, table.path, self._clock.now())
         document = with_protection(document, stage.plan, stage.protection, origin.id)
@@ -257,15 +256,6 @@ class Loading:
         )
         report = _with_pii(report, document)
         return self._say(job, origin, bucket, report, replaced, changed=added > 0)
-
-    async def _make_room(self, dataset: DatasetName, *tables: TableRef) -> None:
-        """What a dataset of the name has left there, on its way elsewhere, isn't the new one's. Raises Conflict when
-        it is another process's, which made the dataset meanwhile."""
-        for table in tables:
-            if await self._tables.state(table) is not None:
-                if await self._registry.load(DatasetDocument, dataset) is not None:
-                    raise Conflict(f"dataset {dataset} was made meanwhile")
-                await self._tables.drop(table)
 
     async def _appended(self, job: Job, origin: Origin, known: Known, done: CommitInfo) -> list[Said]:
         """As `_commit` said it the first time."""

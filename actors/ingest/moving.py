@@ -23,7 +23,7 @@ class DatasetMoves:
         self._mirror = mirror
 
     async def switch(self, order: SwitchDataset) -> Switched | Refusal:
-        """Copies what came since the first pass, compares the tables and moves the head. Raises CorruptState."""
+        """Copies what came since the first pass, compares the tables and moves the head."""
         name = order.dataset
         found = await self._registry.load(DatasetDocument, name)
         if found is None:
@@ -33,14 +33,21 @@ class DatasetMoves:
             return Switched(0, 0)
         if document.bucket != order.source:
             return Refusal("conflict", f"dataset {name!r} lies in bucket {document.bucket!r}", "look again")
-        mirrored = await self._mirror.run(order.source, order.bucket, [f"datasets/{name}"])
-        for table in (TableRef(order.source, document.path), rejects_of(order.source, name)):
+        try:
+            mirrored = await self._mirror.run(order.source, order.bucket, [f"datasets/{name}"])
+            await self._compare(order, document)
+        except CorruptState as error:
+            return Refusal("unavailable", str(error), "nothing was moved")
+        await self._registry.save(name, msgspec.structs.replace(document, bucket=order.bucket), expected=revision)
+        return Switched(mirrored.objects, mirrored.bytes)
+
+    async def _compare(self, order: SwitchDataset, document: DatasetDocument) -> None:
+        """Raises CorruptState when the copied tables aren't at the same version with the same rows."""
+        for table in (TableRef(order.source, document.path), rejects_of(order.source, order.dataset)):
             before = await self._tables.state(table)
             after = await self._tables.state(TableRef(order.bucket, table.path))
             if before != after:
                 raise CorruptState(f"the copy of table {table.path} in bucket {order.bucket} is not what it was")
-        await self._registry.save(name, msgspec.structs.replace(document, bucket=order.bucket), expected=revision)
-        return Switched(mirrored.objects, mirrored.bytes)
 
     async def clear(self, order: ClearDataset) -> Cleared:
         found = await self._registry.load(DatasetDocument, order.dataset)

@@ -2,12 +2,12 @@
 clash, and what is next in a move. Values in, values out.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Literal
 from urllib.parse import unquote, urlsplit
 
-from actors.ports import Lying, Place
+from actors.ports import Lying, Place, Waiting
 from schemas.documents.move import MoveDocument
 from schemas.events.base import Refusal
 from schemas.events.storage import Clash, Home
@@ -98,19 +98,29 @@ def clashes(lying: Iterable[Lying]) -> list[Clash]:
     return [Clash(each.kind, each.name, each.home, each.others) for each in lying if each.kind in KINDS]
 
 
-def refuse_move(
-    what: What, name: str, bucket: BucketName, known: Sequence[BucketName], move: MoveDocument | None
-) -> Refusal | None:
-    """Why something can't be moved to a bucket; None: it can, or is there already."""
+def refuse_target(bucket: BucketName, known: Sequence[BucketName], degraded: Collection[BucketName]) -> Refusal | None:
+    """Why nothing can be moved to a bucket; None: it can."""
     if bucket not in known:
         return Refusal("not_found", f"there is no bucket {bucket!r}", f"known are {', '.join(known)}")
     if bucket == "rescue":
         return Refusal("invalid", "rescue is for what can't be written elsewhere", "move it to another bucket")
-    if move is not None and move.state == "copying" and move.bucket != bucket:
-        return Refusal(
-            "conflict", f"{what} {name!r} is being moved to bucket {move.bucket!r}", "wait until it is there"
-        )
+    if bucket in degraded:
+        reason = f"bucket {bucket!r} is degraded: objects that are meant for it wait in rescue"
+        return Refusal("unavailable", reason, "wait until it is restored", retry_after_s=10.0)
     return None
+
+
+def refuse_move(what: What, name: str, bucket: BucketName, move: MoveDocument | None) -> Refusal | None:
+    """Why something can't go to a bucket while `move` is under way; None: it can, or is there already."""
+    if move is not None and move.state == "copying" and move.bucket != bucket:
+        reason = f"{what} {name!r} is being moved to bucket {move.bucket!r}"
+        return Refusal("conflict", reason, "wait until it is there")
+    return None
+
+
+def together(one: Waiting, other: Waiting) -> Waiting:
+    """Two parts of what was brought home to one bucket."""
+    return Waiting(one.bucket, one.objects + other.objects, one.bytes + other.bytes, one.reason)
 
 
 def _shown(url: str) -> str:

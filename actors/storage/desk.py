@@ -11,17 +11,19 @@ import structlog
 from actors.base import Actor, Origin, concurrent, every, handles
 from actors.errors import CorruptState, Refused, Transient, Unavailable
 from actors.mirror import Mirror
-from actors.ports import Buckets, Bus, Clock, Place, Registry
+from actors.ports import Buckets, Bus, Clock, Place, Registry, Waiting
 from actors.roots import OutsideRoots, real_path
 from actors.storage import core
 from actors.storage.listing import Listing
 from actors.storage.moving import Moving
 from schemas.events.base import Refusal
 from schemas.events.storage import (
+    BucketDegraded,
     BucketInfo,
     BucketList,
     BucketProvisioned,
     BucketRemoved,
+    BucketRestored,
     DatasetMoved,
     GetBucket,
     IndexMoved,
@@ -50,15 +52,13 @@ class StorageDesk(Actor):
     ) -> None:
         """allowed_roots: folders below which `file://` buckets may be made."""
         self.sweep_s = 5.0
+        self.mend_s = 2.0
         self.moving = Moving(registry, mirror, bus, clock)
         self._buckets = buckets
         self._allowed_roots = allowed_roots
         self._listing = Listing(registry, buckets)
+        self._brought: dict[BucketName, Waiting] = {}  # of degraded buckets: what went home since
         self._changing = anyio.Lock()  # buckets are made and taken away one after another
-
-    async def start(self) -> Sequence[MoveDataset | MoveIndex]:
-        """Moves that were cut short go on."""
-        return await self._unfinished()
 
     # --- made and taken away ---
 
@@ -141,35 +141,75 @@ class StorageDesk(Actor):
     @handles
     @concurrent(4)
     async def on_move_dataset(self, command: MoveDataset, origin: Origin) -> Sequence[DatasetMoved | Refusal]:
-        known = await self._buckets.names()
-        moved = await self.moving.move("dataset", command.dataset, command.bucket, known, origin)
+        if refusal := await self._refuse_target(command.bucket):
+            return [refusal]
+        moved = await self.moving.move("dataset", command.dataset, command.bucket, origin)
         assert not isinstance(moved, IndexMoved)
         return [moved]
 
     @handles
     @concurrent(4)
     async def on_move_index(self, command: MoveIndex, origin: Origin) -> Sequence[IndexMoved | Refusal]:
-        known = await self._buckets.names()
-        moved = await self.moving.move("index", command.index, command.bucket, known, origin)
+        if refusal := await self._refuse_target(command.bucket):
+            return [refusal]
+        moved = await self.moving.move("index", command.index, command.bucket, origin)
         assert not isinstance(moved, DatasetMoved)
         return [moved]
 
+    async def _refuse_target(self, bucket: BucketName) -> Refusal | None:
+        waiting = await self._listing.waiting()
+        return core.refuse_target(bucket, await self._buckets.names(), waiting.keys())
+
     @every("sweep_s")
-    async def on_sweep(self) -> Sequence[MoveDataset | MoveIndex]:
-        """Old places are cleared, and moves that failed half way go on."""
+    async def on_sweep(self) -> Sequence[DatasetMoved | IndexMoved]:
+        """Moves that a kill or a failure cut short go on, and old places are cleared."""
+        said = []
+        for move in await self.moving.pending():
+            if move.state != "copying" or self.moving.under_way(move):
+                continue
+            try:
+                if await self._refuse_target(move.bucket) is not None:
+                    continue  # not yet
+                moved = await self.moving.move(move.what, move.name, move.bucket)
+            except (Transient, Unavailable) as error:
+                log.warning("a move can't go on yet", what=move.what, name=move.name, why=str(error))
+                continue
+            if isinstance(moved, Refusal):
+                log.warning("a move was given up", what=move.what, name=move.name, why=moved.reason)
+            else:
+                said.append(moved)
         try:
             await self.moving.sweep()
         except (Refused, Transient, Unavailable) as error:
             log.warning("an old place can't be cleared yet", why=str(error))
-        return await self._unfinished()
+        return said
 
-    async def _unfinished(self) -> list[MoveDataset | MoveIndex]:
-        moves = [move for move in await self.moving.pending() if move.state == "copying"]
-        return [
-            MoveDataset(move.name, move.bucket) if move.what == "dataset" else MoveIndex(move.name, move.bucket)
-            for move in moves
-            if not self.moving.under_way(move)
-        ]
+    # --- rescued ---
+
+    @every("mend_s")
+    async def on_mend(self) -> Sequence[BucketDegraded | BucketRestored]:
+        """What waits in `rescue` goes home as soon as it can."""
+        said: list[BucketDegraded | BucketRestored] = []
+        for each in await self._buckets.waiting():
+            if each.bucket not in self._brought:
+                self._brought[each.bucket] = Waiting(each.bucket, 0, 0, each.reason)
+                log.warning("bucket is degraded", bucket=each.bucket, why=each.reason, waiting=each.objects)
+                said.append(BucketDegraded(each.bucket, each.reason, each.objects, each.bytes))
+        if not self._brought:
+            return said
+        for bucket in self._brought:
+            try:
+                self._brought[bucket] = core.together(self._brought[bucket], await self._buckets.bring_home(bucket))
+            except Transient:  # not yet
+                continue
+            except (CorruptState, KeyError) as error:
+                log.error("what waits in rescue can't be brought home", bucket=bucket, why=str(error))
+        waiting = {each.bucket for each in await self._buckets.waiting()}
+        for bucket in sorted(self._brought.keys() - waiting):
+            brought = self._brought.pop(bucket)
+            log.info("bucket is restored", bucket=bucket, objects=brought.objects)
+            said.append(BucketRestored(bucket, brought.objects, brought.bytes))
+        return said
 
 
 def _same(place: Place, command: ProvisionBucket) -> bool:

@@ -11,7 +11,7 @@ import msgspec
 import structlog
 
 from actors.base import Origin
-from actors.errors import Conflict, Refused
+from actors.errors import Conflict, CorruptState, Refused
 from actors.mirror import Mirror
 from actors.ports import Bus, Clock, Registry
 from actors.storage import core
@@ -50,17 +50,17 @@ class Moving:
         return [document for _, document, _ in await self._registry.all(MoveDocument)]
 
     async def move(
-        self, what: core.What, name: str, bucket: BucketName, known: list[BucketName], origin: Origin
+        self, what: core.What, name: str, bucket: BucketName, origin: Origin | None = None
     ) -> DatasetMoved | IndexMoved | Refusal:
         """To its end, but for the leftovers. Goes on with a move that was begun. Raises Transient, Unavailable; then
-        it is repeated."""
+        it is repeated, by whoever asked or by the sweep."""
         async with self._lock(what, name):
             home = await self._home(what, name)
             if home is None:
                 listing = "lakehouse datasets" if what == "dataset" else "lakehouse indexes"
                 return Refusal("not_found", f"there is no {what} {name!r}", f"{listing} lists them")
             found = next((move for move in await self.pending() if (move.what, move.name) == (what, name)), None)
-            refusal = core.refuse_move(what, name, bucket, known, found)
+            refusal = core.refuse_move(what, name, bucket, found)
             if refusal is not None:
                 return refusal
             if found is not None and found.state == "switched":
@@ -73,13 +73,16 @@ class Moving:
             move = found or _begun(what, name, home, bucket, self._clock.now())
             if found is None:
                 await self._registry.save(_key(move), move, expected=None)
-            if home == move.source:
-                await self._mirror.run(move.source, bucket, core.folders(what, name))
             try:
+                if home == move.source:
+                    await self._mirror.run(move.source, bucket, core.folders(what, name))
                 switched = await self._switch(move, origin)
             except Refused as error:
                 await self._clear_copy(move)
                 return error.refusal
+            except CorruptState as error:
+                await self._clear_copy(move)
+                return Refusal("unavailable", str(error), "nothing was moved")
             await self._set(msgspec.structs.replace(move, state="switched", since=self._clock.now()))
             log.info("moved", what=what, name=name, source=move.source, bucket=bucket, bytes=switched.bytes)
             return _moved(move, switched)
@@ -102,7 +105,7 @@ class Moving:
         index = await self._registry.load(IndexDocument, name)
         return index[0].bucket if index else None
 
-    async def _switch(self, move: MoveDocument, origin: Origin) -> Switched:
+    async def _switch(self, move: MoveDocument, origin: Origin | None) -> Switched:
         """Raises Refused. A build is waited for."""
         order = (
             SwitchDataset(move.name, move.source, move.bucket)

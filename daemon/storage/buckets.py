@@ -2,24 +2,32 @@
 because object stores' local back ends don't fsync (obstore 0.12: none in an strace of a put);
 `s3://` and `memory://` (tests) go through obstore. Every put is durable and atomic on return.
 
-Which buckets there are, and how they are opened, is known.py's. What the objects mean is
-elsewhere: documents in registry.py, tables in tables.py.
+Which buckets there are, and how they are opened, is known.py's. What can't be written goes to the
+bucket `rescue` (rescue.py) and is read from there. What the objects mean is elsewhere: documents
+in registry.py, tables in tables.py.
 """
 
 import contextlib
 import hashlib
 import re
+import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import anyio.to_thread
 
-from actors.errors import CorruptState
+from actors.errors import CorruptState, Transient
 from actors.ports import Artifact, Entry, Place, Waiting
 from daemon.storage.known import KnownBuckets, Location, Store
+from daemon.storage.rescue import Kept, Rescue
 from schemas.names import BucketName, Sha256
 
+T = TypeVar("T")
+
+DOWN_S = 10.0
+"""After a failed write, a bucket isn't tried for so long: what is meant for it goes to `rescue` at once."""
 KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.=+-]*(/[A-Za-z0-9_][A-Za-z0-9_.=+-]*)*")
 
 
@@ -41,6 +49,8 @@ class ObjectBuckets:
         empty: none can be. Raises ValueError for another kind of URL."""
         self._known = KnownBuckets(urls, cache / "objects", options or {}, profile_root, profile_options or {})
         self._verified: dict[tuple[str, int, int], Sha256] = {}
+        self._rescue = Rescue(self._known.configured("rescue").store) if "rescue" in urls else None
+        self._down: dict[BucketName, tuple[float, Transient]] = {}  # until when a bucket isn't tried, and why
 
     async def names(self) -> list[BucketName]:
         return await self._known.names()
@@ -68,27 +78,48 @@ class ObjectBuckets:
             await (await self._store(bucket)).get("system/nothing")
 
     async def waiting(self) -> list[Waiting]:
-        return []
+        return await self._rescue.waiting() if self._rescue else []
 
     async def bring_home(self, bucket: BucketName) -> Waiting:
-        return Waiting(bucket, 0, 0, "")
+        if self._rescue is None:
+            return Waiting(bucket, 0, 0, "")
+        await self.check(bucket)
+        self._down.pop(bucket, None)
+        return await self._rescue.bring_home(bucket, await self._store(bucket), self._hash)
 
     async def location(self, bucket: BucketName) -> Location:
         return (await self._known.find(bucket)).location
 
-    async def put(self, bucket: BucketName, key: str, data: bytes, *, overwrite: bool = False) -> Artifact:
-        await (await self._store(bucket)).put(_checked(key), data, overwrite)
-        return Artifact(key, hashlib.sha256(data).hexdigest(), len(data))
+    async def put(
+        self, bucket: BucketName, key: str, data: bytes, *, overwrite: bool = False, at_home: bool = False
+    ) -> Artifact:
+        """As the port says; at_home: it counts only in the bucket itself."""
 
-    async def upload(self, bucket: BucketName, key: str, path: Path, *, overwrite: bool = False) -> Artifact:
-        return await (await self._store(bucket)).upload(_checked(key), path, overwrite)
+        async def home(store: Store) -> Artifact:
+            await store.put(key, data, overwrite)
+            return Artifact(key, hashlib.sha256(data).hexdigest(), len(data))
+
+        return await self._write(bucket, _checked(key), home, data, overwrite, at_home)
+
+    async def upload(
+        self, bucket: BucketName, key: str, path: Path, *, overwrite: bool = False, at_home: bool = False
+    ) -> Artifact:
+        """As `put`."""
+
+        async def home(store: Store) -> Artifact:
+            return await store.upload(key, path, overwrite)
+
+        return await self._write(bucket, _checked(key), home, path, overwrite, at_home)
 
     async def get(self, bucket: BucketName, key: str) -> bytes:
-        return await (await self._store(bucket)).get(_checked(key))
+        if (kept := await self._kept(bucket, _checked(key))) is not None:
+            with contextlib.suppress(FileNotFoundError):  # it went home meanwhile
+                return await anyio.Path(await self._rescued(kept)).read_bytes()
+        return await (await self._store(bucket)).get(key)
 
     async def copy(self, source: BucketName, key: str, bucket: BucketName) -> Artifact:
         path = await self.fetch(source, key)
-        artifact = await self.upload(bucket, key, path, overwrite=True)
+        artifact = await self.upload(bucket, key, path, overwrite=True, at_home=True)
         copied = await self.fetch(bucket, key, artifact.sha256)
         for place, file in ((source, path), (bucket, copied)):
             if (await self._store(place)).root is None:  # our own copy of a remote object has served its turn
@@ -96,7 +127,12 @@ class ObjectBuckets:
         return artifact
 
     async def fetch(self, bucket: BucketName, key: str, sha256: Sha256 | None = None) -> Path:
-        path = await (await self._store(bucket)).fetch(_checked(key), sha256)
+        kept, path = await self._kept(bucket, _checked(key)), None
+        if kept is not None:
+            with contextlib.suppress(FileNotFoundError):  # it went home meanwhile
+                path = await self._rescued(kept)
+        if path is None:
+            path = await (await self._store(bucket)).fetch(key, sha256)
         if sha256 is not None and await anyio.to_thread.run_sync(self._hash, path) != sha256:
             if (await self._store(bucket)).root is None:
                 path.unlink(missing_ok=True)  # our own copy: the next fetch downloads it again
@@ -109,18 +145,71 @@ class ObjectBuckets:
     async def entries(self, bucket: BucketName, prefix: str) -> list[Entry]:
         prefix = prefix.rstrip("/")
         found = await (await self._store(bucket)).entries(_checked(prefix) if prefix else "")
-        return sorted(found, key=lambda entry: entry.key)
+        there = {entry.key: entry for entry in found}
+        for key, kept in (await self._rescue.below(bucket, prefix) if self._rescue else {}).items():
+            there[key] = Entry(key, kept.note.bytes, kept.name)
+            if kept.note.deleted:
+                del there[key]
+        return sorted(there.values(), key=lambda entry: entry.key)
 
     async def list(self, bucket: BucketName, prefix: str) -> list[str]:
         """Keys below the folder `prefix` ("" for all), sorted."""
         return [entry.key for entry in await self.entries(bucket, prefix)]
 
     async def delete(self, bucket: BucketName, key: str) -> None:
-        await (await self._store(bucket)).delete(_checked(key))
+        async def home(store: Store) -> None:
+            await store.delete(key)
+
+        await self._write(bucket, _checked(key), home, None, True, False)
 
     async def delete_prefix(self, bucket: BucketName, prefix: str) -> None:
-        """Delete everything below a folder."""
-        await (await self._store(bucket)).delete_prefix(_checked(prefix.rstrip("/")))
+        """Delete everything below a folder. Raises Transient when the bucket can't be reached."""
+        prefix = _checked(prefix.rstrip("/"))
+        if self._rescue is not None:
+            await self._rescue.drop_below(bucket, prefix)
+        await (await self._store(bucket)).delete_prefix(prefix)
+
+    async def _write(
+        self,
+        bucket: BucketName,
+        key: str,
+        home: Callable[[Store], Awaitable[T]],
+        content: bytes | Path | None,
+        overwrite: bool,
+        at_home: bool,
+    ) -> T | Artifact:
+        """Write or delete (content None) an object: at home, or, when that can't be, in `rescue`. As long as a key
+        has something there, what is written to it joins it: the order stays. Raises what `home` raises."""
+        if at_home or self._rescue is None or bucket == "rescue":
+            return await home(await self._store(bucket))
+        kept = await self._rescue.newest(bucket, key)
+        until, failed = self._down.get(bucket, (0.0, None))
+        if kept is None and (failed is None or time.monotonic() >= until):
+            try:
+                return await home(await self._store(bucket))
+            except Transient as error:
+                self._down[bucket] = time.monotonic() + DOWN_S, error
+                failed = error
+        if kept is not None and not kept.note.deleted and not overwrite:
+            raise FileExistsError(f"object {key} exists already in bucket {bucket}")
+        reason = str(failed) if failed else "an older one waits"
+        try:
+            return await self._rescue.keep(bucket, key, content, overwrite=overwrite, reason=reason)
+        except Transient:
+            if failed is None:
+                raise
+            raise failed from None
+
+    async def _kept(self, bucket: BucketName, key: str) -> Kept | None:
+        """What waits in `rescue` under a key. Raises FileNotFoundError when it waits to be deleted."""
+        kept = await self._rescue.newest(bucket, key) if self._rescue is not None else None
+        if kept is not None and kept.note.deleted:
+            raise FileNotFoundError(f"there is no object {key} in bucket {bucket}")
+        return kept
+
+    async def _rescued(self, kept: Kept) -> Path:
+        assert self._rescue is not None
+        return await self._rescue.path(kept)
 
     async def _store(self, bucket: BucketName) -> Store:
         return (await self._known.find(bucket)).store

@@ -111,6 +111,10 @@ class KnownBuckets:
         self._seen = {name: seen for name, seen in self._seen.items() if name in folders}
         return sorted({*self._configured, *self._seen})
 
+    def configured(self, bucket: BucketName) -> Opened:
+        """Raises KeyError."""
+        return self._configured[bucket]
+
     async def find(self, bucket: BucketName) -> Opened:
         """Raises KeyError for an unknown bucket, Transient where the places can't be looked through or the
         bucket's credentials aren't there."""

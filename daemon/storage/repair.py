@@ -56,6 +56,8 @@ async def _repair_one(
     head = _decode(current[0]) if current else None
     if head and head.format > FORMAT:
         return [Finding(document, "newer", f"its head is of format {head.format}: upgrade lakehouse")]
+    if head and head.deleted and head.bucket not in await buckets.names():
+        return report  # it was dropped, and its bucket taken away since
     # Bad revisions are found on the way down to the first good one; older ones aren't read.
     if head and await _good(buckets, document, head.bucket, head.key, report) is not None:
         return report

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import anyio
 
+from actors.errors import Transient
 from actors.ports import TableRef
 from daemon.storage import durable
 from daemon.storage.buckets import ObjectBuckets
@@ -18,18 +19,23 @@ class TableFiles:
     def __init__(self, buckets: ObjectBuckets, ref: TableRef, bucket: Location, cache: Path) -> None:
         self._buckets = buckets
         self._ref = ref
+        self._root = bucket.folder
         self._local = bucket.folder / ref.path if bucket.folder else None
         self.folder = self._local or cache / ref.bucket / ref.path
         """Where new files are written."""
 
     def make_folder(self) -> None:
+        """Raises Transient when the bucket's own directory isn't there: its disk isn't mounted."""
+        if self._root is not None and not self._root.is_dir():
+            raise Transient(f"bucket {self._ref.bucket}: the directory {self._root} is not there", 30)
         durable.make_directory(self.folder)
 
     async def publish(self, files: Iterable[DataFile]) -> None:
         """Bring new files into the bucket. Local ones are there already."""
         if self._local is None:
             for file in files:
-                await self._buckets.upload(self._ref.bucket, self._key(file), self.folder / file.path)
+                path = self.folder / file.path
+                await self._buckets.upload(self._ref.bucket, self._key(file), path, at_home=True)
 
     async def path(self, file: DataFile) -> Path:
         """A local file with its content. Files never change, so one in the cache is good."""

@@ -79,7 +79,7 @@ class TableLog:
         async with self._lock:
             if before is not None and before is self._newest and not self._entry_is_ours(before):
                 raise Transient(f"table {self._ref.path} was dropped by another process")
-            await self._buckets.put(self._ref.bucket, self._key(after.version), entry)
+            await self._buckets.put(self._ref.bucket, self._key(after.version), entry, at_home=True)
             self._take(after)
 
     async def history(self, limit: int, upto: int | None = None) -> list[CommitInfo]:

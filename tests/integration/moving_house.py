@@ -168,8 +168,6 @@ class House:
 
     async def recover(self) -> None:
         """What a new process does by itself: it goes on with what was begun, then clears up."""
-        for order in await self.desk.start():
-            await self.bus.ask(order)
         await self.desk.on_sweep()
 
     async def contents(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from actors.errors import CorruptState, Refused
+from actors.errors import Refused
 from schemas.documents.dataset import DatasetDocument
 from schemas.documents.index import IndexDocument
 from schemas.events.dataset import DropDataset, IngestFile
@@ -157,11 +157,12 @@ async def test_a_damaged_copy_is_no_move(house: House, monkeypatch: pytest.Monke
         return artifact
 
     monkeypatch.setattr(type(house.buckets), "upload", bad)
-    with pytest.raises(CorruptState, match="fails its checksum"):
+    with pytest.raises(Refused, match="fails its checksum"):
         await house.bus.ask(MoveIndex("docs", "there"))
     assert (await house.home("index"), await house.contents()) == ("here", before)
+    assert (await house.moves(), await house.leftovers("there", "indexes/docs")) == ([], [])
     monkeypatch.undo()
-    await house.recover()
+    await house.bus.ask(MoveIndex("docs", "there"))
     assert (await house.home("index"), await house.contents()) == ("there", before)
 
 
