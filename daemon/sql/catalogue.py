@@ -22,12 +22,14 @@ from daemon.storage.struct_table import schema_of
 from daemon.storage.tables import DeltaTables
 from schemas.documents.codec_trial import CodecTrial
 from schemas.documents.dataset import DatasetDocument
+from schemas.documents.gate import GateEvent
 from schemas.documents.index import IndexDocument
 from schemas.documents.lineage import LineageRow
 from schemas.documents.promotion import PromotionDocument
 from schemas.documents.trial import TrialPoint
 from schemas.documents.watch import SeenFile
 
+GATE = TableRef("primary", "system/gate_events")
 Source: TypeAlias = Any
 """A pyarrow Dataset or Table."""
 NAMES = re.compile(r"([A-Za-z0-9_-]+)(?:@([0-9]+))?")
@@ -83,6 +85,7 @@ class Catalogue:
             "codec_trials": ("codecs measured on matrices", lambda: self._stored(CODEC_TRIALS, schema_of(CodecTrial))),
             "lineage": ("OpenLineage run events", lambda: self._stored(LINEAGE, schema_of(LineageRow))),
             "watched_files": ("files of watched folders", lambda: self._stored(SEEN, schema_of(SeenFile))),
+            "gate_events": ("what trainings of adapter gates gave", lambda: self._stored(GATE, schema_of(GateEvent))),
             "promotions": ("configurations that are or were current", self._promotions),
             "rejects": ("rows that ingest set aside", self._rejects),
             "query_log": ("vectors of sampled live queries", self._query_log),

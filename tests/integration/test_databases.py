@@ -18,10 +18,13 @@ from actors.base import Origin
 from actors.ingest.actor import Ingest
 from actors.ingest.config import IngestConfig, SourceConfig
 from actors.ports import TableRef
+from actors.sql.config import SqlConfig
 from daemon.bus import letters
 from daemon.bus.heads import MemoryHeads
 from daemon.bus.memory import MemoryBus
 from daemon.clock import SystemClock
+from daemon.sql.catalogue import Catalogue
+from daemon.sql.engine import DuckEngine
 from daemon.storage.buckets import ObjectBuckets
 from daemon.storage.registry import DocumentRegistry
 from daemon.storage.tables import DeltaTables
@@ -51,7 +54,7 @@ class World:
     def __init__(self, folder: Path, sources: list[SourceConfig], hosts: list[str]) -> None:
         self.buckets = ObjectBuckets({"primary": (folder / "primary").as_uri()}, folder / "cache")
         self.tables = DeltaTables(self.buckets, folder / "cache")
-        registry = DocumentRegistry(self.buckets, MemoryHeads())
+        registry = self.registry = DocumentRegistry(self.buckets, MemoryHeads())
         config = IngestConfig(database_hosts=hosts)
         clock = SystemClock()
         self.ingest = Ingest(
@@ -316,6 +319,24 @@ async def test_a_run_sees_one_snapshot_and_stops_when_its_server_dies(world: Wor
             await world.rows()
     report = await world.load(pg, table="big", id_column="id", mode="replace")
     assert report.total_rows == 300_000
+
+
+@pytest.mark.parametrize("kind", ["pg", "maria"])
+async def test_aggregates_in_sql_are_the_sources(world: World, request: pytest.FixtureRequest, kind: str) -> None:
+    database: Database = request.getfixturevalue(kind)
+    database.run("DROP TABLE IF EXISTS sales; CREATE TABLE sales (id int, shop int, price decimal(10,2), sold date)")
+    rows = ",".join(
+        f"({i}, {i * 7919 % 13}, {f'{i * 31 % 9999 / 100:.2f}' if i % 11 else 'NULL'}, "
+        f"'2024-{i % 12 + 1:02}-{i % 28 + 1:02}')"
+        for i in range(5_000)
+    )
+    database.run(f"INSERT INTO sales VALUES {rows}")
+    await world.load(database, table="sales", id_column="id")
+    engine = DuckEngine(Catalogue(world.tables, world.registry), SqlConfig())
+    query = "SELECT shop, count(*), count(price), sum(price), min(price), max(sold) FROM {} GROUP BY shop ORDER BY shop"
+    answer = await engine.rows(query.format("t"), 100, {})
+    ours = "".join("\t".join(map(str, row)) + "\n" for row in answer.rows)
+    assert ours == database.run(query.format("sales") + ";")
 
 
 NUMBERS = st.one_of(st.none(), st.integers(-(2**31), 2**31 - 1))

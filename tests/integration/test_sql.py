@@ -112,7 +112,7 @@ async def test_the_limit_is_told(world: World) -> None:
 
 async def test_system_tables_are_there_from_the_beginning(world: World) -> None:
     names = [row[0] for row in await world.rows("SELECT name FROM catalog WHERE kind = 'system' ORDER BY name")]
-    assert {"trials", "promotions", "rejects", "lineage", "query_log", "codec_trials"} <= set(names)
+    assert {"trials", "promotions", "rejects", "lineage", "query_log", "codec_trials", "gate_events"} <= set(names)
     for name in names:
         assert await world.rows(f"SELECT count(*) FROM {name}") is not None
         assert len((await world.engine.rows(f"DESCRIBE {name}", 100, {})).rows) > 2
