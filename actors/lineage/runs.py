@@ -51,8 +51,9 @@ def ingest(event: DatasetAppended, document: DatasetDocument | None, namespace: 
         "version": _facet("1-0-1/DatasetVersionDatasetFacet.json", datasetVersion=str(event.version)),
         "columnLineage": _facet("1-2-0/ColumnLineageDatasetFacet.json", fields=_columns(columns, source)),
     }
-    if (found := getattr(document, "pii", None)) is not None:
-        facets["lakehouse_pii"] = _facet("lakehouse/pii", findings=msgspec.to_builtins(found))
+    if document is not None and document.pii:
+        findings = msgspec.to_builtins(document.pii)
+        facets["lakehouse_pii"] = _facet("lakehouse/pii", policy=document.pii_policy, findings=findings)
     rows = _facet("1-0-2/OutputStatisticsOutputDatasetFacet.json", rowCount=event.rows)
     output = LineageDataset(namespace, f"dataset:{event.dataset}", facets, output_facets={"outputStatistics": rows})
     return Described("ingest", f"{event.dataset}\n{event.version}", f"ingest.{event.dataset}", [source], [output])

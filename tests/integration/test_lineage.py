@@ -28,7 +28,7 @@ from schemas.documents.dataset import DatasetDocument
 from schemas.documents.promotion import PromotionEntry
 from schemas.events.autotune import TrialCompleted, TuningFinished
 from schemas.events.base import Refusal
-from schemas.events.dataset import ColumnInfo, DatasetAppended, IngestRejected
+from schemas.events.dataset import ColumnInfo, DatasetAppended, IngestRejected, PiiFinding
 from schemas.events.index import GenerationBuilt, GenerationFailed
 from schemas.events.lineage import GetLineage, LineageGraph, PostLineage
 from schemas.events.promotion import ConfigPromoted
@@ -52,6 +52,7 @@ class World:
         document = DatasetDocument(
             dataset="notes", bucket="primary", path="p", id_column="_id", generated_id=True, created=1.0,
             columns=[ColumnInfo("_id", "string", "id"), ColumnInfo("text", "string", "text")],
+            pii=[PiiFinding("text", "email", 0.99, 1.0, 10, 10)], pii_policy="mask",
         )  # fmt: skip
         await self.registry.save("notes", document, expected=None)
         await self.registry.save("docs", index_document(), expected=None)
@@ -120,6 +121,8 @@ async def test_events_are_as_openlineage_defines_them(world: World) -> None:
     (output,) = done["outputs"]
     assert output["outputFacets"]["outputStatistics"]["rowCount"] == 10
     assert output["facets"]["version"]["datasetVersion"] == "1"
+    pii = output["facets"]["lakehouse_pii"]
+    assert (pii["policy"], pii["findings"][0]["column"], pii["findings"][0]["kind"]) == ("mask", "text", "email")
     assert [field["name"] for field in output["facets"]["schema"]["fields"]] == ["_id", "text"]
     assert output["facets"]["columnLineage"]["fields"]["text"]["inputFields"][0]["field"] == "text"
     assert (done["inputs"][0]["namespace"], done["inputs"][0]["name"]) == ("file", "source:file:/in/a.jsonl")
