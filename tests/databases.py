@@ -1,6 +1,8 @@
 """Real PostgreSQL and MariaDB servers for tests: own data directories, free loopback ports, an
 unprivileged user when the tests run as root. Never a server that happens to run."""
 
+import datetime
+import ipaddress
 import os
 import shutil
 import socket
@@ -11,6 +13,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 from tests.conftest import find_program
 
@@ -39,7 +47,7 @@ class Database:
             env = {**os.environ, "PGCONNECT_TIMEOUT": "10"}
         else:
             command = ["mariadb", "--no-defaults", "-h127.0.0.1", f"-P{self.port}", f"-u{self.user}",
-                       "--batch", "-N", "--default-character-set=utf8mb4", self.name]  # fmt: skip
+                       "--batch", "-N", "--ssl", "--default-character-set=utf8mb4", self.name]  # fmt: skip
             env = {**os.environ, "MYSQL_PWD": PASSWORD}
         done = subprocess.run(command, input=sql, env=env, capture_output=True, text=True, timeout=300)
         if done.returncode:
@@ -154,3 +162,48 @@ def mariadb(*settings: str) -> Iterator[Database]:
             yield database
         finally:
             _stop(server, 15)
+
+
+@contextmanager
+def certificate() -> Iterator[tuple[Path, Path, Path]]:
+    """A certificate authority's, a server's for 127.0.0.1, and the server's key: files that the servers may read."""
+    with _folder() as (folder, who):
+        ca_key, ca = _signed("lakehouse tests")
+        key, cert = _signed("127.0.0.1", ca_key, ca)
+        paths = folder / "ca.pem", folder / "cert.pem", folder / "key.pem"
+        for path, data in zip(
+            paths,
+            (
+                ca.public_bytes(Encoding.PEM),
+                cert.public_bytes(Encoding.PEM),
+                key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
+            ),
+            strict=True,
+        ):
+            path.write_bytes(data)
+            path.chmod(0o600 if path.name == "key.pem" else 0o644)
+            if who:
+                os.chown(path, who["user"], who["group"])
+        yield paths
+
+
+def _signed(
+    name: str, by: ec.EllipticCurvePrivateKey | None = None, issuer: x509.Certificate | None = None
+) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = datetime.datetime.now(datetime.UTC)
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer.subject if issuer else subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
+    )
+    if issuer is not None:
+        names = [x509.IPAddress(ipaddress.ip_address(name)), x509.DNSName("localhost")]
+        builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+    return key, builder.sign(by or key, hashes.SHA256())

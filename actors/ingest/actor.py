@@ -121,10 +121,14 @@ class Ingest(Actor):
             return [Refusal("forbidden", "a DSN was published: what is published is stored, with its password",
                             "name the server as a [[sources]] of lakehouse.toml and publish its name, "
                             "or POST /ingest/db; and change the password")]  # fmt: skip
+        asked = command.bucket
         try:
             command = resolved(command, self._sources)
-            if command.dataset is None:
+            dataset = command.dataset
+            if dataset is None:
                 raise BadFile("a dataset is needed, for the rows to go to", "name `dataset`")
+            if asked is None and (await self._loading.known(dataset)).dataset is not None:
+                command = msgspec.structs.replace(command, bucket=None)  # a source's bucket is that of a new dataset
             request = await to_thread.run_sync(
                 lambda: database_request(command, self._sources, self._config, command.server)
             )
@@ -133,7 +137,7 @@ class Ingest(Actor):
         except BadFile as error:
             return [error.refusal]
         job = Job(
-            dataset=command.dataset,
+            dataset=dataset,
             mode=command.mode or "append",
             source=request.shown,
             open=lambda mark: open_database(msgspec.structs.replace(request, after=mark)),

@@ -88,11 +88,14 @@ class Watcher(Actor):
             log.warning("a watched file can't be read yet", path=str(path), reason=str(error))
             return False
         key = (watch.dataset, str(path), sha256)
-        if key in self._known or await self._was_committed(watch, str(path), sha256):
-            await self._remember(key, 0, "", "")
+        if key in self._known:
+            return True
+        there = await self._dataset(watch)
+        if there is not None and any(each.source == str(path) and each.sha256 == sha256 for each in there.commits):
+            await self._remember(key, 0, "", "")  # a crash came between the commit and our own note of it
             return True
         command = IngestFile(
-            path=str(path), dataset=watch.dataset, bucket=watch.bucket, format=watch.format,
+            path=str(path), dataset=watch.dataset, bucket=None if there else watch.bucket, format=watch.format,
             mode=watch.mode, id_column=watch.id_column, vector_column=watch.vector_column, pii=watch.pii,
         )  # fmt: skip
         try:
@@ -116,13 +119,12 @@ class Watcher(Actor):
         await self._remember(key, 0, "", refusal.reason)
         return True
 
-    async def _was_committed(self, watch: WatchConfig, path: str, sha256: str) -> bool:
-        """Whether a crash came between the commit and our own note of it."""
+    async def _dataset(self, watch: WatchConfig) -> DatasetInfo | None:
+        """The dataset, wherever it has its home by now; None when there is none yet."""
         try:
-            info: DatasetInfo = await self._bus.ask(GetDataset(watch.dataset))
+            return await self._bus.ask(GetDataset(watch.dataset))
         except (Refused, Unavailable):
-            return False
-        return any(commit.source == path and commit.sha256 == sha256 for commit in info.commits)
+            return None
 
     async def _remember(self, key: tuple[str, str, str], rows: int, ingest: str, rejected: str) -> None:
         if key in self._known:

@@ -4,9 +4,11 @@ one snapshot a run, cursors that neither lose nor double rows, passwords that ar
 import asyncio
 import datetime
 import decimal
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
 import pyarrow as pa
@@ -31,7 +33,7 @@ from daemon.storage.tables import DeltaTables
 from schemas.events.base import Message, Refusal, subject_of
 from schemas.events.dataset import DatasetAppended, IngestDatabase, IngestReport
 from schemas.secret import Secret
-from tests.databases import PASSWORD, QUOTED_PASSWORD, Database, mariadb, postgres
+from tests.databases import PASSWORD, QUOTED_PASSWORD, Database, certificate, mariadb, postgres
 
 pytestmark = [pytest.mark.needs("postgres"), pytest.mark.needs("mariadbd")]
 
@@ -294,6 +296,46 @@ async def test_private_hosts_are_asked_when_the_configuration_names_them(tmp_pat
     assert isinstance(said[-1], IngestReport)
     assert said[-1].dataset == "shop"
     assert PASSWORD.encode() not in msgspec.json.encode(said)
+
+
+async def test_a_sources_bucket_is_that_of_a_new_dataset(tmp_path: Path, pg: Database) -> None:
+    pg.run("DROP TABLE IF EXISTS p; CREATE TABLE p (id int); INSERT INTO p VALUES (1)")
+    source = SourceConfig(name="shop", dsn=Secret(pg.dsn), table="p", dataset="t", id_column="id", bucket="second")
+    world = await make_world(tmp_path, [source])
+    await world.load(pg, table="p", id_column="id")  # it lives in primary
+    pg.run("INSERT INTO p VALUES (2)")
+    said = await world.say(IngestDatabase(source="shop", mode="upsert"))
+    assert isinstance(said[-1], IngestReport), said[-1]
+    assert said[-1].total_rows == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "plain", "checked"),
+    [
+        ("pg", "sslmode=require", "sslmode=verify-full&sslrootcert={ca}"),
+        ("maria", "ssl=true", "ssl=verify&ssl_ca={ca}"),
+    ],
+)
+async def test_tls_as_the_dsn_says(world: World, tmp_path: Path, kind: str, plain: str, checked: str) -> None:
+    with certificate() as (ca, cert, key):
+        if kind == "pg":
+            server = postgres("ssl=on", f"ssl_cert_file={cert}", f"ssl_key_file={key}")
+        else:
+            server = mariadb(f"ssl-cert={cert}", f"ssl-key={key}", "require-secure-transport=ON")
+        with server as database:
+            database.run("CREATE TABLE s (id int); INSERT INTO s VALUES (1);")
+            for options in (plain, checked.format(ca=quote(str(ca), safe=""))):
+                dsn = Secret(f"{database.dsn}?{options}")
+                said = await world.say(IngestDatabase(dsn=dsn, dataset="t", table="s", id_column="id", mode="upsert"))
+                assert isinstance(said[-1], IngestReport), said[-1]
+            wrong = tmp_path / "wrong.pem"
+            with certificate() as (other, _, _):
+                wrong.write_bytes(other.read_bytes())
+            refusal = await world.refused(
+                dsn=Secret(f"{database.dsn}?{checked.format(ca=quote(str(wrong), safe=''))}"), table="s"
+            )
+            assert refusal.status == "unavailable", refusal
+            assert re.search("certificate|SSL|TLS", refusal.reason), refusal
 
 
 async def test_a_run_sees_one_snapshot_and_stops_when_its_server_dies(world: World, pg: Database) -> None:

@@ -48,6 +48,30 @@ class _Read(msgspec.Struct, frozen=True):
     convert: Callable[[pa.Array], pa.Array] | None = None
 
 
+class _Loop(asyncio.SelectorEventLoop):
+    """Of one reader. It knows its connections: asyncmy leaves the plain one open below a TLS one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._connections: list[Any] = []
+
+    async def create_connection(self, *args: Any, **kw: Any) -> Any:
+        made = await super().create_connection(*args, **kw)
+        self._connections.append(made[0])
+        return made
+
+    async def create_unix_connection(self, *args: Any, **kw: Any) -> Any:
+        made = await super().create_unix_connection(*args, **kw)
+        self._connections.append(made[0])
+        return made
+
+    def drop(self) -> None:
+        """Every connection, at once."""
+        for transport in self._connections:
+            transport.abort()
+        self.run_until_complete(asyncio.sleep(0.01))
+
+
 class MariaDbReader(Opened):
     """One table or query, as it is at the first look. Raises BadFile."""
 
@@ -63,7 +87,7 @@ class MariaDbReader(Opened):
         self._zero: Counter[str] = Counter()
         self._columns: list[_Read] = []
         self._large: set[str] = set()
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop: _Loop | None = None
         self._connection: Any = None
         self._cursor: Any = None
         self._first: pa.RecordBatch | None = None
@@ -76,16 +100,14 @@ class MariaDbReader(Opened):
         """The connection is dropped, not ended: ending it would read the rest of the rows."""
         if self._loop is None:
             return
-        if self._connection is not None:
-            with contextlib.suppress(Exception):
-                self._connection.close()
-        self._loop.run_until_complete(asyncio.sleep(0))
+        self._connection = self._cursor = None
+        self._loop.drop()
         self._loop.close()
-        self._loop = self._connection = None
+        self._loop = None
 
     def survey(self, vector_column: str | None, id_column: str | None) -> Survey:
         with self._speaking("can't be read"):
-            self._loop = asyncio.new_event_loop()
+            self._loop = _Loop()
             self._do(self._open())
             source = self._source()
             fields = self._do(self._described(source))
