@@ -45,14 +45,14 @@ INSERT INTO t SELECT seq, seq * 7919, (seq % 100000) / 100, rand(), seq % 3 = 0,
 """
 
 
-async def ingest(database: Database, folder: Path, id_column: str | None) -> int:
+async def ingest(database: Database, folder: Path, id_column: str | None, query: str = "SELECT * FROM t") -> int:
     buckets = ObjectBuckets({"primary": (folder / "primary").as_uri()}, folder / "cache")
     tables = DeltaTables(buckets, folder / "cache")
     registry = DocumentRegistry(buckets, MemoryHeads())
     config = IngestConfig(database_hosts=["127.0.0.1"])
     actor = Ingest(tables, registry, buckets, MemoryBus(), SystemClock(), config, folder / "uploads")
     await actor.start()
-    command = IngestDatabase(dsn=Secret(database.dsn), table="t", dataset="t", id_column=id_column)
+    command = IngestDatabase(dsn=Secret(database.dsn), query=query, dataset="t", id_column=id_column)
     said = await actor.on_database(command, Origin("m", "m", 0.0, asked=True))
     assert isinstance(said[-1], IngestReport), said[-1]
     return said[-1].rows
@@ -77,8 +77,10 @@ def in_a_process(database: Database, id_column: str | None) -> tuple[float, int]
     watching = threading.Thread(target=watch)
     watching.start()
     with tempfile.TemporaryDirectory() as folder:
+        # A daemon has its libraries loaded.
+        asyncio.run(ingest(database, Path(folder, "warm"), id_column, "SELECT * FROM t LIMIT 1000"))
         began = time.perf_counter()
-        asyncio.run(ingest(database, Path(folder), id_column))
+        asyncio.run(ingest(database, Path(folder, "timed"), id_column))
         seconds = time.perf_counter() - began
     done.set()
     watching.join()

@@ -5,7 +5,10 @@ import asyncio
 import datetime
 import decimal
 import re
+import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -19,6 +22,9 @@ from hypothesis import strategies as st
 from actors.base import Origin
 from actors.ingest.actor import Ingest
 from actors.ingest.config import IngestConfig, SourceConfig
+from actors.ingest.databases.dsn import parse
+from actors.ingest.databases.opening import open_database
+from actors.ingest.databases.request import DatabaseRequest
 from actors.ports import TableRef
 from actors.sql.config import SqlConfig
 from daemon.bus import letters
@@ -336,6 +342,36 @@ async def test_tls_as_the_dsn_says(world: World, tmp_path: Path, kind: str, plai
             )
             assert refusal.status == "unavailable", refusal
             assert re.search("certificate|SSL|TLS", refusal.reason), refusal
+
+
+@pytest.mark.parametrize("options", ["", "?ssl=true"])
+def test_a_slow_consumer_does_not_find_the_table_in_memory(options: str) -> None:
+    with certificate() as (_, cert, key), mariadb(f"ssl-cert={cert}", f"ssl-key={key}") as database:
+        database.run("CREATE TABLE long_rows (t varchar(500))")
+        database.run("INSERT INTO long_rows SELECT repeat('x', 150) FROM seq_1_to_1500000")
+        with ProcessPoolExecutor(1, get_context("spawn")) as process:  # whose memory nobody has used before
+            rows, grown = process.submit(read_slowly, database.dsn + options).result()
+    assert rows == 1_500_000
+    assert grown < 60 << 20
+
+
+def read_slowly(dsn: str) -> tuple[int, int]:
+    """Rows of `long_rows`, and bytes by which this process has grown meanwhile."""
+    reader = open_database(DatabaseRequest(dsn=parse(dsn), address="127.0.0.1", table="long_rows"))
+    columns = reader.survey(None, None).columns
+    before, most, rows = memory(), 0, 0
+    for chunk in reader.chunks(columns):
+        time.sleep(0.05)  # the server has sent all of it in a second
+        most, rows = max(most, memory()), rows + len(chunk.lines)
+    return rows, most - before
+
+
+def memory() -> int:
+    """Bytes of this process that are no file's."""
+    status = Path("/proc/self/status").read_text()
+    found = re.search(r"RssAnon:\s+(\d+)", status)
+    assert found is not None
+    return int(found[1]) << 10
 
 
 async def test_a_run_sees_one_snapshot_and_stops_when_its_server_dies(world: World, pg: Database) -> None:

@@ -8,7 +8,6 @@ reads back exactly. Zero dates, which no calendar has, become NULL and are count
 
 import asyncio
 import contextlib
-import ssl
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
@@ -22,6 +21,7 @@ import pyarrow.csv
 from actors.ahead import ahead
 from actors.ingest.cells import from_arrow, from_text
 from actors.ingest.core import BadFile, Column, most_common
+from actors.ingest.databases.mariadb_link import ConnectionLoop, tls_of
 from actors.ingest.databases.request import DatabaseRequest, stored_column
 from actors.ingest.databases.vectors import vector_lengths
 from actors.ingest.readers.base import Chunk, Converted, Opened, Reject, Survey, shown_row
@@ -48,30 +48,6 @@ class _Read(msgspec.Struct, frozen=True):
     convert: Callable[[pa.Array], pa.Array] | None = None
 
 
-class _Loop(asyncio.SelectorEventLoop):
-    """Of one reader. It knows its connections: asyncmy leaves the plain one open below a TLS one."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._connections: list[Any] = []
-
-    async def create_connection(self, *args: Any, **kw: Any) -> Any:
-        made = await super().create_connection(*args, **kw)
-        self._connections.append(made[0])
-        return made
-
-    async def create_unix_connection(self, *args: Any, **kw: Any) -> Any:
-        made = await super().create_unix_connection(*args, **kw)
-        self._connections.append(made[0])
-        return made
-
-    def drop(self) -> None:
-        """Every connection, at once."""
-        for transport in self._connections:
-            transport.abort()
-        self.run_until_complete(asyncio.sleep(0.01))
-
-
 class MariaDbReader(Opened):
     """One table or query, as it is at the first look. Raises BadFile."""
 
@@ -87,7 +63,7 @@ class MariaDbReader(Opened):
         self._zero: Counter[str] = Counter()
         self._columns: list[_Read] = []
         self._large: set[str] = set()
-        self._loop: _Loop | None = None
+        self._loop: ConnectionLoop | None = None
         self._connection: Any = None
         self._cursor: Any = None
         self._first: pa.RecordBatch | None = None
@@ -107,7 +83,7 @@ class MariaDbReader(Opened):
 
     def survey(self, vector_column: str | None, id_column: str | None) -> Survey:
         with self._speaking("can't be read"):
-            self._loop = _Loop()
+            self._loop = ConnectionLoop()
             self._do(self._open())
             source = self._source()
             fields = self._do(self._described(source))
@@ -201,7 +177,7 @@ class MariaDbReader(Opened):
         from asyncmy.cursors import SSCursor
 
         dsn = self._request.dsn
-        secure, verified = _tls(dsn.options)
+        secure, verified = tls_of(dsn.options)
         where = {"unix_socket": dsn.host} if dsn.host.startswith("/") else {
             # A certificate is for a name; otherwise the address that was judged.
             "host": dsn.host if verified else self._request.address,
@@ -372,19 +348,3 @@ def _from_hex(values: pa.Array) -> pa.Array:
     data = bytes.fromhex("".join(text for text in values.to_pylist() if text))
     valid = None if not values.null_count else pc.is_valid(values).buffers()[1]
     return pa.BinaryArray.from_buffers(pa.binary(), len(values), [valid, pa.py_buffer(offsets), pa.py_buffer(data)])
-
-
-def _tls(options: dict[str, str]) -> tuple[ssl.SSLContext | None, bool]:
-    """ssl = false (default), true (encrypted), verify (and the server's certificate is checked)."""
-    wanted = options.get("ssl", "verify" if "ssl_ca" in options else "false")
-    if wanted not in ("false", "true", "verify"):
-        raise BadFile("the DSN's option ssl is neither false, true nor verify")
-    if wanted == "false":
-        return None, False
-    context = ssl.create_default_context(cafile=options.get("ssl_ca"))
-    if wanted == "true":
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    if "ssl_cert" in options:
-        context.load_cert_chain(options["ssl_cert"], options.get("ssl_key"))
-    return context, wanted == "verify"
