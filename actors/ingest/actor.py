@@ -48,7 +48,7 @@ from schemas.events.dataset import (
     UpsertRows,
 )
 from schemas.events.storage import ClearDataset, Cleared, SwitchDataset, Switched
-from schemas.names import BucketName, DatasetName
+from schemas.names import DatasetName
 
 _ATTEMPTS = 3
 
@@ -84,7 +84,7 @@ class Ingest(Actor):
         self._uploads = uploads
         self._folder = uploads / ".stages"
         key = id_key or uploads.with_name("ids.key")
-        self._loading = Loading(tables, registry, bus, clock, config, self._folder, lambda: secret_key(key))
+        self._loading = Loading(tables, registry, buckets, bus, clock, config, self._folder, lambda: secret_key(key))
         self._moves = DatasetMoves(registry, tables, buckets, mirror or Mirror(buckets))
         self._writers: defaultdict[DatasetName, anyio.Lock] = defaultdict(anyio.Lock)
 
@@ -99,12 +99,11 @@ class Ingest(Actor):
     async def on_file(
         self, command: IngestFile, origin: Origin
     ) -> Sequence[DatasetAppended | IngestRejected | IngestReport | Refusal]:
-        buckets = await self._buckets.names() if command.bucket is not None else []
         job = Job(
             dataset=command.dataset,
             mode=command.mode,
             source=command.source or command.path,
-            open=lambda _: self._open(command, buckets),
+            open=lambda _: self._open(command),
             bucket=command.bucket,
             id_column=command.id_column,
             vector_column=command.vector_column,
@@ -132,8 +131,6 @@ class Ingest(Actor):
             request = await to_thread.run_sync(
                 lambda: database_request(command, self._sources, self._config, command.server)
             )
-            if command.bucket is not None and command.bucket not in (known := await self._buckets.names()):
-                raise BadFile(f"there is no bucket {command.bucket}", f"buckets: {', '.join(known)}", "not_found")
         except BadFile as error:
             return [error.refusal]
         job = Job(
@@ -264,9 +261,7 @@ class Ingest(Actor):
                     continue
             return await self._loading.load(job, origin)
 
-    def _open(self, command: IngestFile, buckets: Sequence[BucketName]) -> Reader:
-        if command.bucket is not None and command.bucket not in buckets:
-            raise BadFile(f"there is no bucket {command.bucket}", f"buckets: {', '.join(buckets)}", "not_found")
+    def _open(self, command: IngestFile) -> Reader:
         path = allowed_file(command.path, [*self._config.allowed_roots, self._uploads])
         format = format_of(command.path, command.source, command.format)
         return open_reader(path, format, command.source or command.path, self._config)

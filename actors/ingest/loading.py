@@ -26,7 +26,7 @@ from actors.ingest.pii.policy import policy_for, protection_of, with_protection
 from actors.ingest.readers import Reader
 from actors.ingest.readers.base import Survey
 from actors.ingest.staging import FIRST, Meter, Stage, Stopped
-from actors.ports import ROW, Bus, Clock, Registry, TableRef, Tables, TableState
+from actors.ports import ROW, Buckets, Bus, Clock, Registry, TableRef, Tables, TableState
 from schemas.documents.dataset import DatasetDocument
 from schemas.events.base import Progress, Refusal
 from schemas.events.dataset import (
@@ -101,6 +101,7 @@ class Loading:
         self,
         tables: Tables,
         registry: Registry,
+        buckets: Buckets,
         bus: Bus,
         clock: Clock,
         config: IngestConfig,
@@ -111,6 +112,7 @@ class Loading:
         ids are made with where personal data isn't kept."""
         self._tables = tables
         self._registry = registry
+        self._buckets = buckets
         self._bus = bus
         self._clock = clock
         self._config = config
@@ -130,6 +132,8 @@ class Loading:
                     "leave `bucket` out",
                     "conflict",
                 )
+            if job.bucket is not None and job.bucket not in (names := await self._buckets.names()):
+                raise BadFile(f"there is no bucket {job.bucket}", f"buckets: {', '.join(names)}", "not_found")
             return await self._load(job, origin, known)
         except BadFile as error:
             return [self._rejected(job, origin, 0, str(error), refused=True), error.refusal]

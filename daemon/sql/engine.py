@@ -7,8 +7,8 @@ it may take, or when there is more of it in memory than there may be.
 
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, TypeVar
 
 import anyio
@@ -141,8 +141,29 @@ class DuckEngine:
             raise outcome
         return outcome
 
-    def _speaking(self, deadline: float) -> "_Speaking":
-        return _Speaking(deadline, self._config)
+    @contextmanager
+    def _speaking(self, deadline: float) -> Iterator[None]:
+        """DuckDB's errors as refusals, but for unknown names, which `answer` has more to say about."""
+        try:
+            yield
+        except duckdb.CatalogException:
+            raise
+        except duckdb.InterruptException as error:
+            if time.monotonic() < deadline:
+                raise
+            hint = "make it simpler, or raise [sql] timeout_s"
+            raise _refused("invalid", f"the query took over {self._config.timeout_s:g} s", hint) from error
+        except duckdb.OutOfMemoryException as error:
+            hint = "make it smaller, or raise [sql] memory_mb"
+            raise _refused("invalid", f"the query needs over {self._config.memory_mb} MB", hint) from error
+        except Unknown as error:
+            raise _refused("invalid", str(error), "lakehouse datasets show NAME lists its versions") from error
+        except FileNotFoundError as error:
+            raise _refused("conflict", f"data went while it was read: {error}", "ask again") from error
+        except duckdb.Error as error:
+            if UNREADABLE in str(error):
+                raise _refused("unavailable", f"a data file can't be read: {error}", "see the log") from error
+            raise _refused("invalid", str(error)) from error
 
     async def _unknown(self, error: duckdb.CatalogException) -> Refused:
         names = ", ".join((await self._catalogue.names())[:30])
@@ -168,36 +189,6 @@ class DuckEngine:
         return self._connection
 
 
-class _Speaking:
-    """DuckDB's errors as refusals, but for unknown names, which the engine has more to say about."""
-
-    def __init__(self, deadline: float, config: SqlConfig) -> None:
-        self._deadline = deadline
-        self._config = config
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        match error:
-            case None | duckdb.CatalogException() | Refused():
-                return
-            case duckdb.InterruptException():
-                if time.monotonic() >= self._deadline:
-                    hint = "make it simpler, or raise [sql] timeout_s"
-                    raise _refused("invalid", f"the query took over {self._config.timeout_s:g} s", hint) from error
-            case duckdb.OutOfMemoryException():
-                hint = "make it smaller, or raise [sql] memory_mb"
-                raise _refused("invalid", f"the query needs over {self._config.memory_mb} MB", hint) from error
-            case Unknown():
-                raise _refused("invalid", str(error), "lakehouse datasets show NAME lists its versions") from error
-            case FileNotFoundError():
-                raise _refused("conflict", f"data went while it was read: {error}", "ask again") from error
-            case duckdb.Error() if UNREADABLE in str(error):
-                raise _refused("unavailable", f"a data file can't be read: {error}", "see the log") from error
-            case duckdb.Error():
-                raise _refused("invalid", str(error)) from error
-
-
 async def _caught(work: Callable[[], T], threads: anyio.CapacityLimiter) -> T | BaseException:
     try:
         return await anyio.to_thread.run_sync(work, limiter=threads)
@@ -213,14 +204,6 @@ def _check(cursor: duckdb.DuckDBPyConnection, query: str) -> None:
     kind = statements[0].type.name
     if kind not in ALLOWED:
         raise _refused("invalid", f"{kind} statements aren't run here", HINT)
-    if kind == "EXPLAIN":
-        inner = query[query.upper().index("EXPLAIN") + len("EXPLAIN") :].lstrip()
-        for word in ("ANALYZE",):
-            if inner.upper().startswith(word):
-                inner = inner[len(word) :]
-        with suppress(duckdb.ParserException):  # EXPLAIN (FORMAT json) …: explains, runs nothing
-            if any(each.type.name != "SELECT" for each in cursor.extract_statements(inner)):
-                raise _refused("invalid", "only a SELECT is explained", HINT)
 
 
 def _run(
@@ -228,6 +211,7 @@ def _run(
 ) -> tuple[pa.Schema, pa.RecordBatchReader]:
     for name, source in sources.items():
         cursor.register(name, source)
+    cursor.execute("BEGIN TRANSACTION READ ONLY")  # EXPLAIN ANALYZE runs what it explains
     try:
         reader = cursor.sql(query).to_arrow_reader(BATCH_ROWS)
     except (duckdb.BinderException, duckdb.CatalogException):

@@ -6,13 +6,13 @@ the store's own words (`access_key_id` …). What may be shown of either is `sho
 """
 
 import configparser
-import ipaddress
 import os
 import re
 import socket
 from collections.abc import Mapping
 from urllib.parse import urlsplit, urlunsplit
 
+from actors.addresses import is_forbidden, judged
 from schemas.names import BucketName
 
 ALLOWED = {
@@ -123,11 +123,8 @@ def _check_endpoint(endpoint: str) -> None:
         addresses = {str(found[4][0]) for found in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
     except OSError:
         addresses = set()  # nothing is sent to what has no address
-    for address in addresses:
-        ip = ipaddress.ip_address(address.partition("%")[0])
-        ip = getattr(ip, "ipv4_mapped", None) or ip
-        if ip.is_link_local or ip.is_multicast or ip.is_unspecified or str(ip) == "fd00:ec2::254":
-            host = "metadata"
+    if any(is_forbidden(judged(address)) for address in addresses):
+        host = "metadata"
     if host in METADATA_HOSTS:
         raise ValueError(f"options.endpoint: {parts.hostname} is a link-local or metadata address, not a server")
 

@@ -185,6 +185,8 @@ async def test_errors_are_duckdbs_with_their_caret(world: World) -> None:
         "CREATE SECRET s (TYPE s3)",
         "EXPLAIN ANALYZE CREATE TABLE x AS SELECT 1",
         "EXPLAIN DELETE FROM docs",
+        "/* EXPLAIN SELECT 1; */ EXPLAIN ANALYZE CREATE TABLE x AS SELECT 1",
+        "EXPLAIN ANALYZE CREATE VIEW x AS SELECT 1",
         "SELECT 1; DROP TABLE docs",
         "SELECT getenv('HOME')",
         "SELECT * FROM duckdb_secrets()",
@@ -200,6 +202,8 @@ async def test_nothing_else_can_be_reached(world: World, query: str) -> None:
     refusal = await world.refused(query.format(folder=world.folder, file=secret))
     assert refusal.status == "invalid", refusal
     assert "canary" not in refusal.reason
+    left = "SELECT table_name FROM duckdb_tables() UNION ALL SELECT view_name FROM duckdb_views() WHERE NOT internal"
+    assert await world.rows(left) == []
     assert sorted(os.listdir(world.folder)) == before
     assert await world.rows("SELECT count(*) FROM docs") == [[4]]
 

@@ -5,6 +5,7 @@ The self-test comes first: where a destroyed target passes, nothing is certified
 """
 
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -232,15 +233,15 @@ def _beside(source: Source, folder: Path) -> Path:
     return folder
 
 
-class _Tester:
+class _Tester(ABC):
     """A model's function on held-out text, of as many candidates as are asked for."""
 
+    @abstractmethod
     def shares(self, folder: Path) -> dict[str, Estimate]:
         """Of a destroyed model, by the gate's names."""
-        raise NotImplementedError
 
-    def function(self, folder: Path, manifest: Manifest) -> Iterator[Phase | Function]:
-        raise NotImplementedError
+    @abstractmethod
+    def function(self, folder: Path, manifest: Manifest) -> Iterator[Phase | Function]: ...
 
 
 class _LmTester(_Tester):

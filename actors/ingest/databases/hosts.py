@@ -1,23 +1,15 @@
-"""Which database servers may be asked: a daemon that connects wherever a request says is a way
-into the network that it stands in (OWASP, Server-Side Request Forgery Prevention).
-
-Link-local and metadata addresses are never asked. Loopback and private ones only when the
-configuration names them ([ingest] database_hosts, or a source of lakehouse.toml). A name is looked
-up once, every address that it has is judged, and the connection goes to the one that was judged.
+"""Which database servers may be asked. Link-local and metadata addresses never are. Loopback and
+private ones only when the configuration names them ([ingest] database_hosts, or a source of
+lakehouse.toml). A name is looked up once, every address that it has is judged, and the connection
+goes to the one that was judged.
 """
 
 import ipaddress
 import socket
 from collections.abc import Callable, Sequence
 
+from actors.addresses import Address, is_forbidden, is_private, judged
 from actors.ingest.core import BadFile
-
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-
-METADATA = frozenset(map(ipaddress.ip_address, ("169.254.169.254", "100.100.100.200", "192.0.0.192", "fd00:ec2::254")))
-"""Where clouds tell a machine its credentials."""
-SHARED = ipaddress.ip_network("100.64.0.0/10")
-"""RFC 6598, as good as private."""
 
 
 def look_up(host: str, port: int) -> list[str]:
@@ -40,16 +32,14 @@ def allowed_address(
         raise BadFile(f"the socket {host} isn't among ingest.database_hosts", "add its folder there", "forbidden")
     addresses = look_up(host, port)
     for text in addresses:
-        address = ipaddress.ip_address(text.partition("%")[0])
-        address = getattr(address, "ipv4_mapped", None) or getattr(address, "sixtofour", None) or address
-        if address in METADATA or address.is_link_local or address.is_multicast or address.is_unspecified:
+        address = judged(text)
+        if is_forbidden(address):
             raise BadFile(
                 f"host {host} has the address {address}, which is never asked",
                 "link-local, metadata, multicast and unspecified addresses are refused whatever is configured",
                 "forbidden",
             )
-        private = not address.is_global or (address.version == 4 and address in SHARED)
-        if private and not named and host not in allowed and not _within(address, allowed):
+        if is_private(address) and not named and host not in allowed and not _within(address, allowed):
             raise BadFile(
                 f"host {host} has the private address {address}",
                 f'allow it: [ingest] database_hosts = ["{host}"]; or name the server as a source in lakehouse.toml',

@@ -7,10 +7,9 @@ reads back exactly. Zero dates, which no calendar has, become NULL and are count
 """
 
 import asyncio
-import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -18,15 +17,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
-from actors.ahead import ahead
-from actors.ingest.cells import from_arrow, from_text
-from actors.ingest.core import BadFile, Column, most_common
+from actors.ingest.core import BadFile
 from actors.ingest.databases.mariadb_link import ConnectionLoop, tls_of
-from actors.ingest.databases.request import DatabaseRequest, stored_column
-from actors.ingest.databases.vectors import vector_lengths
-from actors.ingest.readers.base import Chunk, Converted, Opened, Reject, Survey, shown_row
+from actors.ingest.databases.reader import ROWS_AT_ONCE, DatabaseReader
+from actors.ingest.databases.request import DatabaseRequest
 
-ROWS_AT_ONCE = 16_384
 FETCHED = 2_048
 """Rows taken from the driver at a time."""
 LINE = b"\n"
@@ -48,18 +43,9 @@ class _Read(msgspec.Struct, frozen=True):
     convert: Callable[[pa.Array], pa.Array] | None = None
 
 
-class MariaDbReader(Opened):
-    """One table or query, as it is at the first look. Raises BadFile."""
-
-    unit: Literal["bytes", "rows"] = "rows"
-    path = None
-
+class MariaDbReader(DatabaseReader):
     def __init__(self, request: DatabaseRequest) -> None:
-        self.file = request.shown
-        self.size = 0
-        self.mark = request.after
-        self._request = request
-        self._said: list[str] = []
+        super().__init__(request)
         self._zero: Counter[str] = Counter()
         self._columns: list[_Read] = []
         self._large: set[str] = set()
@@ -81,57 +67,37 @@ class MariaDbReader(Opened):
         self._loop.close()
         self._loop = None
 
-    def survey(self, vector_column: str | None, id_column: str | None) -> Survey:
-        with self._speaking("can't be read"):
-            self._loop = ConnectionLoop()
-            self._do(self._open())
-            source = self._source()
-            fields = self._do(self._described(source))
-            names = [field.name for field in fields]
-            if len({name.casefold() for name in names}) != len(names):
-                raise BadFile("two columns of the query have the same name", "name them apart with AS")
-            self._large = self._too_large(source, fields)
-            self._columns = [self._read(field) for field in fields]
-            where = self._new_rows(source, names)
-            line = ", ',', ".join(column.expression for column in self._columns)
-            query = f"SELECT CAST(CONCAT({line}) AS BINARY) FROM ({source}) q{where}"
-            self.size = self._do(self._estimated(query))
-            self._do(self._cursor.execute(query))
-            self._first = self._next()
-        columns = self._described_columns(vector_column)
-        return Survey(tuple(columns), self.size, cells_decide=False)
-
-    def chunks(self, columns: Sequence[Column]) -> Iterator[Chunk]:
-        row = 1
-        try:
-            for batch in ahead(self._fetched()):
-                yield self._chunk(batch, row, columns)
-                row += batch.num_rows
-        finally:
-            self.close()
-
-    def _fetched(self) -> Iterator[pa.RecordBatch]:
-        rows = 0
-        batch, self._first = self._first, None
-        while batch is not None:
-            yield batch
-            rows += batch.num_rows
-            with self._speaking(f"was lost after {rows:,} rows"):
-                batch = self._next()
-
-    def _chunk(self, batch: pa.RecordBatch, first: int, columns: Sequence[Column]) -> Chunk:
-        converted = Converted(batch.num_rows)
-        for column in columns:
-            values = batch.column(column.name)
-            read = from_text if column.role == "vector" and pa.types.is_string(values.type) else from_arrow
-            converted.add(column.name, *read(values, column))
-        lines = np.arange(first, first + batch.num_rows, dtype=np.int64)
-        rejects = [
-            Reject(int(lines[row]), name, reason, shown_row(batch.slice(row, 1))) for row, name, reason in converted.bad
-        ]
-        return Chunk(*converted.good(lines), rejects, first + batch.num_rows - 1)
+    def _ask(self) -> tuple[pa.Schema, pa.RecordBatch | None]:
+        self._loop = ConnectionLoop(self._request.address)
+        self._do(self._open())
+        source = self._source()
+        fields = self._do(self._described(source))
+        names = [field.name for field in fields]
+        if len({name.casefold() for name in names}) != len(names):
+            raise BadFile("two columns of the query have the same name", "name them apart with AS")
+        self._large = self._too_large(source, fields)
+        self._columns = [self._read(field) for field in fields]
+        where = self._new_rows(source, names)
+        line = ", ',', ".join(column.expression for column in self._columns)
+        query = f"SELECT CAST(CONCAT({line}) AS BINARY) FROM ({source}) q{where}"
+        self.size = self._do(self._estimated(query))
+        self._do(self._cursor.execute(query))
+        self._first = self._read_batch()
+        return pa.schema([column.field for column in self._columns]), self._first
 
     def _next(self) -> pa.RecordBatch | None:
+        first, self._first = self._first, None
+        return first if first is not None else self._read_batch()
+
+    def _told(self, error: Exception) -> tuple[str, bool] | None:
+        from asyncmy.errors import Error, OperationalError
+
+        if not isinstance(error, Error | pa.ArrowException | OSError | TimeoutError | asyncio.IncompleteReadError):
+            return None
+        away = isinstance(error, OperationalError | OSError | TimeoutError | asyncio.IncompleteReadError)
+        return str(error.args[-1] if error.args else error), away
+
+    def _read_batch(self) -> pa.RecordBatch | None:
         lines = self._do(self._lines())
         if not lines:
             return None
@@ -177,14 +143,9 @@ class MariaDbReader(Opened):
         from asyncmy.cursors import SSCursor
 
         dsn = self._request.dsn
-        secure, verified = tls_of(dsn.options)
-        where = {"unix_socket": dsn.host} if dsn.host.startswith("/") else {
-            # A certificate is for a name; otherwise the address that was judged.
-            "host": dsn.host if verified else self._request.address,
-            "port": dsn.port,
-        }  # fmt: skip
+        where = {"unix_socket": dsn.host} if dsn.host.startswith("/") else {"host": dsn.host, "port": dsn.port}
         self._connection = await asyncmy.connect(
-            user=dsn.user, password=dsn.password, db=dsn.database, charset="utf8mb4", ssl=secure,
+            user=dsn.user, password=dsn.password, db=dsn.database, charset="utf8mb4", ssl=tls_of(dsn.options),
             connect_timeout=int(dsn.options.get("connect_timeout", "10")), **where,
         )  # fmt: skip
         self._cursor = SSCursor(self._connection)
@@ -238,15 +199,12 @@ class MariaDbReader(Opened):
         name, after = self._request.cursor, self._request.after
         if name is None:
             return ""
-        if name not in names:
-            raise BadFile(f"there is no column {name!r} to use as cursor", f"columns: {', '.join(names)}")
+        self._refuse_cursor(names)
         cursor = _quoted(name)
         where = f" WHERE q.{cursor} > {self._connection.escape(after)}" if after is not None else ""
         ((high,),) = self._do(self._all(f"SELECT CAST(MAX(q.{cursor}) AS CHAR) FROM ({source}) q{where}"))
         ((unset,),) = self._do(self._all(f"SELECT COUNT(*) FROM ({source}) q WHERE q.{cursor} IS NULL"))
-        self.mark = high or after
-        if unset:
-            self._said.append(f"{unset:,} rows have no {name}: a cursor passes them by")
+        self._reached(high, unset)
         return f"{where}{' AND' if where else ' WHERE'} q.{cursor} IS NOT NULL"
 
     async def _estimated(self, query: str) -> int:
@@ -254,18 +212,6 @@ class MariaDbReader(Opened):
         rows = await self._all(f"EXPLAIN {query}")
         names = [column[0] for column in self._cursor.description]
         return max((int(row[names.index("rows")] or 0) for row in rows), default=0)
-
-    def _described_columns(self, vector_column: str | None) -> list[Column]:
-        names = [column.field.name for column in self._columns]
-        if vector_column is not None and vector_column not in names:
-            raise BadFile(f"there is no column {vector_column!r}", f"columns: {', '.join(names)}")
-        columns = []
-        for read in self._columns:
-            lengths: Counter[int] = Counter()
-            if read.field.name == vector_column and pa.types.is_string(read.field.type) and self._first is not None:
-                lengths.update(vector_lengths(self._first.column(vector_column).slice(0, 4_096)))
-            columns.append(stored_column(read.field, most_common(lengths), vector_column))
-        return columns
 
     def _read(self, field: Any) -> _Read:
         name, code, unsigned = field.name, field.type_code, bool(field.flags & _UNSIGNED)
@@ -316,23 +262,6 @@ class MariaDbReader(Opened):
     def _do(self, work: Any) -> Any:
         assert self._loop is not None
         return self._loop.run_until_complete(work)
-
-    @contextlib.contextmanager
-    def _speaking(self, what: str) -> Iterator[None]:
-        """The driver's errors in our words, without the password."""
-        from asyncmy.errors import Error, OperationalError
-
-        try:
-            yield
-        except (Error, pa.ArrowException, OSError, TimeoutError, asyncio.IncompleteReadError) as error:
-            self.close()
-            said = self._request.dsn.scrubbed(str(error.args[-1] if error.args else error)).strip()
-            away = isinstance(error, OperationalError | OSError | TimeoutError | asyncio.IncompleteReadError)
-            hint = "nothing of it was kept: run it again when the server is there" if away else ""
-            raise BadFile(f"{self.file} {what}: {said}", hint, "unavailable" if away else "invalid") from None
-        except BadFile:
-            self.close()
-            raise
 
 
 def _quoted(name: str) -> str:

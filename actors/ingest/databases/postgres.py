@@ -8,146 +8,80 @@ too few. Names are quoted by the server (quote_ident).
 
 import contextlib
 import json
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import chain
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
-from actors.ahead import ahead
-from actors.ingest.cells import from_arrow, from_text
-from actors.ingest.core import BadFile, Column, is_vector, most_common
-from actors.ingest.databases.request import DatabaseRequest, stored_column
-from actors.ingest.databases.vectors import vector_lengths
-from actors.ingest.readers.base import Chunk, Converted, Opened, Reject, Survey, shown_row
+from actors.ingest.core import BadFile
+from actors.ingest.databases.reader import DatabaseReader
+from actors.ingest.databases.request import DatabaseRequest
 
-ROWS_AT_ONCE = 16_384
 _COPY = "adbc.postgresql.use_copy"
-PROBED = 4_096
-"""Rows that the dimension of a vector is learned from."""
+_BATCH = "adbc.postgresql.batch_size_hint_bytes"
 
 _AS_THEY_ARE = frozenset(
-    [
-        "int2",
-        "int4",
-        "int8",
-        "float4",
-        "float8",
-        "bool",
-        "text",
-        "varchar",
-        "bpchar",
-        "name",
-        "bytea",
-        "numeric",
-        "_int2",
-        "_int4",
-        "_int8",
-        "_float4",
-        "_float8",
-        "_text",
-        "_varchar",
-    ]
-)
+    ("int2", "int4", "int8", "float4", "float8", "bool", "text", "varchar", "bpchar", "name", "bytea", "numeric",
+     "_int2", "_int4", "_int8", "_float4", "_float8", "_text", "_varchar")
+)  # fmt: skip
 _FINITE = frozenset(("date", "timestamp", "timestamptz"))
 _CASTS = {"vector": "real[]", "halfvec": "real[]", "_numeric": "float8[]", "money": "numeric"}
 
 
-class PostgresReader(Opened):
-    """One table or query, as it is at the first look. Raises BadFile."""
-
-    unit: Literal["bytes", "rows"] = "rows"
-    path = None
-
+class PostgresReader(DatabaseReader):
     def __init__(self, request: DatabaseRequest) -> None:
-        self.file = request.shown
-        self.size = 0
-        self.mark = request.after
-        self._said: list[str] = []
-        self._request = request
+        super().__init__(request)
         self._stack = contextlib.ExitStack()
         self._cursor: Any = None
         self._batches: Iterator[pa.RecordBatch] = iter(())
         self._schema = pa.schema([])
 
-    @property
-    def warnings(self) -> Sequence[str]:
-        return self._said
-
     def close(self) -> None:
         self._stack.close()
 
-    def survey(self, vector_column: str | None, id_column: str | None) -> Survey:
-        with self._speaking("can't be read"):
-            self._open()
-            source = self._source()
-            found = self._cursor.adbc_execute_schema(source)
-            if len(set(found.names)) != len(found.names):
-                raise BadFile("two columns of the query have the same name", "name them apart with AS")
-            if not found.names:
-                raise BadFile("it has no columns")
-            quoted = dict(zip(found.names, self._quoted(found.names), strict=True))
-            where = self._new_rows(source, found.names, quoted)
-            fields = [self._field(field, quoted[field.name], f"({source}) q{where}") for field in found]
-            shown = ", ".join(f"{_expression(field, quoted[field.name])} AS {quoted[field.name]}" for field in found)
-            query = f"SELECT {shown} FROM ({source}) q{where}"
-            self.size = self._estimated(query)
-            self._schema = pa.schema(fields)
-            self._cursor.adbc_statement.set_options(
-                **{"adbc.postgresql.batch_size_hint_bytes": str(self._request.batch_bytes // 4)}
-            )
-            self._cursor.execute(query)
-            stream = iter(self._cursor.fetch_record_batch())
-            first = next(stream, None)
-            self._batches = stream if first is None else chain([first], stream)
-        return Survey(tuple(self._columns(first, vector_column)), self.size, cells_decide=False)
+    def _ask(self) -> tuple[pa.Schema, pa.RecordBatch | None]:
+        self._open()
+        source = self._source()
+        found = self._cursor.adbc_execute_schema(source)
+        if len(set(found.names)) != len(found.names):
+            raise BadFile("two columns of the query have the same name", "name them apart with AS")
+        if not found.names:
+            raise BadFile("it has no columns")
+        quoted = dict(zip(found.names, self._quoted(found.names), strict=True))
+        where = self._new_rows(source, found.names, quoted)
+        fields = [self._field(field, quoted[field.name], f"({source}) q{where}") for field in found]
+        shown = ", ".join(f"{_expression(field, quoted[field.name])} AS {quoted[field.name]}" for field in found)
+        query = f"SELECT {shown} FROM ({source}) q{where}"
+        self.size = self._estimated(query)
+        self._schema = pa.schema(fields)
+        self._cursor.adbc_statement.set_options(**{_BATCH: str(self._request.batch_bytes // 4)})
+        self._cursor.execute(query)
+        batches = map(self._plain, self._cursor.fetch_record_batch())
+        first = next(batches, None)
+        self._batches = batches if first is None else chain([first], batches)
+        return self._schema, first
 
-    def chunks(self, columns: Sequence[Column]) -> Iterator[Chunk]:
-        row = 1
-        try:
-            for batch in ahead(self._fetched()):
-                for start in range(0, batch.num_rows, ROWS_AT_ONCE):
-                    part = batch.slice(start, ROWS_AT_ONCE)
-                    yield self._chunk(part, row, columns)
-                    row += part.num_rows
-        finally:
-            self.close()
+    def _next(self) -> pa.RecordBatch | None:
+        return next(self._batches, None)
 
-    def _fetched(self) -> Iterator[pa.RecordBatch]:
-        rows = 0
-        while True:
-            with self._speaking(f"was lost after {rows:,} rows"):
-                batch = next(self._batches, None)
-            if batch is None:
-                return
-            rows += batch.num_rows
-            yield batch
+    def _plain(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """Without ADBC's extension types: NUMERIC is text in there."""
+        arrays = []
+        for values, field in zip(batch.columns, self._schema, strict=True):
+            values = values.storage if isinstance(values.type, pa.BaseExtensionType) else values
+            if pa.types.is_floating(field.type) and pa.types.is_string(values.type):
+                values = values.cast(pa.float64())
+            arrays.append(values)
+        return pa.RecordBatch.from_arrays(arrays, self._schema.names)
 
-    def _chunk(self, batch: pa.RecordBatch, first: int, columns: Sequence[Column]) -> Chunk:
-        converted = Converted(batch.num_rows)
-        for column in columns:
-            values = _plain(batch.column(column.name), self._schema.field(column.name).type)
-            read = from_text if column.role == "vector" and pa.types.is_string(values.type) else from_arrow
-            converted.add(column.name, *read(values, column))
-        lines = np.arange(first, first + batch.num_rows, dtype=np.int64)
-        rejects = [
-            Reject(int(lines[row]), name, reason, shown_row(batch.slice(row, 1))) for row, name, reason in converted.bad
-        ]
-        return Chunk(*converted.good(lines), rejects, first + batch.num_rows - 1)
+    def _told(self, error: Exception) -> tuple[str, bool] | None:
+        from adbc_driver_manager import Error
 
-    def _columns(self, first: pa.RecordBatch | None, vector_column: str | None) -> list[Column]:
-        if vector_column is not None and vector_column not in self._schema.names:
-            raise BadFile(f"there is no column {vector_column!r}", f"columns: {', '.join(self._schema.names)}")
-        columns = []
-        for field in self._schema:
-            lengths: Counter[int] = Counter()
-            if first is not None and (is_vector(field.type) or field.name == vector_column):
-                values = _plain(first.column(field.name), field.type).slice(0, PROBED)
-                lengths.update(vector_lengths(values))
-            columns.append(stored_column(field, most_common(lengths), vector_column))
-        return columns
+        if not isinstance(error, Error | pa.ArrowException | OSError):
+            return None
+        said = str(error).split("SQLSTATE")[0].split("Query was:")[0]
+        return said, "connect" in said.casefold() or isinstance(error, OSError)
 
     def _open(self) -> None:
         from adbc_driver_postgresql import dbapi  # a tenth of a second, and only who asks needs it
@@ -197,8 +131,7 @@ class PostgresReader(Opened):
         name = self._request.cursor
         if name is None:
             return ""
-        if name not in names:
-            raise BadFile(f"there is no column {name!r} to use as cursor", f"columns: {', '.join(names)}")
+        self._refuse_cursor(names)
         cursor = quoted[name]
         where = ""
         if self._request.after is not None:
@@ -207,10 +140,7 @@ class PostgresReader(Opened):
             f"SELECT max(q.{cursor})::text, (SELECT count(*) FROM ({source}) q WHERE q.{cursor} IS NULL) "
             f"FROM ({source}) q{where}"
         )
-        high, unset = self._cursor.fetchone()
-        self.mark = high or self._request.after
-        if unset:
-            self._said.append(f"{unset:,} rows have no {name}: a cursor passes them by")
+        self._reached(*self._cursor.fetchone())
         return f"{where}{' AND' if where else ' WHERE'} q.{cursor} IS NOT NULL"
 
     def _field(self, field: pa.Field, quoted: str, source: str) -> pa.Field:
@@ -262,23 +192,6 @@ class PostgresReader(Opened):
         row = self._cursor.fetchone()
         return row[0] if row else None
 
-    @contextlib.contextmanager
-    def _speaking(self, what: str) -> Iterator[None]:
-        """The driver's errors in our words, without the password."""
-        from adbc_driver_manager import Error
-
-        try:
-            yield
-        except (Error, pa.ArrowException, OSError) as error:
-            self.close()
-            said = self._request.dsn.scrubbed(str(error)).split("SQLSTATE")[0].split("Query was:")[0].strip(" .\n")
-            away = "Failed to connect" in said or "connection" in said.casefold() or isinstance(error, OSError)
-            hint = "nothing of it was kept: run it again when the server is there" if away else ""
-            raise BadFile(f"{self.file} {what}: {said}", hint, "unavailable" if away else "invalid") from None
-        except BadFile:
-            self.close()
-            raise
-
 
 def _type_name(field: pa.Field) -> str:
     metadata = field.metadata or {}
@@ -292,14 +205,6 @@ def _expression(field: pa.Field, quoted: str) -> str:
     if type_ in _AS_THEY_ARE and type_ != "name":
         return f"q.{quoted}"
     return f"q.{quoted}::{_CASTS.get(type_, 'text')}"
-
-
-def _plain(values: pa.Array, type_: pa.DataType) -> pa.Array:
-    """Without ADBC's extension types: NUMERIC is text in there."""
-    values = values.storage if isinstance(values.type, pa.BaseExtensionType) else values
-    if pa.types.is_floating(type_) and pa.types.is_string(values.type):
-        return values.cast(pa.float64())
-    return values
 
 
 def _conninfo(value: str) -> str:

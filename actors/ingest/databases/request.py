@@ -3,9 +3,8 @@
 import hashlib
 
 import msgspec
-import pyarrow as pa
 
-from actors.ingest.core import VECTOR, BadFile, Column, column_of
+from actors.ingest.core import BadFile
 from actors.ingest.databases.dsn import Dsn
 
 
@@ -38,13 +37,3 @@ def check(table: str | None, query: str | None, cursor: str | None, mode: str) -
         raise BadFile("the query is empty")
     if cursor is not None and mode == "replace":
         raise BadFile("a cursor pulls what is new, and replace takes out what is there", "use append or upsert")
-
-
-def stored_column(field: pa.Field, dim: int | None, vector_column: str | None) -> Column:
-    """How a column of a database is stored: as that of a Parquet file, but integers of at most 32
-    bits stay so. With `vector_column`, a text column may hold vectors, as JSON."""
-    if pa.types.is_integer(field.type) and field.type.bit_width <= 32 and field.type != pa.uint32():
-        return Column(field.name, pa.int32(), "value")
-    if field.name == vector_column and pa.types.is_string(field.type):
-        return Column(field.name, VECTOR, "vector", dim)
-    return column_of(field, dim, vector_column)

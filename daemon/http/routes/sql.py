@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable
 from contextlib import suppress
 from typing import Any, TypeVar, cast
 
+import msgspec
 import pyarrow as pa
 import pyarrow.csv
 from aiohttp import web
@@ -107,8 +108,6 @@ def _plain(values: Any) -> Any:
         return values.dictionary_decode().cast(pa.string())
     if not pa.types.is_nested(values.type):
         return values
-    import msgspec
-
     texts = [
         None if value is None else msgspec.json.encode(value, enc_hook=str).decode() for value in values.to_pylist()
     ]
