@@ -12,13 +12,21 @@ import subprocess
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
+import asyncmy
+import pyarrow as pa
+from asyncmy.cursors import SSCursor
+
 from actors.base import Origin
 from actors.ingest.actor import Ingest
 from actors.ingest.config import IngestConfig
+from actors.ingest.databases.dsn import parse
+from actors.ingest.databases.opening import open_database
+from actors.ingest.databases.request import DatabaseRequest
 from daemon.bus.heads import MemoryHeads
 from daemon.bus.memory import MemoryBus
 from daemon.clock import SystemClock
@@ -43,6 +51,8 @@ INSERT INTO t SELECT seq, seq * 7919, (seq % 100000) / 100, rand(), seq % 3 = 0,
   date '2020-01-01' + interval seq % 2000 day,
   timestamp "2020-01-01 00:00:00" + interval seq minute, md5(seq), repeat(md5(seq * 31), 2) FROM seq_1_to_{rows};
 """
+
+NAMES = ["id", "big", "price", "score", "ok", "day", "at", "name", "note"]
 
 
 async def ingest(database: Database, folder: Path, id_column: str | None, query: str = "SELECT * FROM t") -> int:
@@ -87,6 +97,41 @@ def in_a_process(database: Database, id_column: str | None) -> tuple[float, int]
     return seconds, peak // 1024
 
 
+async def read_tuples(database: Database) -> int:
+    """asyncmy's cursor as it is, and Arrow arrays of its cells."""
+    connection = await asyncmy.connect(
+        host="127.0.0.1", port=database.port, user=database.user, password=PASSWORD, db=database.name
+    )
+    rows = 0
+    async with connection.cursor(SSCursor) as cursor:
+        await cursor.execute("SELECT * FROM t")
+        while batch := await cursor.fetchmany(16_384):
+            rows += len(pa.RecordBatch.from_arrays([pa.array(cells) for cells in zip(*batch, strict=True)], NAMES))
+    await connection.ensure_closed()
+    return rows
+
+
+def read_lines(database: Database) -> int:
+    """Our reader, without staging what it reads."""
+    reader = open_database(DatabaseRequest(dsn=parse(database.dsn), address="127.0.0.1", table="t"))
+    return sum(len(chunk.lines) for chunk in reader.chunks(reader.survey(None, None).columns))
+
+
+def read_alone(database: Database, rows: int, repeat: int) -> None:
+    ways: dict[str, Callable[[], int]] = {
+        "read alone, asyncmy's tuples": lambda: asyncio.run(read_tuples(database)),
+        "read alone, lines of CSV": lambda: read_lines(database),
+    }
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(repeat):
+        for name, run in ways.items():
+            began = time.perf_counter()
+            assert run() == rows
+            times[name].append(time.perf_counter() - began)
+    for name, seconds in times.items():
+        print(f"{database.scheme + ': ' + name:40} {rows / min(seconds):10,.0f}")
+
+
 def dump(database: Database) -> float:
     """Seconds that the server's own client takes."""
     with tempfile.NamedTemporaryFile() as out:
@@ -121,6 +166,8 @@ def main() -> None:
                 seconds, memory = min(each[0] for each in runs), max(each[1] for each in runs)
                 line = f"{database.scheme + ': ' + name:40} {given.rows / seconds:10,.0f} {theirs / seconds:10.2f}"
                 print(f"{line} {memory:5} MiB", flush=True)
+            if database.scheme == "mysql":
+                read_alone(database, given.rows, given.repeat)
 
 
 if __name__ == "__main__":

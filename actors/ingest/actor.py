@@ -79,7 +79,6 @@ class Ingest(Actor):
         self.wake_s = 1.0 if self._due else 0.0
         self._tables = tables
         self._registry = registry
-        self._buckets = buckets
         self._config = config
         self._uploads = uploads
         self._folder = uploads / ".stages"

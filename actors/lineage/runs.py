@@ -126,7 +126,9 @@ def row(
 
 
 def source_of(source: str) -> LineageDataset:
-    """A file or a database's table as OpenLineage names them."""
+    """A file or a database's table as OpenLineage names them; rows that a request brought."""
+    if source in ("", "rows"):
+        return LineageDataset(PRODUCER, "source:request")
     scheme, separator, rest = source.partition("://")
     if separator:
         host, _, name = rest.partition("/")

@@ -15,6 +15,7 @@ from actors.base import Origin
 from actors.errors import Poison, Transient
 from actors.lineage.actor import Lineage
 from actors.lineage.config import LineageConfig
+from actors.lineage.runs import source_of
 from daemon.bus.heads import MemoryHeads
 from daemon.clock import SystemClock
 from daemon.lineage_sink import HttpLineageSink
@@ -145,6 +146,13 @@ async def test_a_name_is_walked_up_to_the_file_and_down_to_the_promotion(world: 
     assert dataset.down[0].kind == "build"
     (refusal,) = await world.actor.on_get(GetLineage("unknown"))
     assert isinstance(refusal, Refusal)
+
+
+def test_sources_have_the_names_that_openlineage_gives_them() -> None:
+    table = source_of("postgresql://db:5432/shop#public.products")
+    assert (table.namespace, table.name) == ("postgresql://db:5432", "source:postgresql://db:5432/shop#public.products")
+    assert table.facets["symlinks"]["identifiers"][0]["name"] == "shop.public.products"
+    assert source_of("rows").name == source_of("").name == "source:request"
 
 
 async def test_what_failed_says_why(world: World) -> None:
