@@ -12,11 +12,12 @@ from typing import Any, TypeAlias
 import msgspec
 import pyarrow as pa
 
-from actors.ports import ROW, Registry, TableRef
+from actors.ingest.core import REJECTS
+from actors.ports import Registry, TableRef
+from daemon.storage import query_log
 from daemon.storage.codec_journal import CODEC_TRIALS
 from daemon.storage.journal import JOURNAL
 from daemon.storage.lineage_log import LINEAGE
-from daemon.storage.query_log import table_of as query_log_of
 from daemon.storage.seen_files import SEEN
 from daemon.storage.struct_table import schema_of
 from daemon.storage.tables import DeltaTables
@@ -32,7 +33,6 @@ from schemas.documents.watch import SeenFile
 GATE = TableRef("primary", "system/gate_events")
 Source: TypeAlias = Any
 """A pyarrow Dataset or Table."""
-NAMES = re.compile(r"([A-Za-z0-9_-]+)(?:@([0-9]+))?")
 
 _PROMOTIONS = pa.schema(
     [
@@ -54,9 +54,6 @@ _PROMOTIONS = pa.schema(
         ("ended_reason", pa.string()),
     ]
 )
-_REJECTS = pa.schema([(name, pa.string()) for name in ("dataset", "ingest", "file", "column", "reason", "content")])
-_REJECTS = _REJECTS.insert(3, pa.field("line", pa.int64()))
-_QUERY_LOG = pa.schema([("index", pa.string()), ("time", pa.float64()), ("vector", pa.list_(pa.float32()))])
 _TABLES = pa.schema(
     [
         ("name", pa.string()),
@@ -69,6 +66,14 @@ _TABLES = pa.schema(
 )
 
 
+class Labelled(msgspec.Struct, frozen=True):
+    """One table for all datasets, or all indexes: `label` is a column that says whose row it is."""
+
+    label: str
+    parts: Mapping[str, Source]
+    schema: Any  # pyarrow.Schema, of each part
+
+
 class Unknown(Exception):
     """A version that isn't there."""
 
@@ -79,7 +84,7 @@ class Catalogue:
     def __init__(self, tables: DeltaTables, registry: Registry) -> None:
         self._tables = tables
         self._registry = registry
-        self.system: Mapping[str, tuple[str, Callable[[], Awaitable[Source]]]] = {
+        self.system: Mapping[str, tuple[str, Callable[[], Awaitable[Source | Labelled]]]] = {
             "catalog": ("what SQL can name", self._listing),
             "trials": ("every measured point of every trial", lambda: self._stored(JOURNAL, schema_of(TrialPoint))),
             "codec_trials": ("codecs measured on matrices", lambda: self._stored(CODEC_TRIALS, schema_of(CodecTrial))),
@@ -91,24 +96,22 @@ class Catalogue:
             "query_log": ("vectors of sampled live queries", self._query_log),
         }
 
-    async def named(self, query: str, versions: Mapping[str, int]) -> dict[str, Source]:
-        """The sources that a query may mean: each of its words that is a name, wherever it stands. One
-        too many costs a list of files. Raises Unknown, KeyError for a version of no dataset."""
+    async def named(self, query: str, versions: Mapping[str, int]) -> dict[str, Source | Labelled]:
+        """The sources that a query may mean: whatever is named in it, wherever. One too many costs a
+        list of files. Raises Unknown for a version that isn't there."""
         datasets = {name: document for name, document, _ in await self._registry.all(DatasetDocument)}
-        by_word = {name.casefold(): name for name in datasets}
-        for name in versions:
-            if name not in datasets:
-                raise Unknown(f"versions: there is no dataset {name}")
-        found: dict[str, Source] = {}
-        for word, version in set(NAMES.findall(query)):
-            dataset = by_word.get(word.casefold())
-            if version:
-                if dataset is not None:
-                    found[f"{word}@{version}"] = await self._dataset(datasets[dataset], int(version))
-            elif word.casefold() in self.system:
-                found[word] = await self.system[word.casefold()][1]()
-            elif dataset is not None:
-                found[word] = await self._dataset(datasets[dataset], versions.get(dataset))
+        if strange := versions.keys() - datasets.keys():
+            raise Unknown(f"versions: there is no dataset {', '.join(sorted(strange))}")
+        found: dict[str, Source | Labelled] = {}
+        for name, document in datasets.items():
+            for version in _mentioned(name, query):
+                if version:
+                    found[f"{name}@{version}"] = await self._dataset(document, int(version))
+                elif name not in self.system:
+                    found[name] = await self._dataset(document, versions.get(name))
+        for name, (_, source) in self.system.items():
+            if "" in _mentioned(name, query):
+                found[name] = await source()
         return found
 
     async def names(self) -> list[str]:
@@ -139,21 +142,18 @@ class Catalogue:
                 rows.append({"index": index, "state": state, **values.pop("config"), **values})
         return pa.Table.from_pylist(rows, schema=_PROMOTIONS)
 
-    async def _rejects(self) -> Source:
-        parts = [_REJECTS.empty_table()]
-        for name, document, _ in await self._registry.all(DatasetDocument):
-            table = TableRef(document.bucket, f"datasets/{name}/rejects")
-            if await self._tables.state(table) is not None:
-                parts.append(_labelled(await self._tables.read(table), "dataset", name, _REJECTS))
-        return pa.concat_tables(parts)
+    async def _rejects(self) -> Labelled:
+        datasets = await self._registry.all(DatasetDocument)
+        tables = {name: TableRef(document.bucket, f"datasets/{name}/rejects") for name, document, _ in datasets}
+        return await self._labelled("dataset", tables, REJECTS)
 
-    async def _query_log(self) -> Source:
-        parts = [_QUERY_LOG.empty_table()]
-        for name, _, _ in await self._registry.all(IndexDocument):
-            table = query_log_of(name)
-            if await self._tables.state(table) is not None:
-                parts.append(_labelled(await self._tables.read(table), "index", name, _QUERY_LOG))
-        return pa.concat_tables(parts)
+    async def _query_log(self) -> Labelled:
+        indexes = [name for name, _, _ in await self._registry.all(IndexDocument)]
+        return await self._labelled("index", {name: query_log.table_of(name) for name in indexes}, query_log.SCHEMA)
+
+    async def _labelled(self, label: str, tables: Mapping[str, TableRef], schema: pa.Schema) -> Labelled:
+        there = {name: ref for name, ref in tables.items() if await self._tables.state(ref) is not None}
+        return Labelled(label, {name: await self._tables.scan(ref) for name, ref in there.items()}, schema)
 
     async def _listing(self) -> Source:
         rows: list[dict[str, Any]] = [
@@ -168,6 +168,6 @@ class Catalogue:
         return pa.Table.from_pylist(rows, schema=_TABLES)
 
 
-def _labelled(table: pa.Table, column: str, value: str, schema: pa.Schema) -> pa.Table:
-    table = table.drop_columns([ROW]).append_column(column, pa.array([value] * table.num_rows, pa.string()))
-    return table.select(schema.names).cast(schema)
+def _mentioned(name: str, query: str) -> set[str]:
+    """The versions at which a query names something; "" for its newest."""
+    return set(re.findall(rf"(?<![a-z0-9_]){re.escape(name)}(?![a-z0-9_])(?:@([0-9]+))?", query, re.IGNORECASE))

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from actors.errors import Refused
 from actors.sql.config import SqlConfig
-from daemon.sql.catalogue import Catalogue, Source, Unknown
+from daemon.sql.catalogue import Catalogue, Labelled, Source, Unknown
 from schemas.events.base import Refusal, RefusalStatus
 from schemas.events.sql import SqlColumn, SqlRows
 
@@ -207,10 +207,10 @@ def _check(cursor: duckdb.DuckDBPyConnection, query: str) -> None:
 
 
 def _run(
-    cursor: duckdb.DuckDBPyConnection, query: str, sources: Mapping[str, Source]
+    cursor: duckdb.DuckDBPyConnection, query: str, sources: Mapping[str, Source | Labelled]
 ) -> tuple[pa.Schema, pa.RecordBatchReader]:
     for name, source in sources.items():
-        cursor.register(name, source)
+        _register(cursor, name, source)
     cursor.execute("BEGIN TRANSACTION READ ONLY")  # EXPLAIN ANALYZE runs what it explains
     try:
         reader = cursor.sql(query).to_arrow_reader(BATCH_ROWS)
@@ -218,6 +218,20 @@ def _run(
         cursor.execute(query)  # says it again, with the line and a caret
         raise
     return reader.schema, iter(reader)
+
+
+def _register(cursor: duckdb.DuckDBPyConnection, name: str, source: Source | Labelled) -> None:
+    """For this cursor alone."""
+    if not isinstance(source, Labelled):
+        cursor.register(name, source)
+        return
+    names = ", ".join(f'"{column}"' for column in source.schema.names)
+    cursor.register(f"{name}#", source.schema.empty_table())
+    selects = [f'SELECT NULL::VARCHAR AS "{source.label}", {names} FROM "{name}#"']
+    for value, part in source.parts.items():  # names of datasets and indexes: nothing in them to be escaped
+        cursor.register(f"{name}#{value}", part)
+        selects.append(f"SELECT '{value}', {names} FROM \"{name}#{value}\"")
+    cursor.execute(f'CREATE TEMP VIEW "{name}" AS {" UNION ALL ".join(selects)}')
 
 
 def _refused(status: RefusalStatus, reason: str, hint: str = "") -> Refused:

@@ -6,7 +6,7 @@ from actors.ports import TableRef, Tables
 from daemon.storage.struct_table import StructTable
 from schemas.documents.lineage import LineageRow
 
-LINEAGE = TableRef("primary", "lineage")
+LINEAGE = TableRef("primary", "system/lineage")
 
 
 class TableLineageLog:

@@ -1,4 +1,4 @@
-"""Files that watched folders brought: the table `watch/seen` in primary."""
+"""Files that watched folders brought: the table `system/watched_files` in primary."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ from actors.ports import TableRef, Tables
 from daemon.storage.struct_table import StructTable
 from schemas.documents.watch import SeenFile
 
-SEEN = TableRef("primary", "watch/seen")
+SEEN = TableRef("primary", "system/watched_files")
 
 
 class TableSeenFiles:

@@ -104,6 +104,16 @@ async def test_any_bucket_and_any_version_also_in_joins(world: World) -> None:
     assert "no dataset nope" in (await world.refused("SELECT 1", nope=1)).reason
 
 
+async def test_names_are_found_wherever_they_stand(world: World) -> None:
+    for query in (
+        "SELECT count(*) FROM docs--newest",
+        "SELECT 1-count(*)+3 FROM(FROM docs)",
+        'FROM "DOCS" SELECT count(*)',
+    ):
+        assert await world.rows(query), query
+    assert await world.rows('SELECT (SELECT count(*) FROM docs)-(SELECT count(*) FROM "docs@0")') == [[1]]
+
+
 async def test_the_limit_is_told(world: World) -> None:
     answer = await world.engine.rows("FROM range(10)", 4, {})
     assert (answer.rows, answer.truncated) == ([[0], [1], [2], [3]], True)
@@ -142,6 +152,7 @@ async def test_system_tables_hold_what_there_is_and_join_datasets(world: World) 
     assert await world.rows(query) == [["t1", "current", 64, decimal.Decimal("5.25")]]
     assert await world.rows("SELECT dataset, line, reason FROM rejects") == [["docs", 3, "bad"]]
     assert await world.rows("SELECT index, len(vector) FROM query_log") == [["docs", 3], ["docs", 3]]
+    assert await world.rows("SELECT count(*) FROM rejects a JOIN Rejects b USING (dataset)") == [[1]]
     assert await world.rows("SELECT kind, state FROM lineage") == [["ingest", "COMPLETE"]]
 
 

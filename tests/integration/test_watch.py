@@ -96,7 +96,7 @@ async def test_a_file_that_was_committed_but_not_noted_is_not_read_again(tmp_pat
     async with world.running():
         (world.inbox / "a.jsonl").write_text(lines(1))
         await world.dealt_with(1)
-    shutil.rmtree(tmp_path / "primary" / "watch")
+    shutil.rmtree(tmp_path / "primary" / "system")
     world.tables = DeltaTables(world.buckets, tmp_path / "cache")
     world.seen = TableSeenFiles(world.tables)
     async with world.running():
