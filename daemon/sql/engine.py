@@ -162,7 +162,8 @@ class DuckEngine:
             raise _refused("conflict", f"data went while it was read: {error}", "ask again") from error
         except duckdb.Error as error:
             if UNREADABLE in str(error):
-                raise _refused("unavailable", f"a data file can't be read: {error}", "restore it from a backup") from error
+                reason = f"a data file can't be read: {error}"
+                raise _refused("unavailable", reason, "restore it from a backup") from error
             raise _refused("invalid", str(error)) from error
 
     async def _unknown(self, error: duckdb.CatalogException) -> Refused:
