@@ -49,8 +49,8 @@ docs: venv  ## write lakehouse.toml and the wiring pictures again from the code
 	$(BIN)/python deploy/generate.py
 
 pins:  ## write the requirements*.txt again from pyproject.toml (needs uv)
-	$(UV_PINS) pyproject.toml --no-emit-package hnswlib -o requirements.txt
-	$(UV_PINS) pyproject.toml --group dev --no-emit-package hnswlib -c requirements.txt -o requirements-dev.txt
+	$(UV_PINS) pyproject.toml --extra lance --no-emit-package hnswlib -o requirements.txt
+	$(UV_PINS) pyproject.toml --extra lance --group dev --no-emit-package hnswlib -c requirements.txt -o requirements-dev.txt
 	printf 'setuptools\npybind11\n' | $(UV_PINS) - -o requirements-build.txt
 	# torch is no pin here: which of its builds (CPU, CUDA) is wanted depends on the machine
 	printf 'transformers\nsafetensors\nfilelock\nfsspec\njinja2\nnetworkx\nsympy\ntyping-extensions\nsetuptools\n' | \

@@ -7,6 +7,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
+from actors.backends.lance_store import Place as LancePlace
 from schemas.names import BucketName, Bytes, Sha256
 
 
@@ -62,6 +63,11 @@ class Buckets(Protocol):
         ...
 
     async def place(self, bucket: BucketName) -> Place: ...
+    async def lance_place(self, bucket: BucketName, key: str, lance_version: int | None = None) -> LancePlace:
+        """Where a Lance store is, for those who open it by pylance. Raises ValueError for a bucket that
+        pylance can't reach."""
+        ...
+
     async def reach(self, bucket: BucketName) -> None:
         """Raises Transient when the bucket can't be read."""
         ...

@@ -26,6 +26,7 @@ from actors.graphs import GraphCache
 from actors.index.builder import Builder
 from actors.index.catalog import Catalog
 from actors.index.config import IndexConfig
+from actors.index.heads import StoreHeads
 from actors.index.jobs import build_graph
 from actors.index.searcher import Searcher
 from actors.ports import TableRef
@@ -39,6 +40,7 @@ from daemon.embedding.factory import EmbedderFactory
 from daemon.models.config import ModelsConfig
 from daemon.runtime import Runtime
 from daemon.storage.buckets import ObjectBuckets
+from daemon.storage.journal import TableJournal
 from daemon.storage.query_log import TableQueryLog
 from daemon.storage.registry import DocumentRegistry
 from daemon.storage.snapshots import TableSnapshots
@@ -80,8 +82,20 @@ class Bench:
         embedders = EmbedderFactory(EmbeddingConfig(), ModelsConfig(), self.embed)
         graphs = GraphCache(self.folder / "graphs", 1 << 30)
         actors = [
-            Catalog(*ports, embedders, self.bus, self.clock, config, 0.95, EmbedderSpec()),
-            Builder(self.registry, self.snapshots, self.buckets, self.lab, graphs, self.bus, self.clock),
+            Catalog(
+                *ports,
+                embedders,
+                self.bus,
+                self.clock,
+                config,
+                0.95,
+                EmbedderSpec(),
+                TableJournal(self.tables),
+                StoreHeads(self.registry),
+            ),
+            Builder(
+                self.registry, self.tables, self.snapshots, self.buckets, self.lab, graphs, self.bus, self.clock, config
+            ),
             Searcher(
                 *ports,
                 embedders,

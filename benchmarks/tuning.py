@@ -24,11 +24,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from actors.autotune.bounds import mean_lower_bound
 from actors.autotune.config import AgentConfig
-from actors.autotune.core import policy
-from actors.autotune.decide import choose_ef, chosen_points, holds, verdict
-from actors.autotune.proposer import Ladder, exhausted, journal_champion, propose
+from actors.autotune.decide import choose, chosen_points, holds, verdict
+from actors.autotune.facts import Facts, policy
+from actors.autotune.proposer import exhausted, journal_champion, propose
+from actors.autotune.spaces import Ladder
 from actors.autotune.sweep import sweep
 from benchmarks.tuning_surface import EF_CONSTRUCTION_AXIS, EF_LADDER, M_AXIS, Surface, clustered, docstrings, measure
+from schemas.config import HnswConfig
 from schemas.documents.trial import TrialPoint
 
 NEAR = 1.05
@@ -72,7 +74,7 @@ def ours(game: Game, seed: int, whole_campaign: bool = False) -> Iterator[Step]:
     """The daemon's campaign: the default graph swept, then the ε-greedy rule. `whole_campaign`
     stops where the daemon would; otherwise it goes on until nothing is left to try."""
     rng, name, config = np.random.default_rng(seed), f"seed-{seed}", AgentConfig()
-    rule = policy(game.target, config)
+    rule = policy(game.target, config, Facts(game.target, HnswConfig(), False, []))
     rule = msgspec.structs.replace(rule, m_bounds=(M_AXIS[0], M_AXIS[-1]), ef_construction_bounds=(40, 200))
     journal: list[TrialPoint] = []
     spent, without_gain, graph, ef, proposer = 0.0, 0, DEFAULT[:2], DEFAULT[2], "champion"
@@ -231,10 +233,10 @@ def _trial(game, trial, graph, start, proposer, first, rng) -> list[TrialPoint]:
         except StopIteration:
             break
     points = [_point(trial, graph, ef, seen, proposer) for ef, seen in sorted(measured.items())]
-    chosen = choose_ef(points, game.target)
+    chosen = choose(points, game.target)
     marked = []
     for point in points:
-        if point.ef_search == chosen:
+        if point.effort == chosen:
             point = msgspec.structs.replace(point, chosen=True)
             if first is not None:  # interleaved: both sides meet the same noise, a third of it is left
                 ratio = _true(game, point) / _true(game, first) * float(np.exp(NOISE / 3 * rng.normal()))

@@ -26,9 +26,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from actors import hnsw
 from actors.autotune import harness, measure
+from actors.autotune.builds import LiveGraph, Vectors
+from actors.autotune.grid import by_graph
 from actors.autotune.harness import EvalSet
-from actors.autotune.jobs import Champion, LiveGraph, TrialOrder, Vectors, make_eval_set, run_trial
-from actors.autotune.proposer import by_graph
+from actors.autotune.jobs import Champion, TrialOrder, make_eval_set, run_trial
+from actors.backends.hnsw import HnswBackend
 from actors.graphs import GraphCache
 from benchmarks.tuning_surface import clustered, finish
 from schemas.config import DEFAULT_CONFIG, HnswConfig
@@ -53,8 +55,8 @@ def naive(vectors: Vectors, configs: Sequence[HnswConfig]) -> float:
     for config in configs:
         picked = harness.sample(rows, QUERIES, 42)
         truth = harness.create(stored[picked], rows[picked], rows, stored, vectors.metric, kept=measure.K)
-        graph = finish(hnsw.build(stored, rows, vectors.metric, config.graph))
-        measure.point(graph, truth, config.ef_search)
+        graph = finish(hnsw.build(stored, rows, vectors.metric, config.build))
+        measure.point(HnswBackend(graph, vectors.metric), truth, config.effort)
     return time.process_time() - started
 
 
@@ -78,7 +80,7 @@ def both(vectors: Vectors, configs: Sequence[HnswConfig], live: LiveGraph, folde
             vectors=vectors,
             eval_set=path,
             config=proposal.config,
-            extra_ef=proposal.extra_ef,
+            extra=proposal.extra,
             ef_bounds=(10, 400),
             target_recall=0.95,
             reuse_live=False,
@@ -88,7 +90,7 @@ def both(vectors: Vectors, configs: Sequence[HnswConfig], live: LiveGraph, folde
         )
         seconds, points = trial(order)
         mine, measured = mine + seconds, measured + points
-        theirs += naive(vectors, [config for config in configs if config.graph == proposal.config.graph])
+        theirs += naive(vectors, [config for config in configs if config.build == proposal.config.build])
     return theirs, mine, measured
 
 
@@ -103,7 +105,7 @@ def main() -> None:
         np.save(vectors.vectors_path, clustered(asked.rows, 128))
         rows, stored = vectors.load()
         path = folder / "live.hnsw"
-        sha256 = hnsw.save(finish(hnsw.build(stored, rows, "cosine", DEFAULT_CONFIG.graph)), path)
+        sha256 = hnsw.save(finish(hnsw.build(stored, rows, "cosine", DEFAULT_CONFIG.build)), path)
         live = LiveGraph(path, sha256, DEFAULT_CONFIG, asked.rows)
         print(f"{asked.rows} x 128 clustered, {QUERIES} queries, CPU seconds; shared machine: read the ratio")
         print(f"{'':28} {'naive':>8} {'ours':>8} {'ratio':>7} {'goal':>6} {'points measured':>16}")

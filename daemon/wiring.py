@@ -19,7 +19,9 @@ from actors.codec.targets import Targets
 from actors.graphs import GraphCache
 from actors.index.builder import Builder
 from actors.index.catalog import Catalog
+from actors.index.heads import StoreHeads
 from actors.index.searcher import Searcher
+from actors.index.stores import Stores
 from actors.ingest.actor import Ingest
 from actors.ingest.watcher import Watcher
 from actors.lineage.actor import Lineage
@@ -56,6 +58,7 @@ ACTORS: tuple[type[Actor], ...] = (
     Ingest,
     Watcher,
     Catalog,
+    Stores,
     Builder,
     Searcher,
     Agent,
@@ -114,6 +117,7 @@ def build(config: Config, state: StateDir, bus: MessageBus, heads: Heads, bucket
     registry = DocumentRegistry(buckets, heads)
     tables = DeltaTables(buckets, state.cache)
     mirror = Mirror(buckets)
+    heads_of_stores = StoreHeads(registry)
     journal = TableJournal(tables)
     query_log = TableQueryLog(tables)
     snapshots = TableSnapshots(tables, registry, state.cache)
@@ -144,9 +148,12 @@ def build(config: Config, state: StateDir, bus: MessageBus, heads: Heads, bucket
             config.index,
             config.agent.target_recall,
             default_embedder,
+            journal,
+            heads_of_stores,
             mirror,
         ),
-        Builder(registry, snapshots, buckets, builds, graphs, bus, clock),
+        Stores(registry, tables, buckets, snapshots, heads_of_stores, bus, config.index),
+        Builder(registry, tables, snapshots, buckets, builds, graphs, bus, clock, config.index),
         Searcher(
             registry,
             tables,
@@ -160,6 +167,7 @@ def build(config: Config, state: StateDir, bus: MessageBus, heads: Heads, bucket
             config.index,
             f"{host}:{os.getpid()}",
             np.random.default_rng(),
+            heads_of_stores,
         ),
         Agent(registry, journal, bus, clock, config.agent),
         Lab(registry, journal, snapshots, buckets, lab, graphs, query_log, embedders, bus, clock, host, config.agent),

@@ -10,10 +10,10 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from schemas.config import HnswConfig
-from schemas.events.autotune import GridPoint
+from schemas.config import HnswConfig, LanceConfig
+from schemas.events.autotune import GridPoint, LancePoint
 from schemas.events.dataset import FileFormat, IngestMode, PiiPolicy
-from schemas.events.index import EmbedderSpec, Target
+from schemas.events.index import EmbedderSpec, SearchMode, Target
 from schemas.events.profile import SlotState
 from schemas.events.sql import SqlLimit
 from schemas.events.storage import Url
@@ -21,22 +21,17 @@ from schemas.names import (
     Backend,
     BucketName,
     DatasetName,
-    GroupName,
     HarnessName,
     IndexName,
-    KeepAlive,
     MessageId,
     Metric,
-    ModelName,
     Objective,
     ProfileName,
     Seconds,
-    ServerName,
     Timestamp,
     TrialId,
     VectorBackend,
 )
-from schemas.profile import Adapter
 from schemas.secret import Secret
 
 
@@ -52,7 +47,11 @@ class Params(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class ConfigBody(HnswConfig, frozen=True, forbid_unknown_fields=True):
-    """An index configuration."""
+    """A configuration on HNSW."""
+
+
+class LanceConfigBody(LanceConfig, frozen=True, forbid_unknown_fields=True):
+    """A configuration on Lance."""
 
 
 class EmbedderBody(EmbedderSpec, frozen=True, forbid_unknown_fields=True):
@@ -63,8 +62,8 @@ class GridPointBody(GridPoint, frozen=True, forbid_unknown_fields=True):
     """One point of an explicit grid."""
 
 
-class AdapterBody(Adapter, frozen=True, forbid_unknown_fields=True):
-    """A LoRA adapter and how strongly it counts."""
+class LancePointBody(LancePoint, frozen=True, forbid_unknown_fields=True):
+    """One build of an explicit grid on Lance."""
 
 
 # --- parameters --------------------------------------------------------------------------------
@@ -116,6 +115,9 @@ class PromoteParams(Params, frozen=True):
     promoted_by: Annotated[str, Meta(max_length=200)] = "http"
     note: Annotated[str, Meta(max_length=2000)] = ""
     ef_search: int | None = None
+    nprobes: int | None = None
+    refine_factor: int | None = None
+    ef: int | None = None
     force: bool = False
 
 
@@ -124,15 +126,6 @@ class RollbackParams(Params, frozen=True):
     reason: Annotated[str, Meta(max_length=2000)] = ""
     promoted_by: Annotated[str, Meta(max_length=200)] = "http"
     generation: int | None = None
-
-
-class ProfileParams(Params, frozen=True):
-    profile: ProfileName
-
-
-class SlotParams(Params, frozen=True):
-    profile: ProfileName
-    wait: bool = True  # false: 409 at once when another order is being carried out
 
 
 class EventParams(Params, frozen=True):
@@ -210,11 +203,13 @@ class CreateIndexBody(Body, frozen=True):
     dataset: DatasetName
     column: str
     metric: Metric = "cosine"
-    backend: Backend = "hnsw"
+    backend: VectorBackend = "hnsw"
     bucket: BucketName | None = None
     target_recall: Target | None = None
     embedder: EmbedderBody | None = None
     config: ConfigBody = ConfigBody()
+    lance: LanceConfigBody | None = None
+    text_column: str | None = None
 
 
 class BucketBody(Body, frozen=True):
@@ -231,30 +226,39 @@ class HomeBody(Body, frozen=True):
     bucket: BucketName
 
 
+class BackendBody(Body, frozen=True):
+    """Which backend an index is to be served by."""
+
+    backend: VectorBackend
+
+
+Vector = Annotated[list[float], Meta(description="a list of numbers, as many as the index has dimensions")]
+
+
 class QueryBody(Body, frozen=True):
-    """Exactly one of text, vector, vectors."""
+    """Exactly one of text, vector, vectors; `mode: hybrid` takes text, and a vector with it where the
+    index has no embedder."""
 
     text: str | None = None
-    vector: list[float] | None = None
-    vectors: list[list[float]] | None = None
+    vector: Vector | None = None
+    vectors: list[Vector] | None = None
     k: Annotated[int, Meta(ge=1, le=1000)] = 10
     ef_search: Annotated[int, Meta(ge=1, le=4000)] | None = None
     filter: Annotated[str, Meta(max_length=16_384)] | None = None  # 20,000 terms take the engine 9 s
     columns: list[str] | None = None
     explain: bool = False
+    mode: SearchMode = "vector"
+    backend: Backend | None = None
+    nprobes: Annotated[int, Meta(ge=1, le=32_768)] | None = None
+    refine_factor: Annotated[int, Meta(ge=1, le=100)] | None = None
+    version: Annotated[int, Meta(ge=0, description="a version of the dataset, from 0")] | None = None
 
 
 class SearchBody(QueryBody, frozen=True, kw_only=True):
-    """Exactly one of text, vector, vectors; with a profile's rights when one is named."""
+    """A query of an index; with a profile's rights when one is named."""
 
     index: IndexName
     profile: ProfileName | None = None
-
-
-class ProfileSearchBody(QueryBody, frozen=True):
-    """Exactly one of text, vector, vectors."""
-
-    index: IndexName | None = None  # may be left out when the profile has one
 
 
 class HarnessBody(Body, frozen=True):
@@ -272,48 +276,9 @@ class AutotuneBody(Body, frozen=True):
     harness: HarnessName | None = None
     min_recall: Annotated[float, Meta(gt=0, lt=1)] | None = None
     grid: list[GridPointBody] | None = None
+    lance: list[LancePointBody] | None = None
     objective: Objective = "cost_first"
     agent: bool = False
-
-
-class ProfileFields(Body, frozen=True):
-    """What a profile is, but for its id."""
-
-    model: ModelName
-    server: ServerName = "ollama"
-    embedder: EmbedderBody | None = None
-    indexes: list[IndexName] = []
-    bucket: BucketName | None = None
-    vector_backend: VectorBackend = "hnsw"
-    hnsw: ConfigBody | None = None
-    adapters: list[AdapterBody] = []
-    keep_alive: KeepAlive = "-1"
-    group: GroupName = "default"
-    exclusive: bool = True
-    persistent: bool = False
-
-
-class ProfileBody(ProfileFields, frozen=True, kw_only=True):
-    """A new model profile."""
-
-    id: ProfileName
-
-
-class ReplaceProfileBody(ProfileFields, frozen=True):
-    """A model profile as it is to be; what is left out gets its default."""
-
-    id: ProfileName | None = None  # the path's
-
-
-class PreloadBody(Body, frozen=True):
-    model: ModelName
-    keep_alive: KeepAlive = "5m"
-    server: ServerName | None = None  # the one that has the model
-
-
-class UnloadBody(Body, frozen=True):
-    model: ModelName
-    server: ServerName | None = None  # the one that has it loaded
 
 
 # --- answers -----------------------------------------------------------------------------------

@@ -38,7 +38,8 @@ Share = Annotated[float, Meta(ge=0, le=1, description="a share of one: recall, s
 Timestamp = Annotated[float, Meta(ge=0, description="seconds since the Unix epoch, UTC")]
 
 Metric = Literal["cosine", "ip", "l2"]
-Backend = Literal["hnsw"]
-VectorBackend = Literal["hnsw", "lance"]
+Backend = Literal["hnsw", "lance"]
+VectorBackend = Literal["hnsw", "lance", "auto"]
+"""What a user may ask for; `auto` is decided from memory and measurement."""
 ServerName = Literal["ollama", "llamacpp"]
 Objective = Literal["cost_first", "recall_first"]

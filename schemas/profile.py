@@ -31,7 +31,7 @@ class ModelProfile(msgspec.Struct, frozen=True, kw_only=True):
     embedder: EmbedderSpec | None = None  # of text searches; None: its indexes need no model server
     indexes: list[IndexName] = []  # what it may search
     bucket: BucketName | None = None  # made under storage.profile_root at activation when there is none
-    vector_backend: VectorBackend = "hnsw"
+    vector_backend: VectorBackend = "auto"  # of its searches; `auto`: whatever serves the index
     hnsw: HnswConfig | None = None  # what its indexes serve where nothing is promoted; None: their own
     adapters: list[Adapter] = []  # llamacpp only
     keep_alive: KeepAlive = "-1"

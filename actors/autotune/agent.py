@@ -115,6 +115,8 @@ class Agent(Actor):
         a campaign waits for."""
 
         async def change(state: AgentDocument, now: Timestamp) -> tuple[AgentDocument, list[Emitted]]:
+            if event.companion:
+                return await self._scheduler.advance(state, now)
             tag = tag_of(GenerationReady)
             state = await self._scheduler.first(state, event.index, origin.id, tag, origin.time, now)
             return await self._scheduler.advance(state, now)
@@ -168,13 +170,17 @@ class Agent(Actor):
         facts = await self._scheduler.facts(command.index)
         if facts is None:
             return [no_index(command.index)]
-        if command.grid == []:
+        if not (command.grid or command.lance) and (command.grid, command.lance) != (None, None):
             return [Refusal("invalid", "the grid is empty", "leave it out for the default grid")]
         if command.harness is not None:
             found = await self._registry.load(HarnessDocument, command.harness)
             if found is None or found[0].index != command.index:
                 reason = f"index {command.index!r} has no eval set {command.harness!r}"
                 return [Refusal("not_found", reason, "leave it out for the index's own")]
+        try:
+            asked = core.begin_asked(command, origin, facts, self._config, self._clock.now())
+        except ValueError as error:
+            return [Refusal("invalid", str(error), "choose another point")]
 
         async def change(state: AgentDocument, now: Timestamp) -> tuple[AgentDocument, list[Emitted]]:
             for campaign in state.campaigns:
@@ -184,7 +190,7 @@ class Agent(Actor):
                         f"{len(campaign.trials)} trials done"
                     )
                     return state, [Refusal("busy", reason, "one autotune per index at a time: wait for its end")]
-            campaign = core.begin_asked(command, origin, facts, self._config, now)
+            campaign = msgspec.structs.replace(asked, started=now)
             state = agenda.with_campaign(state, campaign)
             state = agenda.decided(
                 state, command.index, now, "started", f"asked by {command.asked_by}", campaign.campaign
@@ -201,7 +207,9 @@ class Agent(Actor):
         that was never tuned, a trial or a promotion that was lost."""
 
         async def change(state: AgentDocument, now: Timestamp) -> tuple[AgentDocument, list[Emitted]]:
-            for name, _, _ in await self._registry.all(GenerationDocument):
+            for name, live, _ in await self._registry.all(GenerationDocument):
+                if name != live.index:  # a companion: what serves is tuned
+                    continue
                 state = await self._scheduler.first(state, name, f"wake-{now:.0f}", "autotune.wake", now, now)
             campaign = agenda.running(state)
             if campaign is not None and self._progress.heard_of(campaign) < now - LOST_AFTER_S:

@@ -4,9 +4,9 @@ campaign then begins again with what serves now."""
 
 import msgspec
 
-from actors.autotune.core import Facts, trials_run
 from actors.autotune.decide import chosen_points
-from schemas.config import HnswConfig
+from actors.autotune.ending import trials_run
+from actors.autotune.facts import Facts
 from schemas.documents.agent import Campaign
 from schemas.names import Timestamp
 
@@ -20,16 +20,12 @@ def stale(campaign: Campaign, facts: Facts) -> str:
     for entry in taken_back:
         if entry.trial == campaign.promoted:
             return f"trial {entry.trial}, which it had promoted, was taken back ({entry.ended_reason})"
-    own = [
-        HnswConfig(p.M, p.ef_construction, p.ef_search, p.seed)
-        for p in chosen_points(facts.points)
-        if p.trial == campaign.promoted
-    ]
+    own = [point.config for point in chosen_points(facts.points) if point.trial == campaign.promoted]
     before, now = campaign.basis, facts.basis
     if now.live not in (before.live, *own):
-        return f"{_named(before.live)} served when it began, and now {_named(now.live)} does"
+        return f"{before.live} served when it began, and now {now.live} does"
     if now.promoted not in (before.promoted, *own):
-        what = f"{_named(now.promoted)} was promoted" if now.promoted else "the promotion was taken back"
+        what = f"{now.promoted} was promoted" if now.promoted else "the promotion was taken back"
         return f"{what} since it began"
     return ""
 
@@ -55,7 +51,3 @@ def restarted(campaign: Campaign, now: Timestamp) -> Campaign:
         restarted=now,
         void=trials_run(campaign) + (1 if campaign.running or campaign.attempts else 0),
     )
-
-
-def _named(config: HnswConfig) -> str:
-    return f"M {config.M}, ef_construction {config.ef_construction}, ef_search {config.ef_search}"

@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
+from schemas.config import Effort, HnswEffort
 from schemas.documents.trial import TrialPoint
 from schemas.names import Objective, Rows
 
@@ -33,16 +34,34 @@ class Recalled(Protocol):
     """A point of a sweep, in the journal or on its way there."""
 
     @property
-    def ef_search(self) -> int: ...
+    def effort(self) -> Effort: ...
     @property
     def recall_lower(self) -> float: ...
+    @property
+    def p50_us(self) -> float: ...
 
 
-def choose_ef(points: Sequence[Recalled], target: float) -> int:
-    """The ef_search that a trial stands for: on one graph the lowest that holds is the cheapest;
-    when none holds, the one nearest to it."""
-    feasible = [point.ef_search for point in points if point.recall_lower >= target]
-    return min(feasible) if feasible else max(points, key=lambda p: (p.recall_lower, -p.ef_search)).ef_search
+def choose(points: Sequence[Recalled], target: float) -> Effort:
+    """The effort that a trial stands for. On one graph the lowest ef that holds is the cheapest; on Lance two
+    numbers trade against each other, and the fastest that holds is, of those that no other undercuts in every
+    number, whatever a busy machine measured. When none holds, the one nearest to it."""
+    feasible = [point for point in points if point.recall_lower >= target]
+    if feasible:
+        least = [one for one in feasible if not any(_undercuts(other.effort, one.effort) for other in feasible)]
+        return min(least, key=_cost).effort
+    return min(points, key=lambda p: (-p.recall_lower, _cost(p))).effort
+
+
+def _undercuts(effort: Effort, other: Effort) -> bool:
+    """Whether a build does less work at `effort`, in any number, and more in none."""
+    pairs = zip(msgspec.structs.astuple(effort), msgspec.structs.astuple(other), strict=True)
+    return effort != other and all(less <= more for less, more in pairs)
+
+
+def _cost(point: Recalled) -> tuple[float, Effort]:
+    """Sorts the points of one build by what they cost."""
+    effort = point.effort
+    return (float(effort.ef_search) if isinstance(effort, HnswEffort) else point.p50_us), effort
 
 
 def better(point: TrialPoint, than: TrialPoint, target: float) -> bool:
@@ -62,12 +81,12 @@ def better(point: TrialPoint, than: TrialPoint, target: float) -> bool:
 
 
 def rebuild_reason(built_rows: Rows, added: Rows, deleted: Rows) -> str:
-    """Why the live graph, built over `built_rows` and kept up to date since, has to be built
-    again; empty when it hasn't."""
+    """Why the live graph or Lance index, built over `built_rows` and kept up to date since, has to be
+    built again; empty when it hasn't."""
     if built_rows and built_rows + added >= REBUILD_GROWTH * built_rows:
-        return f"{added} rows came to the {built_rows} that the graph was built with: they doubled"
+        return f"{added} rows came to the {built_rows} that it was built with: they doubled"
     if built_rows and deleted > REBUILD_DELETED * built_rows:
-        return f"{deleted} of the graph's {built_rows} rows are deleted: more than {REBUILD_DELETED:.0%}"
+        return f"{deleted} of the {built_rows} rows that it was built with are deleted: more than {REBUILD_DELETED:.0%}"
     return ""
 
 
@@ -81,18 +100,18 @@ class Verdict(msgspec.Struct, frozen=True):
 
 
 def recalibrated(point: TrialPoint, target: float, min_gain: float) -> Verdict:
-    """The champion's own trial: `point` is its graph at the best ef, compared with the ef that
-    is live. Changing ef costs no build, so it is promoted at once."""
+    """The champion's own trial: `point` is its build at the best effort, compared with the effort that
+    is live. Changing that costs no build, so it is promoted at once."""
     if not holds(point, target):
         return Verdict("infeasible", _miss([point], target), best=point)
-    ef = f"ef_search {point.ef_search} holds {target:g} (lower bound {point.recall_lower:.4f})"
+    held = f"{point.effort} holds {target:g} (lower bound {point.recall_lower:.4f})"
     if point.champion_ratio_high is None:
-        return Verdict("promoted", f"{ef}; nothing was live", point, point)
+        return Verdict("promoted", f"{held}; nothing was live", point, point)
     if (point.champion_recall_lower or 0.0) < target:
-        return Verdict("promoted", f"{ef}; the live one misses it ({point.champion_recall_lower:.4f})", point, point)
+        return Verdict("promoted", f"{held}; the live one misses it ({point.champion_recall_lower:.4f})", point, point)
     if point.champion_ratio_high < 1 - min_gain:
-        return Verdict("promoted", f"{ef} and is {_faster(point)} than the live one", point, point)
-    return Verdict("kept", f"{ef}; {_slower(point, min_gain)}", best=point)
+        return Verdict("promoted", f"{held} and is {_faster(point)} than the live one", point, point)
+    return Verdict("kept", f"{held}; {_slower(point, min_gain)}", best=point)
 
 
 def verdict(
@@ -116,14 +135,11 @@ def verdict(
     cost = relative_costs(points)
     if objective == "recall_first":
         best = max(feasible, key=lambda p: (p.recall, -cost[id(p)]))
-    else:  # only chosen points were compared with the champion, and on its graph each is the cheapest
+    else:  # only chosen points were compared with the champion, and on its build each is the cheapest
         best = min(chosen_points(feasible), key=lambda p: cost[id(p)])
     compared = [p.champion_recall_lower for p in points if p.champion_recall_lower is not None]
     held_lower = max(compared, default=champion.recall_lower if champion else None)
-    what = (
-        f"M {best.M}, ef_construction {best.ef_construction}, ef_search {best.ef_search}: "
-        f"lower bound {best.recall_lower:.4f}"
-    )
+    what = f"{best.config}: lower bound {best.recall_lower:.4f}"
     if held_lower is None:
         return Verdict("promoted", f"{what}; nothing was live to compare with", best, best)
     if held_lower < target:
@@ -158,7 +174,7 @@ def _miss(points: Sequence[TrialPoint], target: float) -> str:
     nearest = max(points, key=lambda p: p.recall_lower)
     return (
         f"best reached {nearest.recall_lower:.4f} (lower bound; mean {nearest.recall:.4f}) of target {target:g} "
-        f"at ef_search {nearest.ef_search} with M {nearest.M}, ef_construction {nearest.ef_construction}"
+        f"at {nearest.effort} with {nearest.config.build}"
     )
 
 

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.autotune import harness
+from actors.autotune.builds import Phase, Vectors
 from actors.autotune.harness import EvalSet
-from actors.autotune.jobs import Phase, Vectors, make_eval_set, merge_eval_set
+from actors.autotune.jobs import make_eval_set, merge_eval_set
 from actors.autotune.measure import K
 from actors.errors import Conflict, Transient
 from actors.hnsw import normalise

@@ -1,78 +1,47 @@
-"""Which graph to try next: ε-greedy over the build axes, from the journal alone.
-
-The search space is a ladder of values on each axis, each about 1.4 times the one before: recall
-and cost move with the logarithm of M and ef_construction, and a finer step is lost in noise. So
-a uniform draw of rungs is log-uniform over the bounds, and one rung is the "small step". ef_search
-is no axis: the sweep finds it for each graph.
+"""What to build next: ε-greedy over the builds of a backend, from the journal alone. The spaces, and
+what a step in them is: `spaces`.
 
 The champion here is the journal's: the last configuration measured as champion, and since then
-whatever beat it. Nothing else goes in, so the journal proposes the same again (see `replay`).
+whatever beat it, of whichever backend; its backend is the one that is searched. Nothing else goes
+in, so the journal proposes the same again (see `replay`).
 """
 
 import hashlib
-import itertools
 from collections.abc import Sequence
 
 import msgspec
 import numpy as np
 
 from actors.autotune.decide import better, chosen_points
-from actors.autotune.surrogate import predicted_cost
-from schemas.config import DEFAULT_CONFIG, EF_CONSTRUCTION_BOUNDS, EF_SEARCH_BOUNDS, M_BOUNDS, GraphConfig, HnswConfig
+from actors.autotune.spaces import LADDER, Ladder, Policy, Space, space_of
 from schemas.documents.trial import TrialPoint
 from schemas.events.autotune import Proposal
 from schemas.names import IndexName
 
 
-class Ladder(msgspec.Struct, frozen=True):
-    """The values that proposals are made of."""
-
-    M: tuple[int, ...] = (4, 6, 8, 12, 16, 24, 32, 48, 64)
-    ef_construction: tuple[int, ...] = (10, 15, 20, 30, 40, 60, 80, 100, 150, 200, 300, 400)
-
-
-LADDER = Ladder()
-
-
-class Policy(msgspec.Struct, frozen=True):
-    """The rule's settings. They go into the journal with every proposal, as JSON."""
-
-    target_recall: float
-    epsilon: float = 0.25
-    m_bounds: tuple[int, int] = M_BOUNDS
-    ef_construction_bounds: tuple[int, int] = EF_CONSTRUCTION_BOUNDS
-    ef_search_bounds: tuple[int, int] = EF_SEARCH_BOUNDS
-
-
 def propose(index: IndexName, points: Sequence[TrialPoint], policy: Policy, ladder: Ladder = LADDER) -> Proposal | None:
-    """The next graph to try, from all rows of the index's journal; None when nothing untried is
-    left within the bounds. A graph counts as tried when it was on the journal's newest dataset
+    """The next build to try, from all rows of the index's journal; None when nothing untried is
+    left within the bounds. A build counts as tried when it was on the journal's newest dataset
     version: a later version than that holds no trial at all."""
-    ms = _within(ladder.M, policy.m_bounds)
-    efcs = _within(ladder.ef_construction, policy.ef_construction_bounds)
-    champion = journal_champion(points, policy.target_recall)
-    seed = champion.seed if champion else DEFAULT_CONFIG.seed
-    tried = _tried(points)
+    champion, space = _searched(points, policy, ladder)
+    tried = space.tried(_newest(points))
     rng = np.random.default_rng(_seed(index, len(points)))
     draw = float(rng.random())  # drawn first, always: the rest may not shift it
-    untried = [(m, efc) for m, efc in itertools.product(ms, efcs) if (m, efc) not in tried]
+    untried = [build for build in space.builds() if build not in tried]
     if not untried:
         return None
-    near = _neighbours(champion, ms, efcs, policy.target_recall) if champion else []
-    steps = [graph for graph in near if graph not in tried]
+    steps = [build for build in space.steps(champion) if build not in tried] if champion else []
     explore = draw < policy.epsilon or not steps
-    pool = untried if explore else _likeliest(steps, points, champion, policy.target_recall)
-    m, efc = pool[int(rng.integers(len(pool)))]
+    pool = untried if explore or champion is None else space.likeliest(steps, points, champion)
+    build = pool[int(rng.integers(len(pool)))]
     if not explore and champion:
-        rule = f"exploit: champion M {champion.M} → {m}, ef_construction {champion.ef_construction} → {efc}"
+        rule = f"exploit: {space.step_in_words(champion, build)}"
     elif draw < policy.epsilon:
-        rule = f"explore: M {m}, ef_construction {efc} drawn log-uniformly, {draw:.3f} < ε {policy.epsilon:g}"
+        rule = f"explore: {space.draw_in_words(build)}, {draw:.3f} < ε {policy.epsilon:g}"
     else:
-        rule = f"explore: M {m}, ef_construction {efc} drawn log-uniformly, every step from the champion is tried"
-    low, high = policy.ef_search_bounds
-    ef = min(max(champion.ef_search if champion else DEFAULT_CONFIG.ef_search, low), high)
+        rule = f"explore: {space.draw_in_words(build)}, every step from the champion is tried"
     return Proposal(
-        config=HnswConfig(m, efc, ef, seed),
+        config=space.config(build),
         proposer="explore" if explore else "exploit",
         rule=rule,
         draw=draw,
@@ -93,70 +62,25 @@ def journal_champion(points: Sequence[TrialPoint], target: float) -> TrialPoint 
 
 def exhausted(points: Sequence[TrialPoint], policy: Policy, ladder: Ladder = LADDER) -> bool:
     """Every step from the journal's champion is tried."""
-    champion = journal_champion(points, policy.target_recall)
+    champion, space = _searched(points, policy, ladder)
     if champion is None:
         return False
-    ms = _within(ladder.M, policy.m_bounds)
-    efcs = _within(ladder.ef_construction, policy.ef_construction_bounds)
-    tried = _tried(points)
-    return all(graph in tried for graph in _neighbours(champion, ms, efcs, policy.target_recall))
+    tried = space.tried(_newest(points))
+    return all(build in tried for build in space.steps(champion))
 
 
-def by_graph(configs: Sequence[HnswConfig], proposer: str = "grid") -> list[Proposal]:
-    """A grid's points as proposals, one a graph, in the order first named: points that share a
-    graph are one build."""
-    grouped: dict[GraphConfig, list[int]] = {}
-    for config in configs:
-        grouped.setdefault(config.graph, []).append(config.ef_search)
-    return [
-        Proposal(
-            config=HnswConfig(graph.M, graph.ef_construction, efs[0], graph.seed),
-            proposer="grid",
-            rule=f"{proposer}: M {graph.M}, ef_construction {graph.ef_construction}, ef_search "
-            + ", ".join(map(str, sorted(set(efs)))),
-            extra_ef=sorted(set(efs)),
-        )
-        for graph, efs in grouped.items()
-    ]
+def _searched(points: Sequence[TrialPoint], policy: Policy, ladder: Ladder) -> tuple[TrialPoint | None, Space]:
+    """The journal's champion and the space of its backend. One of a backend that may not be proposed is no
+    place to step from."""
+    champion = journal_champion(points, policy.target_recall)
+    if champion is not None and champion.backend not in policy.backends:
+        champion = None
+    return champion, space_of(champion.backend if champion else policy.backends[0], policy, champion, ladder)
 
 
-def _neighbours(champion: TrialPoint, ms: Sequence[int], efcs: Sequence[int], target: float) -> list[tuple[int, int]]:
-    """A rung up, down or neither on each axis. A champion that misses the target needs a better
-    graph, so then only upwards."""
-    up_only = champion.recall_lower < target
-    near_m = _steps(champion.M, ms, up_only)
-    near_efc = _steps(champion.ef_construction, efcs, up_only)
-    here = (champion.M, champion.ef_construction)
-    return [graph for graph in itertools.product(near_m, near_efc) if graph != here]
-
-
-def _likeliest(
-    steps: list[tuple[int, int]], points: Sequence[TrialPoint], champion: TrialPoint | None, target: float
-) -> list[tuple[int, int]]:
-    """The steps that are predicted to be the cheapest; several when they tie."""
-    if champion is None:
-        return steps
-    trials = [p for p in chosen_points(points) if p.dataset_version == points[-1].dataset_version]
-    costs = predicted_cost(steps, trials, champion, target)
-    return [step for step, cost in zip(steps, costs, strict=True) if cost == costs.min()]
-
-
-def _steps(value: int, rungs: Sequence[int], up_only: bool) -> list[int]:
-    below = [rung for rung in rungs if rung < value][-1:]
-    above = [rung for rung in rungs if rung > value][:1]
-    here = [value] if rungs[0] <= value <= rungs[-1] else []  # someone may have promoted what is out of bounds
-    return [*([] if up_only and here else below), *here, *above]
-
-
-def _within(rungs: Sequence[int], bounds: tuple[int, int]) -> list[int]:
-    """The rungs within the bounds, and the bounds themselves."""
-    low, high = bounds
-    return sorted({low, high, *(rung for rung in rungs if low <= rung <= high)})
-
-
-def _tried(points: Sequence[TrialPoint]) -> set[tuple[int, int]]:
+def _newest(points: Sequence[TrialPoint]) -> list[TrialPoint]:
     newest = max((point.dataset_version for point in points), default=-1)
-    return {(point.M, point.ef_construction) for point in points if point.dataset_version == newest}
+    return [point for point in points if point.dataset_version == newest]
 
 
 def _seed(index: IndexName, journal_rows: int) -> list[int]:

@@ -3,8 +3,9 @@ the journal. Reads only."""
 
 import msgspec
 
-from actors.autotune import agenda, core
+from actors.autotune import agenda
 from actors.autotune.config import AgentConfig
+from actors.autotune.facts import Facts, policy
 from actors.autotune.progress import TrialProgress
 from actors.autotune.replay import replay
 from actors.autotune.scheduler import Scheduler
@@ -58,8 +59,9 @@ class Questions:
         points = facts.points if facts else await self._journal.points(query.index)
         if facts is None and not points:
             return no_index(query.index)
-        target = facts.target_recall if facts else points[-1].target_recall
-        report = replay(query.index, points, core.policy(target, self._config))
+        if facts is None:  # of an index that was dropped
+            facts = Facts(points[-1].target_recall, points[-1].config, False, points)
+        report = replay(query.index, points, policy(facts.target_recall, self._config, facts))
         return msgspec.structs.replace(report, seconds=self._clock.monotonic() - started)
 
 

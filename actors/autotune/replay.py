@@ -1,14 +1,15 @@
 """Proves from the journal alone that the agent's proposals follow from it: every row says how
 many rows there were when its proposal was made and under which policy, so the rule is run again
-on that many rows and must give the same graph."""
+on that many rows and must give the same build."""
 
 from collections.abc import Sequence
 
 import msgspec
 
 from actors.autotune.decide import chosen_points
-from actors.autotune.proposer import Policy, propose
-from schemas.config import HnswConfig
+from actors.autotune.proposer import propose
+from actors.autotune.spaces import Policy
+from schemas.config import with_effort
 from schemas.documents.trial import TrialPoint
 from schemas.events.autotune import Replayed, ReplayReport
 from schemas.names import IndexName
@@ -23,13 +24,10 @@ def replay(index: IndexName, points: Sequence[TrialPoint], policy: Policy) -> Re
             continue
         then = msgspec.json.decode(point.policy, type=Policy)
         again = propose(index, points[: point.journal_rows], then)
-        proposed = HnswConfig(point.M, point.ef_construction, point.ef_search, point.seed)
-        # ef_search is the sweep's finding, no part of what was proposed
-        replayed = (
-            HnswConfig(again.config.M, again.config.ef_construction, point.ef_search, again.config.seed)
-            if again
-            else None
-        )
+        proposed = point.config
+        replayed = again.config if again else None
+        if replayed is not None and replayed.backend == point.backend:
+            replayed = with_effort(replayed, point.effort)  # the sweep's finding, no part of what was proposed
         same = again is not None and replayed == proposed and (again.rule, again.draw) == (point.rule, point.draw)
         proposals.append(Replayed(point.trial, point.journal_rows, proposed, replayed or proposed, same))
     return ReplayReport(index=index, proposals=proposals, next=propose(index, points, policy))

@@ -4,9 +4,9 @@ time. Reads documents and the journal; the state it is given it returns changed,
 import msgspec
 import structlog
 
-from actors.autotune import agenda, basis, core
+from actors.autotune import agenda, basis, core, ending
 from actors.autotune.config import AgentConfig
-from actors.autotune.core import Facts
+from actors.autotune.facts import Facts, facts_of, serves_as_wanted
 from actors.ports import Journal, Registry
 from schemas.documents.agent import AgentDocument, Campaign, Emitted
 from schemas.documents.index import GenerationDocument, IndexDocument
@@ -41,13 +41,7 @@ class Scheduler:
         live = await self._registry.load(GenerationDocument, index)
         promotion = await self._registry.load(PromotionDocument, index)
         points = await self._journal.points(index)
-        return Facts(
-            target_recall=found[0].target_recall,
-            config=live[0].config if live else found[0].config,
-            is_live=live is not None,
-            points=points,
-            promotion=promotion[0] if promotion else None,
-        )
+        return facts_of(found[0], live[0] if live else None, promotion[0] if promotion else None, points)
 
     async def promoted(self, index: IndexName) -> set[TrialId]:
         """Every trial whose promotion is durable, whatever became of it later."""
@@ -69,7 +63,7 @@ class Scheduler:
             since = self._waiting.setdefault(verdict.campaign, now)
             if verdict.promoted not in promoted and now - since >= PROMOTION_LOST_S:
                 self._waiting[verdict.campaign] = now
-                said.append(core.promotion(verdict))
+                said.append(ending.promotion(verdict))
         return state, said
 
     def restarted(self, state: AgentDocument, campaign: Campaign, why: str, now: Timestamp) -> AgentDocument:
@@ -114,7 +108,7 @@ class Scheduler:
                 else core.next_proposal(campaign, facts, self._config)
             )
             if isinstance(proposal, str):
-                finished, orders = core.finish(campaign, facts, self._config, proposal)
+                finished, orders = ending.finish(campaign, facts, self._config, proposal)
                 state = agenda.ended(state, campaign, self._config, now)
                 state = agenda.decided(
                     state, campaign.index, now, finished.outcome, finished.reason, campaign.campaign, finished.promoted
@@ -161,7 +155,7 @@ class Scheduler:
         current = promotion[0].current if promotion else None
         if current is not None and drifted and current.generation == drifted:
             return True
-        return live[0].config != (current.config if current else found[0].config)
+        return not serves_as_wanted(found[0], live[0], promotion[0] if promotion else None)
 
     async def is_past(self, drift: RecallDrifted, id: MessageId) -> bool:
         """Whether a drift is of a generation that was replaced, other than because of this drift."""

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from schemas.config import GraphConfig
 from schemas.documents.trial import TrialPoint
 
 RUNG = np.log(1.4)
@@ -24,8 +25,8 @@ MISS_COST = 20.0
 
 
 def predicted_cost(
-    graphs: Sequence[tuple[int, int]],  # (g) M, ef_construction
-    trials: Sequence[TrialPoint],  # what each trial stands for
+    graphs: Sequence[GraphConfig],  # (g)
+    trials: Sequence[TrialPoint],  # of graphs: what each trial stands for
     champion: TrialPoint,
     target: float,
 ) -> NDArray[np.float64]:
@@ -35,15 +36,15 @@ def predicted_cost(
     x = _features([(p.M, p.ef_construction) for p in trials], champion)  # (t, 6)
     precision = np.diag(PRIOR_SD**-2) + x.T @ x / NOISE_SD**2
     weights = np.linalg.solve(precision, PRIOR_SD**-2 * PRIOR_MEAN + x.T @ measured / NOISE_SD**2)
-    return np.round(_features(graphs, champion) @ weights, 6)
+    return np.round(_features([(graph.M, graph.ef_construction) for graph in graphs], champion) @ weights, 6)
 
 
 def _log_cost(point: TrialPoint, target: float) -> float:
     return float(np.log(max(point.cpu_us, 1e-3)) + MISS_COST * max(0.0, target - point.recall_lower))
 
 
-def _features(graphs: Sequence[tuple[int, int]], champion: TrialPoint) -> NDArray[np.float64]:
+def _features(graphs: Sequence[tuple[int | None, int | None]], champion: TrialPoint) -> NDArray[np.float64]:
     """(g, 6) quadratic in rungs away from the champion."""
     values = np.array(graphs, np.float64).reshape(-1, 2)
-    m, e = (np.log(values / [champion.M, champion.ef_construction]) / RUNG).T
+    m, e = (np.log(values / np.array([champion.M, champion.ef_construction], np.float64)) / RUNG).T
     return np.stack([np.ones_like(m), m, e, m * m, e * e, m * e], axis=1)

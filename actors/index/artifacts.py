@@ -3,14 +3,16 @@ says what it is: the `GenerationBuilt` that announced it. The record is written 
 counts only when it is whole.
 """
 
+import hashlib
 import re
 
 import msgspec
 
 from actors.ports import Buckets, TableRef
+from schemas.config import tagged
 from schemas.documents.index import IndexDocument
 from schemas.events.index import GenerationBuilt
-from schemas.names import BucketName, IndexName
+from schemas.names import BucketName, IndexName, Sha256
 
 
 def folder(index: IndexName, generation: int) -> str:
@@ -19,6 +21,16 @@ def folder(index: IndexName, generation: int) -> str:
 
 def graph_key(index: IndexName, generation: int) -> str:
     return f"{folder(index, generation)}/graph.hnsw"
+
+
+def store_key(index: IndexName, number: int) -> str:
+    """A Lance store's folder; `number` is one that no store of the index had."""
+    return f"indexes/{index}/lance/{number}"
+
+
+def name_sha256(name: str) -> Sha256:
+    """Identity of what has no file of its own."""
+    return hashlib.sha256(name.encode()).hexdigest()
 
 
 def embedder_key(index: IndexName) -> str:
@@ -45,7 +57,7 @@ async def recorded(buckets: Buckets, bucket: BucketName, index: IndexName, gener
         data = await buckets.get(bucket, f"{folder(index, generation)}/generation.json")
     except FileNotFoundError:
         return None
-    return msgspec.json.decode(data, type=GenerationBuilt)
+    return msgspec.convert(tagged(msgspec.json.decode(data)), GenerationBuilt)
 
 
 async def kept(buckets: Buckets, bucket: BucketName, index: IndexName) -> list[GenerationBuilt]:

@@ -1,4 +1,5 @@
-"""The builder: turns an order for a generation into a graph file in the index's bucket."""
+"""The builder: turns an order for a generation into a graph file in the index's bucket, or into an
+index in its Lance store."""
 
 from collections.abc import Sequence
 from contextlib import aclosing
@@ -8,16 +9,23 @@ from typing import Any, Never
 import anyio.to_thread
 import structlog
 
+from actors.backends.lance_store import said
 from actors.base import Actor, handles
-from actors.errors import Transient
+from actors.errors import CorruptState, Transient
 from actors.graphs import GraphCache
 from actors.hnsw import LIBRARY, sha256_of
 from actors.index import artifacts
+from actors.index.config import IndexConfig
+from actors.index.heads import serving_names
 from actors.index.jobs import BuildProgress, GraphFile, build_graph
-from actors.ports import Buckets, Bus, Clock, Compute, Registry, Snapshot, Snapshots
-from schemas.documents.index import IndexDocument
+from actors.index.store_building import StoreBuilding
+from actors.ports import Buckets, Bus, Clock, Compute, Registry, Snapshot, Snapshots, Tables
+from schemas.config import GraphConfig, LanceConfig
+from schemas.documents.index import GenerationDocument, IndexDocument
+from schemas.documents.store import StoreDocument
 from schemas.events.base import Progress
 from schemas.events.index import BuildGeneration, GenerationBuilt, GenerationFailed, IndexDropped
+from schemas.events.lance import BuildTexts, RunOptimize, StoreBuilt, StoreOptimized
 
 log = structlog.get_logger(__name__)
 
@@ -30,12 +38,14 @@ class Builder(Actor):
     def __init__(
         self,
         registry: Registry,
+        tables: Tables,
         snapshots: Snapshots,
         buckets: Buckets,
         compute: Compute,
         graphs: GraphCache,
         bus: Bus,
         clock: Clock,
+        config: IndexConfig,
     ) -> None:
         self._registry = registry
         self._snapshots = snapshots
@@ -43,10 +53,12 @@ class Builder(Actor):
         self._compute = compute
         self._graphs = graphs
         self._bus = bus
-        self._clock = clock
+        self._stores = StoreBuilding(
+            registry, tables, buckets, compute, bus, clock, config.store_history_days * 86400.0
+        )
 
     @handles
-    async def on_build(self, command: BuildGeneration) -> Sequence[GenerationBuilt | GenerationFailed]:
+    async def on_build(self, command: BuildGeneration) -> Sequence[GenerationBuilt | GenerationFailed | StoreBuilt]:
         name, generation = command.index, command.generation
         found = await self._registry.load(IndexDocument, name)
         if found is None:
@@ -55,7 +67,7 @@ class Builder(Actor):
         try:
             built = await artifacts.recorded(self._buckets, document.bucket, name, generation)
         except Transient:  # the bucket is away: what is built goes to rescue
-            if document.building != command:
+            if command not in (document.building, document.companion_building):
                 raise
             built = None
         if built is not None and built.config == command.config:
@@ -64,10 +76,19 @@ class Builder(Actor):
             async with self._snapshots.held(name) as snapshot:  # rows may come all the while
                 if snapshot.rows == 0:
                     return [GenerationFailed(name, generation, "the index has no rows")]
-                path, file = await self._graph(document, command, snapshot)
+                if isinstance(command.config, LanceConfig):
+                    built, made = await self._stores.build(document, command, command.config, snapshot)
+                    return await self._recorded(document, built, made)
+                path, file = await self._graph(document, command, command.config.build, snapshot)
         except FileNotFoundError as error:
             return [GenerationFailed(name, generation, f"there are no vectors to build from: {error}")]
-        except (ValueError, RuntimeError, MemoryError) as error:  # the job's own; a dead worker is Transient
+        except (
+            ValueError,
+            RuntimeError,
+            MemoryError,
+            ModuleNotFoundError,
+            CorruptState,  # of the store: it is made anew when what serves is ordered anew
+        ) as error:  # the job's own; a dead worker is Transient
             log.warning("build failed", index=name, generation=generation, why=error)
             return [GenerationFailed(name, generation, f"{type(error).__name__}: {error}")]
         again = await self._registry.load(IndexDocument, name)
@@ -94,9 +115,44 @@ class Builder(Actor):
             reason=command.reason,
             library=LIBRARY,
             trial=command.trial,
+            companion=command.companion,
         )
         await artifacts.record(self._buckets, document.bucket, built)
         return [built]
+
+    @handles
+    async def on_build_texts(self, command: BuildTexts) -> Sequence[StoreBuilt]:
+        found = await self._registry.load(IndexDocument, command.index)
+        made = await self._stores.texts(found[0]) if found else None
+        return [made] if made else []
+
+    @handles
+    async def on_optimise(self, command: RunOptimize) -> Sequence[StoreOptimized]:
+        """Raises Transient when somebody changed the store in a way that it can't go beside: then it comes again."""
+        found = await self._registry.load(StoreDocument, command.index)
+        home = await self._registry.load(IndexDocument, command.index)
+        if found is None or home is None:  # dropped meanwhile: whoever waits hears that it is over
+            return [StoreOptimized(command.index, 0, 0, False, "its store is gone", 0.0)]
+        heads = [await self._registry.load(GenerationDocument, name) for name in serving_names(command.index)]
+        serving = [head[0].vector_index for head in heads if head is not None and head[0].vector_index]
+        try:
+            return [await self._stores.optimise(home[0], found[0], command, serving)]
+        except FileNotFoundError:
+            if await self._registry.load(IndexDocument, command.index) is not None:
+                raise
+            return [StoreOptimized(command.index, 0, 0, False, "its store is gone", 0.0)]
+        except (RuntimeError, ValueError) as error:
+            raise Transient(f"the store of {command.index} can't be optimised now: {said(error)}", 5.0) from error
+
+    async def _recorded(
+        self, document: IndexDocument, built: GenerationBuilt, made: StoreBuilt | None
+    ) -> list[GenerationBuilt | GenerationFailed | StoreBuilt]:
+        """The record that it is whole. Nothing for an index that was dropped during the build."""
+        again = await self._registry.load(IndexDocument, built.index)
+        if again is None or again[0].created != document.created:
+            return []
+        await artifacts.record(self._buckets, again[0].bucket, built)
+        return [*([made] if made else []), built]
 
     @handles
     async def on_dropped(self, event: IndexDropped) -> Sequence[Never]:
@@ -105,10 +161,10 @@ class Builder(Actor):
         return ()
 
     async def _graph(
-        self, document: IndexDocument, command: BuildGeneration, snapshot: Snapshot
+        self, document: IndexDocument, command: BuildGeneration, graph: GraphConfig, snapshot: Snapshot
     ) -> tuple[Path, GraphFile]:
         """The graph's local file, from the cache or built into it."""
-        name, graph = command.index, command.config.graph
+        name = command.index
         cached = self._graphs.find(name, graph, snapshot.version)
         if (
             cached is not None

@@ -13,12 +13,15 @@ from actors.base import Actor, Origin, concurrent, every, handles
 from actors.errors import Transient
 from actors.index.artifacts import vectors_table
 from actors.index.catchup import CatchUp, Covered
+from actors.index.choosing import BackendChooser
 from actors.index.config import IndexConfig
 from actors.index.creation import Creation
 from actors.index.generations import Generations
+from actors.index.heads import StoreHeads, companion, serving_names
+from actors.index.migration import Migration, Said
 from actors.index.moving import IndexMoves
 from actors.mirror import Mirror
-from actors.ports import Buckets, Bus, Clock, Embedder, Embedders, Registry, Snapshots, TableRef, Tables
+from actors.ports import Buckets, Bus, Clock, Embedder, Embedders, Journal, Registry, Snapshots, TableRef, Tables
 from schemas.documents.dataset import DatasetDocument
 from schemas.documents.index import GenerationDocument, IndexDocument
 from schemas.events.base import Refusal
@@ -43,6 +46,7 @@ from schemas.events.index import (
     RebuildQueued,
     ServeIndex,
 )
+from schemas.events.lance import DropStore, IndexStore, MigrateIndex, SetBackend, StoreDropped
 from schemas.events.promotion import ConfigPromoted, PromotionCleared
 from schemas.events.storage import Cleared, ClearIndex, Switched, SwitchIndex
 from schemas.names import DatasetName, IndexName, Share
@@ -67,9 +71,11 @@ class Catalog(Actor):
         config: IndexConfig,
         default_target_recall: Share,
         default_embedder: EmbedderSpec,
+        journal: Journal,
+        heads: StoreHeads,
         mirror: Mirror | None = None,
     ) -> None:
-        """mirror: the storage desk's, which knows what its first pass has copied."""
+        """heads: the stores' shell's too. mirror: the storage desk's, which knows what its first pass has copied."""
         self.heal_s = 30.0
         self._registry = registry
         self._tables = tables
@@ -80,15 +86,18 @@ class Catalog(Actor):
         self._creation = Creation(
             registry, tables, buckets, embedders, bus, clock, default_target_recall, default_embedder
         )
-        self._moves = IndexMoves(registry, tables, buckets, mirror or Mirror(buckets))
-        self._generations = Generations(registry, buckets, clock, config.keep_generations)
+        self._moves = IndexMoves(registry, tables, buckets, heads, mirror or Mirror(buckets))
+        self._chooser = BackendChooser(registry, journal, config.memory_budget_mb << 20)
+        self._generations = Generations(registry, buckets, heads, self._chooser, clock, config.keep_generations)
+        self._migration = Migration(registry, buckets, heads, self._creation, self._generations)
         self._loaded: dict[IndexName, tuple[float, Embedder]] = {}  # by index: when it was created, its embedder
         self._locks: dict[IndexName, anyio.Lock] = {}
 
     async def start(self) -> Sequence[BuildGeneration]:
         """Orders again what was ordered and not answered: a builder that did it answers at once."""
         documents = [document for _, document, _ in await self._registry.all(IndexDocument)]
-        return [document.building for document in documents if document.building is not None]
+        orders = [order for one in documents for order in (one.building, one.companion_building)]
+        return [order for order in orders if order is not None]
 
     # --- made and dropped ---
 
@@ -115,13 +124,49 @@ class Catalog(Actor):
             if found is None:
                 return (IndexDropped(name) if origin.delivery > 1 else _unknown(name),)
             document = found[0]
-            await self._registry.delete(GenerationDocument, name)
+            for place in serving_names(name):
+                await self._registry.delete(GenerationDocument, place)
             await self._tables.drop(vectors_table(document))
             await self._buckets.delete_prefix(document.bucket, f"indexes/{name}")
             await self._snapshots.forget(name)
             await self._registry.delete(IndexDocument, name)
             self._loaded.pop(name, None)
         return (IndexDropped(name),)
+
+    # --- its backend ---
+
+    @handles
+    @concurrent(4)
+    async def on_migrate(self, command: MigrateIndex, origin: Origin) -> Sequence[Said | Refusal]:
+        return await self._migrate(command, origin)
+
+    @handles
+    @concurrent(4)
+    async def on_index_store(self, command: IndexStore, origin: Origin) -> Sequence[Said | Refusal]:
+        return await self._migrate(command, origin)
+
+    async def _migrate(self, command: MigrateIndex | IndexStore, origin: Origin) -> Sequence[Said | Refusal]:
+        async with self._lock(command.index):
+            said = await self._migration.migrate(command, await self._rows(command.index), origin.id)
+        return (said,) if isinstance(said, Refusal) else said
+
+    @handles
+    @concurrent(4)
+    async def on_set_backend(
+        self, command: SetBackend
+    ) -> Sequence[IndexInfo | BuildGeneration | GenerationReady | Refusal]:
+        async with self._lock(command.index):
+            said = await self._migration.set_backend(command, await self._rows(command.index))
+        if isinstance(said, Refusal):
+            return (said,)
+        found = await self._registry.load(IndexDocument, command.index)
+        return [await self._info(found[0]) if found else _unknown(command.index), *said]
+
+    @handles
+    @concurrent(4)
+    async def on_drop_store(self, command: DropStore) -> Sequence[StoreDropped | Refusal]:
+        async with self._lock(command.index):
+            return (await self._migration.drop_store(command),)
 
     # --- moved to another bucket ---
 
@@ -242,10 +287,16 @@ class Catalog(Actor):
         name = command.index
         if origin.delivery == 1:  # what came before may have died before anyone heard
             standing = await self._generations.standing(name, command.default)
-            if standing is not None:
+            if standing is not None and command.backend in (None, standing.config.backend):
                 return (standing,)
         async with self._lock(name):
-            said = await self._generations.serve(name, command.default, await self._rows(name))
+            rows = await self._rows(name)
+            said = await self._generations.serve(name, command.default, rows)
+            if command.backend is not None:
+                beside = await self._migration.keep_ready(name, command.backend, rows)
+                if isinstance(beside, Refusal):
+                    return (beside,)
+                said = [*said, *beside]
         return said or (_unknown(name),)
 
     @handles
@@ -280,6 +331,7 @@ class Catalog(Actor):
     async def _info(self, document: IndexDocument) -> IndexInfo:
         name = document.index
         head = await self._registry.load(GenerationDocument, name)
+        rows = await self._rows(name)
         without: Literal["failed", "building"] = "failed" if document.failure else "building"
         return IndexInfo(
             index=name,
@@ -295,8 +347,11 @@ class Catalog(Actor):
             generation=head[0].generation if head else 0,
             config=head[0].config if head else document.config,
             version=await self._snapshots.covered(name),
-            rows=await self._rows(name),
+            rows=rows,
             reason=document.failure,
+            why_backend=(await self._chooser.choose(document, rows)).why,
+            companions=[one for one in document.companions if await companion(self._registry, name, one) is not None],
+            text_column=document.text_column,
         )
 
     async def _rows(self, name: IndexName) -> int:

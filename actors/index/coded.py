@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from actors import hnsw
 from actors.codec_ports import CodedRows, VectorCodec
-from actors.index.vectors import Neighbours, VectorSet
+from actors.index.vectors import VectorSet
+from actors.vector_backend import Neighbours
 from schemas.codec import ArtifactName
 
 Codes = Mapping[str, NDArray[np.generic]]

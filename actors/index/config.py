@@ -16,5 +16,11 @@ class IndexConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Texts embedded at a time when an index catches up with its dataset."""
     keep_generations: int = 3
     """Graph files kept per index, the live one included, so that a rollback needs no build."""
+    full_text: bool = True
+    """Text columns get a full-text index, for text and hybrid search; needs pylance."""
+    optimise_share: float = 0.1
+    """A Lance store takes rows into its indexes once this share of them lies outside."""
+    store_history_days: float = 7.0
+    """A Lance store can be searched as it was for so long; older versions are removed when it is optimised."""
     graph_cache_mb: int = 2048
     """Graphs that trials built are kept up to this size: a promoted one needs no second build."""

@@ -7,17 +7,15 @@ search over gathered rows costs 0.5 ns a float, a graph search 3.4 ns a float pe
 """
 
 import math
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 
-from schemas.config import GraphConfig, HnswConfig
+from schemas.config import Build as BuildConfig
+from schemas.config import IndexConfig
 from schemas.documents.index import GenerationDocument
-from schemas.events.index import GenerationBuilt
-from schemas.names import Rows, Share, TrialId
-
-Strategy = Literal["graph", "filtered_graph", "codes", "exact"]
+from schemas.events.index import GenerationBuilt, Strategy
+from schemas.names import Backend, Bytes, Rows, Share, TrialId, VectorBackend
 
 ROWS_PER_EF = 7
 """Rows that exact search scans in the time that a graph search spends on one unit of ef."""
@@ -65,6 +63,58 @@ def by_codes(k: int, rows: Rows, matching: Rows | None, exact_below: Rows) -> bo
     return rows > 2 * k if matching is None else matching > exact_below
 
 
+class Choice(msgspec.Struct, frozen=True):
+    """The backend that is to serve an index, and why, where that was decided."""
+
+    backend: Backend
+    why: str = ""
+
+
+def graph_bytes(rows: Rows, dim: int, M: int) -> Bytes:
+    """Memory of a graph with room to grow: vectors, 2M links at the lowest level and about 1.5 at those above,
+    a label."""
+    return int(grown_capacity(rows) * (4 * dim + 4 * (2 * M + 1.5) + 16))
+
+
+def choose_backend(
+    wish: VectorBackend,
+    promoted: Backend | None,
+    need: Bytes,
+    budget: Bytes,
+    installed: bool,
+    measured: Mapping[Backend, float],
+) -> Choice:
+    """Which backend serves. `auto`: a graph in memory while it fits the budget (`need` bytes of it), for it
+    answers first; once both are measured, the one that was promoted. `measured`: p50 in microseconds of
+    the newest trial of each that holds the recall target."""
+    if wish != "auto":
+        return Choice(wish)
+    figures = "; ".join(f"{backend} took {us:,.0f} µs at the target" for backend, us in sorted(measured.items()))
+    memory = f"a graph takes {need >> 20:,} MB of the {budget >> 20:,} MB that indexes may take"
+    if not installed:
+        return Choice("hnsw", f"pylance, which Lance needs, isn't installed; {memory}")
+    if need > budget:
+        return Choice("lance", "; ".join(filter(None, (f"too large for memory: {memory}", figures))))
+    chosen = promoted or "hnsw"
+    said = f"{chosen} was promoted" if promoted else "it fits memory"
+    return Choice(chosen, "; ".join(filter(None, (f"{said}: {memory}", figures))))
+
+
+EXACT_OF_STORE = 4000
+"""Rows of a Lance store that are read and measured one by one in the time of a search by its index."""
+
+
+def store_exact(matching: Rows, rows: Rows, exact_below: Rows) -> bool:
+    """Whether a filter leaves so few rows of a store that they are read one by one: then recall is certain."""
+    return matching <= max(exact_below, EXACT_OF_STORE) or matching <= rows // 100
+
+
+def widened_probes(nprobes: int, matching: Rows, rows: Rows, partitions: int) -> int:
+    """Cells to look into for a filter: the nearest hits lie further out as fewer rows match, in proportion to
+    the square root while the filter is neither for nor against the query."""
+    return min(partitions, math.ceil(nprobes * math.sqrt(rows / max(1, matching))))
+
+
 def grown_capacity(rows: Rows) -> Rows:
     """Room that a graph of so many rows gets: appends then seldom resize it."""
     return rows + max(1024, rows // 4)
@@ -94,54 +144,84 @@ def drifted(samples: int, bounds: RecallBounds, target: Share) -> bool:
     return samples >= MIN_SAMPLES and bounds.upper < target
 
 
+OPTIMISE_ROWS = 256
+"""Rows outside a Lance index that are worth taking in; fewer cost a search nothing."""
+OPTIMISE_FRAGMENTS = 100
+"""Files of a Lance store that are worth merging: each append makes one, and a search opens them all."""
+RETRAIN_GROWTH = 0.2
+"""Cells are trained again for recall once this share of the rows is younger than they."""
+
+
+def optimise_due(unindexed: Rows, rows: Rows, fragments: int, share: Share) -> str:
+    """Why a Lance store is to be optimised now; empty when it isn't."""
+    if unindexed >= OPTIMISE_ROWS and unindexed >= share * rows:
+        return f"{unindexed} of {rows} rows lie outside the index: {share:.0%} or more"
+    if fragments >= OPTIMISE_FRAGMENTS:
+        return f"its rows lie in {fragments} files"
+    return ""
+
+
+def retrain_due(trained: Rows, rows: Rows) -> str:
+    """Why a Lance index whose recall fell is to be trained again; empty when its rows are those that it was
+    trained on, more or less."""
+    grown = abs(rows - trained)
+    if trained and grown >= RETRAIN_GROWTH * trained:
+        return f"its cells were trained on {trained} rows, there are {rows}"
+    return ""
+
+
 class Reuse(msgspec.Struct, frozen=True):
-    """Serve the configuration from a graph that exists."""
+    """Serve the configuration from a build that exists."""
 
     artifact: GenerationBuilt
 
 
 class Build(msgspec.Struct, frozen=True):
-    """Build a graph."""
+    """Build a graph, or an index in the store."""
 
-    graph: GraphConfig
+    build: BuildConfig
 
 
-def serves(live: GenerationDocument | None, desired: HnswConfig, trial: TrialId | None) -> bool:
+def serves(live: GenerationDocument | None, desired: IndexConfig, trial: TrialId | None) -> bool:
     """Whether the live generation is the one that must be."""
     return live is not None and (live.config, live.trial) == (desired, trial)
 
 
 def next_generation(
-    desired: HnswConfig,
+    desired: IndexConfig,
     trial: TrialId | None,
     live: GenerationDocument | None,
     kept: Sequence[GenerationBuilt],
     rows: Rows,
-    library: str,
 ) -> Reuse | Build | None:
     """What it takes to serve `desired`, which `trial` measured, over `rows` rows; None when it
     is live already.
 
-    `kept` are the artifacts in the bucket. The live graph serves any ef_search, whatever its
-    age: it is kept up to date in memory. An earlier one must be near today's rows, for a
-    searcher adds what it lacks one by one.
+    `kept` are the artifacts in the bucket that this library can read. The live build serves with
+    any effort, whatever its age: it is kept up to date. An earlier one must be near today's rows,
+    for what it lacks is added one by one, or scanned.
     """
     if serves(live, desired, trial):
         return None
-    fit = [built for built in kept if built.config.graph == desired.graph and built.library == library]
+    fit = [built for built in kept if built.config.build == desired.build]
     for built in sorted(fit, key=lambda built: built.generation, reverse=True):
-        if live is not None and built.key == live.key:
+        if live is not None and (built.key, built.sha256) == (live.key, live.sha256):
             return Reuse(built)
         if built.rows and abs(rows - built.rows) <= REUSE_GROWTH * built.rows:
             return Reuse(built)
-    return Build(desired.graph)
+    return Build(desired.build)
 
 
 def prunable(
-    live: GenerationDocument, kept: Sequence[GenerationBuilt], keep: int, pending: int | None
+    live: GenerationDocument, kept: Sequence[GenerationBuilt], keep: int, spared: Collection[int]
 ) -> list[GenerationBuilt]:
-    """Artifacts to delete: all but the live one, the newest `keep` - 1 others, and whatever is
-    newer than the live generation or just being built."""
-    others = [built for built in kept if built.key != live.key and built.generation != pending]
+    """Artifacts to delete, of the live one's backend: all but it, the newest `keep` - 1 others, whatever is
+    newer than the live generation, and those `spared`: just being built, or a companion's."""
+    same = [built for built in kept if built.config.backend == live.config.backend]
+    others = [
+        built
+        for built in same
+        if (built.key, built.sha256) != (live.key, live.sha256) and built.generation not in spared
+    ]
     older = sorted((b for b in others if b.generation < live.generation), key=lambda b: -b.generation)
     return older[max(0, keep - 1) :]

@@ -5,14 +5,16 @@ from collections.abc import AsyncIterator, Sequence
 import msgspec
 import numpy as np
 
+from actors.backends import lance_rules, lance_store
 from actors.index import artifacts
+from actors.index.store_making import column_names
 from actors.ports import ROW, Buckets, Bus, Clock, Embedders, Registry, TableRef, Tables
 from schemas.documents.dataset import DatasetDocument
 from schemas.documents.index import IndexDocument
 from schemas.events.base import Progress, Refusal
 from schemas.events.dataset import ColumnInfo
 from schemas.events.index import CreateIndex, EmbedderSpec
-from schemas.names import BucketName, DatasetName, IndexName, Share
+from schemas.names import BucketName, DatasetName, IndexName, Rows, Share
 
 FIT_ROWS = 50_000
 """Texts that an embedder is fitted on at most, spread evenly over the dataset."""
@@ -76,12 +78,24 @@ class Creation:
         spec = self._embedder_for(column, command.embedder)
         if isinstance(spec, Refusal):
             return spec
+        text = _text_column(command, column, dataset)
+        if isinstance(text, Refusal):
+            return text
+        if command.backend != "hnsw":
+            wrong = _unfit(command, dataset)
+            if wrong is not None:
+                return wrong
         # What an index of the name has left there, on its way elsewhere, isn't this one's.
         await self._buckets.delete_prefix(bucket, f"indexes/{command.name}")
         fitted = await self._fit(command.name, spec, dataset, column, bucket)
         if isinstance(fitted, Refusal):
             return fitted
         dim, key = fitted
+        if command.lance is not None:
+            try:
+                lance_rules.check_dim(command.lance.build, dim)
+            except ValueError as error:
+                return Refusal("invalid", f"index {command.name!r} can't be built so: {error}")
         if spec.kind != "none":
             spec = msgspec.structs.replace(spec, dim=dim)  # a server needn't be asked again at every load
         document = IndexDocument(
@@ -96,10 +110,19 @@ class Creation:
             embedder_key=key,
             dim=dim,
             config=command.config,
+            lance=command.lance,
+            text_column=text,
+            companions=["lance"] if command.backend == "auto" and lance_store.available() else [],
             created=self._clock.now(),
         )
         await self._registry.save(command.name, document, expected=None, bucket=bucket)
         return document
+
+    async def rows(self, document: IndexDocument) -> Rows:
+        """Of its dataset."""
+        dataset = await self._registry.load(DatasetDocument, document.dataset)
+        state = await self._tables.state(TableRef(dataset[0].bucket, dataset[0].path)) if dataset else None
+        return state.rows if state else 0
 
     def _embedder_for(self, column: ColumnInfo, asked: EmbedderSpec | None) -> EmbedderSpec | Refusal:
         if column.role == "vector":
@@ -148,3 +171,28 @@ class Creation:
             read = await self._tables.read(table, [column], version=state.version, rows=some)
             yield [text for text in read[column].to_pylist() if text]
             await self._bus.signal(Progress(f"{index}-fit", index, "fit", start + len(some), len(rows)))
+
+
+def _text_column(command: CreateIndex, column: ColumnInfo, dataset: DatasetDocument) -> str | Refusal | None:
+    """The column that full-text search reads."""
+    if command.text_column is None:
+        return column.name if column.type in TEXT_TYPES else None
+    found = next((one for one in dataset.columns if one.name == command.text_column), None)
+    if found is None or found.type not in TEXT_TYPES:
+        texts = ", ".join(one.name for one in dataset.columns if one.type in TEXT_TYPES)
+        reason = f"dataset {dataset.dataset!r} has no text column {command.text_column!r}"
+        return Refusal("invalid", reason, f"it has {texts}" if texts else "none of its columns holds text")
+    return found.name
+
+
+def _unfit(command: CreateIndex, dataset: DatasetDocument) -> Refusal | None:
+    """Why Lance can't serve it; for `auto` that only means that a graph does."""
+    if command.backend == "auto":
+        return None
+    if not lance_store.available():
+        return Refusal("invalid", "Lance needs pylance, which isn't installed", "pip install 'lakehouse[lance]'")
+    bad = lance_store.unfit_names(column_names(dataset))
+    if bad:
+        reason = f"dataset {dataset.dataset!r} has a column {bad[0]!r}, which a Lance store can't have"
+        return Refusal("invalid", reason, "ingest it under another name")
+    return None

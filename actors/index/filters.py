@@ -11,22 +11,22 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.index.vectors import VectorSet
+from actors.index.vectors import ExactSearch, VectorSet
 from actors.ports import TableRef, Tables
 from schemas.documents.index import IndexDocument
 from schemas.names import IndexName, Timestamp
 
 LIMIT_BYTES = 128 << 20
 
-Key = tuple[IndexName, Timestamp, int, str]
-"""An index as it was made, the dataset version, the predicate."""
+Key = tuple[IndexName, Timestamp, int, str, bool]
+"""An index as it was made, the dataset version, the predicate, whether positions are in a vector set."""
 
 
 class Matching(msgspec.Struct, frozen=True):
     """The rows of a vector set that a predicate holds for."""
 
     rows: NDArray[np.int64]  # (m,) ascending
-    positions: NDArray[np.int64]  # (m,) of these rows in the vector set
+    positions: NDArray[np.int64]  # (m,) of these rows in the vector set; of a store, the rows again
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -48,9 +48,9 @@ class Filters:
         self._bytes = 0
         self._asking: dict[Key, anyio.Lock] = {}
 
-    async def matching(self, index: IndexDocument, dataset: TableRef, predicate: str, vectors: VectorSet) -> Matching:
+    async def matching(self, index: IndexDocument, dataset: TableRef, predicate: str, vectors: ExactSearch) -> Matching:
         """Raises ValueError with the engine's words for a predicate that isn't one."""
-        key = (index.index, index.created, vectors.version, predicate)
+        key = (index.index, index.created, vectors.version, predicate, isinstance(vectors, VectorSet))
         lock = self._asking.setdefault(key, anyio.Lock())
         try:
             async with lock:
@@ -58,8 +58,11 @@ class Filters:
                     self._kept.move_to_end(key)
                     return self._kept[key]
                 rows = await self._tables.match(dataset, predicate, version=vectors.version)
-                positions = vectors.positions(rows)
-                found = Matching(vectors.rows[positions], positions)
+                if isinstance(vectors, VectorSet):
+                    positions = vectors.positions(rows)
+                    found = Matching(vectors.rows[positions], positions)
+                else:  # a store finds rows by their numbers
+                    found = Matching(rows, rows)
                 self._keep(key, found)
                 return found
         finally:

@@ -1,15 +1,20 @@
-"""What runs in the worker process: one graph build. A generator, so that its progress streams."""
+"""What runs in the worker process: a graph's build, an index's build in a Lance store, a store's
+optimising. Generators, so that progress streams."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
 from actors import hnsw
-from schemas.config import GraphConfig
+from actors.backends import lance_store
+from actors.backends.lance_store import Place
+from schemas.config import GraphConfig, LanceBuild
 from schemas.names import Metric, Rows, Seconds, Sha256
+
+PER_MILLE = 1000
 
 REPORT_S = 0.25
 """Time between two progress reports."""
@@ -45,3 +50,32 @@ def build_graph(
             yield BuildProgress(done)
     build_s = time.perf_counter() - started
     yield GraphFile(hnsw.save(graph, path), len(rows), build_s)
+
+
+class InStore(msgspec.Struct, frozen=True):
+    """The last item of what is done to a store."""
+
+    lance_version: int  # that has it
+    seconds: Seconds
+
+
+def build_vector_index(place: Place, metric: Metric, build: LanceBuild, name: str) -> Iterator[BuildProgress | InStore]:
+    """Builds an index in a store. Progress is in thousandths."""
+    started = time.perf_counter()
+    work = lance_store.build_index(place, metric, build, name)
+    while True:
+        try:
+            yield BuildProgress(int(next(work) * PER_MILLE))
+        except StopIteration as stop:
+            yield InStore(stop.value, time.perf_counter() - started)
+            return
+
+
+def optimise_store(
+    place: Place, keep: Sequence[str], merge: Sequence[str], retrain: bool, keep_s: Seconds
+) -> Iterator[BuildProgress | InStore]:
+    """See `lance_store.optimise`."""
+    started = time.perf_counter()
+    yield BuildProgress(0)
+    lance_version = lance_store.optimise(place, keep, merge, retrain, keep_s)
+    yield InStore(lance_version, time.perf_counter() - started)

@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 from actors import hnsw
 from actors.index.core import ROWS_PER_EF, grown_capacity
 from actors.index.lanes import EfGate
-from actors.index.vectors import Neighbours, VectorSet, merged
+from actors.index.vectors import VectorSet, merged
+from actors.vector_backend import Neighbours
+from schemas.config import GraphConfig
 from schemas.documents.index import GenerationDocument
 
 INLINE_US = 1000.0
@@ -150,13 +152,21 @@ class LiveGraph:
         """Rows that are added to a graph whose rows are all deleted find each other badly: their links lead through
         those that are gone."""
         vectors = self.view.vectors
-        self._graph = hnsw.empty(vectors.dim, vectors.metric, self.document.config.graph, grown_capacity(len(vectors)))
+        self._graph = hnsw.empty(
+            vectors.dim, vectors.metric, _graph_config(self.document), grown_capacity(len(vectors))
+        )
         self.deleted = 0
 
     def _add(self, rows: NDArray[np.int64], vectors: NDArray[np.float32]) -> None:
         if self._graph.get_current_count() + len(rows) > self._graph.get_max_elements():
             self._graph.resize_index(grown_capacity(self._graph.get_current_count() + len(rows)))
         self._graph.add_items(vectors, rows, num_threads=1)
+
+
+def _graph_config(document: GenerationDocument) -> GraphConfig:
+    build = document.config.build
+    assert isinstance(build, GraphConfig)
+    return build
 
 
 def _difference(vectors: VectorSet, held: NDArray[np.int64]) -> tuple[View, NDArray[np.int64]]:

@@ -1,7 +1,9 @@
-"""From what is stored to what is served: documents, embedder, snapshot, columns, graph file."""
+"""From what is stored to what is served: documents, embedder, and either snapshot, columns and graph
+file, or the Lance store."""
 
 from functools import partial
 
+import anyio
 import anyio.to_thread
 import structlog
 
@@ -12,16 +14,22 @@ from actors.index.coded import CodedVectors
 from actors.index.columns import ColumnCache
 from actors.index.config import IndexConfig
 from actors.index.core import grown_capacity
+from actors.index.heads import BESIDE, StoreHeads, index_of
+from actors.index.lance_served import LanceServed, view_of
 from actors.index.live import LiveGraph
 from actors.index.sampling import RecallWindow
 from actors.index.served import ServedIndex
 from actors.index.vectors import VectorSet
-from actors.ports import Buckets, Clock, Embedders, Registry, Snapshots, TableRef, Tables
+from actors.ports import Buckets, Clock, Embedder, Embedders, Registry, Snapshots, TableRef, Tables
+from schemas.config import LanceConfig
 from schemas.documents.codec import IndexCodecDocument
 from schemas.documents.dataset import DatasetDocument
 from schemas.documents.index import GenerationDocument, IndexDocument
 from schemas.events.base import Refusal
 from schemas.names import IndexName
+
+POLL_S, POLLS = 0.05, 100
+"""A store that is about to serve may take so long to catch up."""
 
 COLUMN_SHARE = 4
 """One index's columns are kept in memory up to this fraction of the budget, one in so many."""
@@ -40,6 +48,7 @@ class Loader:
         snapshots: Snapshots,
         embedders: Embedders,
         codecs: VectorCodecs,
+        heads: StoreHeads,
         clock: Clock,
         config: IndexConfig,
     ) -> None:
@@ -51,24 +60,39 @@ class Loader:
         self._snapshots = snapshots
         self._embedders = embedders
         self._codecs = codecs
+        self._heads = heads
         self._clock = clock
         self._config = config
 
-    async def load(self, name: IndexName) -> ServedIndex | Refusal:
-        """An index as it stands now, at its newest version and generation. One whose table or
-        documents are damaged is refused with the reason: the others must go on being served."""
+    async def load(self, place: str) -> ServedIndex | LanceServed | Refusal:
+        """An index as it stands now, at its newest version and generation; `place`: the registry name of the head.
+        One whose table or documents are damaged is refused with the reason: the others must go on being
+        served. Raises Transient when a bucket is away."""
+        name = index_of(place)
         try:
-            return await self._load(name)
+            return await self._load(name, place)
         except CorruptState as error:
             log.error("index can't be loaded", index=name, why=str(error))
             return Refusal("unavailable", f"index {name!r} can't be loaded: {error}", "restore it, or drop it")
 
-    async def _load(self, name: IndexName) -> ServedIndex | Refusal:
+    async def _load(self, name: IndexName, place: str) -> ServedIndex | LanceServed | Refusal:
         found = await self._registry.load(IndexDocument, name)
         dataset = await self._registry.load(DatasetDocument, found[0].dataset) if found else None
         if found is None or dataset is None:
             return Refusal("not_found", f"there is no index {name!r}", "lakehouse indexes lists them")
         document = found[0]
+        head = await self._registry.load(GenerationDocument, place)
+        if place != name and head is None:
+            primary = await self._registry.load(GenerationDocument, name)
+            return no_companion(document, place, primary[0] if primary else None)
+        if head is not None and isinstance(head[0].config, LanceConfig):
+            stored = await self._stored(document, dataset[0], head[0], place)
+            if stored is not None:
+                return stored
+        return await self._in_memory(document, dataset[0], place)
+
+    async def _in_memory(self, document: IndexDocument, dataset: DatasetDocument, place: str) -> ServedIndex | Refusal:
+        name = document.index
         try:
             async with self._snapshots.held(name) as snapshot:
                 vectors = await anyio.to_thread.run_sync(VectorSet.open, snapshot, document.metric)
@@ -76,17 +100,10 @@ class Loader:
             return Refusal(
                 "unavailable", f"index {name!r} is still being embedded", "try again in a moment", retry_after_s=2.0
             )
-        columns = ColumnCache(self._tables, dataset[0], (self._config.memory_budget_mb << 20) // COLUMN_SHARE)
+        columns = ColumnCache(self._tables, dataset, (self._config.memory_budget_mb << 20) // COLUMN_SHARE)
         await columns.sync(vectors.rows, vectors.version)
-        embedder = None
-        if document.embedder.kind != "none":
-            try:
-                model = document.embedder_key and await self._buckets.fetch(document.bucket, document.embedder_key)
-            except FileNotFoundError as error:
-                raise CorruptState(f"its embedder is gone: {error}") from error
-            embedder = await self._embedders.load(document.embedder, model or None)
-        table = TableRef(dataset[0].bucket, dataset[0].path)
-        index = ServedIndex(document, table, embedder, columns, vectors, self._config.exact_below_rows)
+        embedder, table = await self._embedder(document), TableRef(dataset.bucket, dataset.path)
+        index = ServedIndex(document, table, embedder, columns, vectors, self._config.exact_below_rows, place)
         index.window = RecallWindow(0, self._clock.now())
         try:
             await self.follow(index)
@@ -94,19 +111,72 @@ class Loader:
             log.warning("graph can't be had, index is served exactly until then", index=name, why=str(error))
         return index
 
-    async def follow(self, index: ServedIndex) -> bool:
+    async def _stored(
+        self, document: IndexDocument, dataset: DatasetDocument, head: GenerationDocument, place: str
+    ) -> LanceServed | None:
+        """From its Lance store; None when that can't be read: then it is searched exactly until it is built anew."""
+        try:
+            view = await view_of(document, head, self._heads, self._buckets)
+        except (CorruptState, FileNotFoundError) as error:
+            log.error("Lance store unreadable, index is served exactly until it is rebuilt", index=place, why=error)
+            if place == document.index:
+                self.unreadable[document.index] = f"generation {head.generation} can't be read: {error}"
+            return None
+        embedder = await self._embedder(document)
+        below = self._config.exact_below_rows
+        return LanceServed(document, dataset, embedder, view, below, self._clock.now(), place)
+
+    async def _embedder(self, document: IndexDocument) -> Embedder | None:
+        if document.embedder.kind == "none":
+            return None
+        try:
+            model = document.embedder_key and await self._buckets.fetch(document.bucket, document.embedder_key)
+        except FileNotFoundError as error:
+            raise CorruptState(f"its embedder is gone: {error}") from error
+        return await self._embedders.load(document.embedder, model or None)
+
+    async def follow(self, index: ServedIndex | LanceServed) -> bool:
         """Put the codec that the index uses, or the generation of the head, under it; False when it serves it already
         or its file can't be read (then `unreadable` says so)."""
         async with index.following:
+            if isinstance(index, LanceServed):
+                return await self._follow_store(index)
             return await self._follow(index)
+
+    async def caught_up(self, name: IndexName) -> None:
+        """Before a Lance store takes the place of what serves. Raises Transient while it lacks rows that the index
+        has vectors of."""
+        covered = await self._snapshots.covered(name)
+        for _ in range(POLLS):  # of the version that was covered then: more may come all the while
+            store = await self._heads.load(name)
+            if store is None or store.version >= covered:
+                return
+            await anyio.sleep(POLL_S)
+        raise Transient(f"the Lance store of {name} takes in version {covered}")
+
+    async def _follow_store(self, index: LanceServed) -> bool:
+        await self._relocate(index)
+        found = await self._registry.load(GenerationDocument, index.place)
+        store = await self._heads.load(index.document.index)
+        if found is None or store is None or not isinstance(found[0].config, LanceConfig):
+            return False  # the searcher loads it anew
+        head, view = found[0], index.view
+        if (head, store, index.document.bucket) == (view.head, view.store, view.bucket):
+            return False
+        index.view = await view_of(index.document, head, self._heads, self._buckets)
+        if head.generation != view.head.generation:
+            index.window = RecallWindow(head.generation, self._clock.now())
+        return True
 
     async def _follow(self, index: ServedIndex) -> bool:
         name = index.document.index
         await self._relocate(index)
-        codec = await self._registry.load(IndexCodecDocument, name)
+        codec = await self._registry.load(IndexCodecDocument, name) if index.place == name else None
         if codec is not None and await self._follow_codec(index, codec[0]):
             return True
-        found = await self._registry.load(GenerationDocument, name)
+        found = await self._registry.load(GenerationDocument, index.place)
+        if found is not None and isinstance(found[0].config, LanceConfig):
+            return False  # the searcher loads it anew
         if codec is not None and index.codec == codec[0]:  # what is promoted meanwhile waits for its turn
             index.head = found[0] if found else None
             return False
@@ -127,14 +197,16 @@ class Loader:
         await index.swap(head, graph, self._clock.now())
         return True
 
-    async def _relocate(self, index: ServedIndex) -> None:
+    async def _relocate(self, index: ServedIndex | LanceServed) -> None:
         """Read from where the index and its dataset lie now: they may have been moved."""
         found = await self._registry.load(IndexDocument, index.document.index)
         dataset = await self._registry.load(DatasetDocument, index.document.dataset)
         if found is not None and found[0].created == index.document.created:
             index.document = found[0]
         if dataset is not None:
-            index.dataset = index.columns.table = TableRef(dataset[0].bucket, dataset[0].path)
+            index.dataset = TableRef(dataset[0].bucket, dataset[0].path)
+            if isinstance(index, ServedIndex):
+                index.columns.table = index.dataset
 
     async def _follow_codec(self, index: ServedIndex, document: IndexCodecDocument) -> bool:
         """False when it is searched by that codec already, or the artifact can't be used: then by its graph."""
@@ -172,3 +244,14 @@ class Loader:
             self.unreadable[document.index] = f"generation {head.generation} can't be read: {error}"
             return None
         return await LiveGraph.adopt(head, graph, index.vectors)
+
+
+def no_companion(document: IndexDocument, place: str, primary: GenerationDocument | None) -> Refusal:
+    """Asked for a backend that doesn't serve the index, and has nothing ready beside it. `primary` may be about to."""
+    name, backend = document.index, place.rpartition(BESIDE)[2]
+    coming = [one.config.backend for one in (document.building, document.companion_building, primary) if one]
+    if backend in (document.backend, *document.companions, *coming):
+        reason = f"index {name!r} is still being built for {backend}"
+        return Refusal("unavailable", reason, "try again in a moment", retry_after_s=2.0)
+    hint = f"lakehouse lance migrate {name}" if backend == "lance" else f"lakehouse index backend {name} hnsw"
+    return Refusal("not_found", f"index {name!r} isn't kept ready for {backend}", hint)

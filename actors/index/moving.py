@@ -10,24 +10,27 @@ import msgspec
 
 from actors.errors import CorruptState
 from actors.index import artifacts
+from actors.index.heads import StoreHeads, serving_names
 from actors.mirror import Mirror
 from actors.ports import Buckets, Registry, Tables
 from schemas.documents.codec import IndexCodecDocument
 from schemas.documents.harness import HarnessDocument
 from schemas.documents.index import GenerationDocument, IndexDocument
 from schemas.documents.promotion import PromotionDocument
+from schemas.documents.store import StoreDocument
 from schemas.events.base import Refusal
 from schemas.events.storage import Cleared, ClearIndex, Switched, SwitchIndex
 from schemas.names import BucketName, IndexName
 
-BESIDE = (GenerationDocument, PromotionDocument, IndexCodecDocument)
+BESIDE = (PromotionDocument, IndexCodecDocument, StoreDocument)
 """Documents of the index's own name that lie in its bucket."""
 
 
 class IndexMoves:
     """The caller holds the index's lock meanwhile."""
 
-    def __init__(self, registry: Registry, tables: Tables, buckets: Buckets, mirror: Mirror) -> None:
+    def __init__(self, registry: Registry, tables: Tables, buckets: Buckets, heads: StoreHeads, mirror: Mirror) -> None:
+        self._heads = heads
         self._registry = registry
         self._tables = tables
         self._buckets = buckets
@@ -45,19 +48,22 @@ class IndexMoves:
             return Switched(0, 0)
         if document.bucket != order.source:
             return Refusal("conflict", f"index {name!r} lies in bucket {document.bucket!r}", "look again")
-        if document.building is not None:
-            reason = f"generation {document.building.generation} of index {name!r} is being built"
-            return Refusal("busy", reason, "wait until it is served", retry_after_s=5.0)
-        try:
-            mirrored = await self._mirror.run(order.source, order.bucket, [f"indexes/{name}"])
-            head = await self._registry.load(GenerationDocument, name)
-            if head is not None:
-                await self._buckets.fetch(order.bucket, head[0].key, head[0].sha256)
-        except CorruptState as error:
-            return Refusal("unavailable", str(error), "nothing was moved")
-        moved = msgspec.structs.replace(document, bucket=order.bucket)
-        await self._registry.save(name, moved, expected=revision, bucket=order.bucket)
-        await self._follow(name, order.source, order.bucket)
+        for building in (document.building, document.companion_building):
+            if building is not None:
+                reason = f"generation {building.generation} of index {name!r} is being built"
+                return Refusal("busy", reason, "wait until it is served", retry_after_s=5.0)
+        async with self._heads.lock(name):  # nothing is appended to its Lance store meanwhile
+            try:
+                mirrored = await self._mirror.run(order.source, order.bucket, [f"indexes/{name}"])
+                for place in serving_names(name):
+                    head = await self._registry.load(GenerationDocument, place)
+                    if head is not None and not head[0].vector_index:
+                        await self._buckets.fetch(order.bucket, head[0].key, head[0].sha256)
+            except CorruptState as error:
+                return Refusal("unavailable", str(error), "nothing was moved")
+            moved = msgspec.structs.replace(document, bucket=order.bucket)
+            await self._registry.save(name, moved, expected=revision, bucket=order.bucket)
+            await self._follow(name, order.source, order.bucket)
         return Switched(mirrored.objects, mirrored.bytes)
 
     async def clear(self, order: ClearIndex) -> Cleared:
@@ -76,6 +82,8 @@ class IndexMoves:
         await self._registry.rehome(IndexDocument, name, source, bucket)
         for kind in BESIDE:
             await self._registry.rehome(kind, name, source, bucket)
+        for place in serving_names(name):
+            await self._registry.rehome(GenerationDocument, place, source, bucket)
         for harness, document, revision in await self._registry.all(HarnessDocument):
             if document.index != name:
                 continue

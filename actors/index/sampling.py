@@ -13,8 +13,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from actors.errors import CorruptState, Transient
 from actors.index.core import RecallBounds, drifted, recall_bounds
-from actors.index.vectors import VectorSet
+from actors.index.vectors import ExactSearch
 from schemas.codec import ArtifactName
 from schemas.events.index import LiveRecall
 from schemas.names import Share, Timestamp
@@ -37,7 +38,7 @@ class Sample(msgspec.Struct, frozen=True):
     generation: int
     query: NDArray[np.float32]  # (d,)
     distances: NDArray[np.float32]  # (<= K,) ascending, as answered
-    vectors: VectorSet  # what it was answered from
+    vectors: ExactSearch  # what it was answered from
     codec: ArtifactName | None = None  # by whose codes; None: by the graph
 
 
@@ -85,10 +86,10 @@ class Checker:
         self.close()
         self._thread = ThreadPoolExecutor(1, "recall", initializer=_be_nice)
 
-    async def recalls(self, samples: list[Sample]) -> list[float]:
+    async def recalls(self, samples: list[Sample]) -> list[float | None]:
         """Recall@K of each sample, in order."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, lambda: [recall_of(sample) for sample in samples])
+        return await loop.run_in_executor(self._thread, recalls_of, samples)
 
     def close(self) -> None:
         if self._thread is not None:
@@ -96,12 +97,23 @@ class Checker:
             self._thread = None
 
 
-def recall_of(sample: Sample) -> float:
-    """Share of the K true nearest (of all rows, if there are fewer) that were answered, a row as
-    near as the last of them being as good. There must be rows."""
-    _, truth = sample.vectors.exact(sample.query[None, :], K)
-    good = int(np.count_nonzero(sample.distances <= truth[0, -1] + TIE))
-    return good / int(truth.shape[1])
+def recalls_of(samples: list[Sample]) -> list[float | None]:
+    """Share of the K true nearest (of all rows, if there are fewer) that each answered, a row as
+    near as the last of them being as good. There must be rows. Samples of the same vectors are
+    asked together: a store is read once for all. None where the vectors can't be read any more."""
+    together: dict[int, list[int]] = {}
+    for place, sample in enumerate(samples):
+        together.setdefault(id(sample.vectors), []).append(place)
+    recalls: list[float | None] = [None] * len(samples)
+    for places in together.values():
+        some = [samples[place] for place in places]
+        try:
+            _, truth = some[0].vectors.exact(np.stack([sample.query for sample in some]), K)
+        except (FileNotFoundError, CorruptState, Transient):  # of a store that was optimised or dropped since
+            continue
+        for place, sample, line in zip(places, some, truth, strict=True):
+            recalls[place] = int(np.count_nonzero(sample.distances <= line[-1] + TIE)) / len(line)
+    return recalls
 
 
 def _be_nice() -> None:

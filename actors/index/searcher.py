@@ -2,6 +2,7 @@
 and watches live recall. One in every process that serves; each hears every event.
 """
 
+import contextlib
 from collections import deque
 from collections.abc import Sequence
 from typing import Never
@@ -14,14 +15,21 @@ from numpy.typing import NDArray
 from actors.base import Actor, concurrent, every, handles
 from actors.codec_ports import VectorCodecs
 from actors.errors import CorruptState, Transient
+from actors.index.answer import Answer
+from actors.index.by_text import TextSearch
 from actors.index.config import IndexConfig
 from actors.index.filters import Filters
+from actors.index.heads import StoreHeads, companion_name, serving_names
+from actors.index.lance_served import LanceServed
 from actors.index.loading import Loader
+from actors.index.past import Past
 from actors.index.sampling import WAITING, Checker, K, Sample
-from actors.index.search import Answer, search
+from actors.index.search import search
 from actors.index.served import ServedIndex
-from actors.index.shelf import Shelf
+from actors.index.shelf import Served, Shelf
+from actors.index.vectors import VectorSet
 from actors.ports import Buckets, Bus, Clock, Embedders, QueryLog, Registry, Snapshots, Tables
+from schemas.config import IndexConfig as AnyConfig
 from schemas.documents.index import GenerationDocument, IndexDocument
 from schemas.events.base import Refusal
 from schemas.events.codec import CodecGraduated, CodecWithdrawn
@@ -37,8 +45,13 @@ from schemas.events.index import (
     Search,
     SearchResult,
 )
+from schemas.events.lance import StoreAdvanced, StoreDropped
 from schemas.events.storage import DatasetMoved, IndexMoved
 from schemas.names import IndexName, Timestamp
+
+STORE_SAMPLES = 32
+STORE_CHECK_S = 30.0
+"""Sampled queries of a Lance store are checked once there are so many, or after so long."""
 
 LOG_ROWS = 4096
 """Logged queries that may wait to be written; more are forgotten."""
@@ -64,7 +77,9 @@ class Searcher(Actor):
         config: IndexConfig,
         process_id: str,
         rng: np.random.Generator,
+        heads: StoreHeads | None = None,
     ) -> None:
+        """heads: those of the stores' shell, where it runs in this process."""
         self.take_in_s = 0.25
         self.check_s = 1.0
         self.upkeep_s = 10.0
@@ -75,11 +90,16 @@ class Searcher(Actor):
         self._config = config
         self._process_id = process_id
         self._rng = rng
-        self._loader = Loader(registry, tables, buckets, snapshots, embedders, codecs, clock, config)
+        heads = heads or StoreHeads(registry)
+        heads.on_moved(self._keep_up)
+        self._loader = Loader(registry, tables, buckets, snapshots, embedders, codecs, heads, clock, config)
         self._shelf = Shelf(self._loader.load, config.memory_budget_mb << 20)
         self._filters = Filters(tables)
+        self._texts = TextSearch(heads, buckets)
+        self._past = Past(tables, buckets, snapshots, heads)
         self._checker = Checker()
-        self._samples: deque[tuple[IndexName, Sample]] = deque(maxlen=WAITING)
+        self._samples: deque[tuple[str, Sample]] = deque(maxlen=WAITING)  # by the head's registry name
+        self._stores_checked = 0.0
         self._logged: deque[tuple[IndexName, NDArray[np.float32], Timestamp]] = deque(maxlen=LOG_ROWS)
 
     async def start(self) -> Sequence[GenerationSwapped | RebuildIndex]:
@@ -91,8 +111,9 @@ class Searcher(Actor):
                 break
             started = self._clock.monotonic()
             index = await self._shelf.get(name)
-            if isinstance(index, ServedIndex) and index.graph is not None:
-                swapped.append(self._swapped(index, index.graph.document, started))
+            head = None if isinstance(index, Refusal) else _built(index)
+            if head is not None:
+                swapped.append(self._swapped(head, started))
         return [*swapped, *self._rebuilds()]
 
     async def stop(self) -> None:
@@ -102,10 +123,16 @@ class Searcher(Actor):
     @handles
     @concurrent(256)
     async def on_search(self, query: Search) -> Sequence[SearchResult | Refusal]:
-        index = self._shelf.here(query.index) or await self._shelf.get(query.index)
+        index: Served | Refusal = self._shelf.here(query.index) or await self._shelf.get(query.index)
+        if query.backend is not None and not isinstance(index, Refusal) and index.backend != query.backend:
+            place = companion_name(query.index, query.backend)
+            index = self._shelf.here(place) or await self._shelf.get(place)
         if isinstance(index, Refusal):
             return (index,)
-        answer = await search(index, query, self._filters)
+        try:
+            answer = await search(index, query, self._filters, self._texts, self._past)
+        except (CorruptState, FileNotFoundError) as error:  # of a Lance store: what it serves may be gone by now
+            return (await self._unreadable(index, error),)
         if isinstance(answer, Refusal):
             return (answer,)
         self._sample(index, query, answer)
@@ -124,48 +151,76 @@ class Searcher(Actor):
                     config=index.config,
                     rows=len(index.vectors),
                     fresh_rows=index.fresh_rows,
-                    deleted=index.graph.deleted if index.graph else 0,
+                    deleted=index.deleted,
                     bytes=index.bytes,
+                    stored_bytes=index.stored_bytes,
                     queries=index.queries,
                     live_recall=index.window.live_recall(),
                     codec=index.codes.artifact if index.codes else None,
+                    backend=index.backend,
+                    why_backend=index.document.why_backend,
                 ),
             )
         found = await self._registry.load(IndexDocument, query.name)
         if found is None:
             return (Refusal("not_found", f"there is no index {query.name!r}", "lakehouse indexes lists them"),)
         head = await self._registry.load(GenerationDocument, query.name)
-        number, config, rows = (head[0].generation, head[0].config, head[0].rows) if head else (0, found[0].config, 0)
-        return (IndexStats(query.name, False, number, config, rows, fresh_rows=0, deleted=0, bytes=0, queries=0),)
+        config: AnyConfig = head[0].config if head else found[0].config
+        number, rows = (head[0].generation, head[0].rows) if head else (0, 0)
+        return (
+            IndexStats(
+                query.name, False, number, config, rows, fresh_rows=0, deleted=0, bytes=0, queries=0,
+                backend=config.backend, why_backend=found[0].why_backend,
+            ),
+        )  # fmt: skip
 
     @handles
     async def on_ready(self, event: GenerationReady) -> Sequence[GenerationSwapped | RebuildIndex]:
         started = self._clock.monotonic()
-        index: ServedIndex | Refusal | None = await self._shelf.settled(event.index)
+        place = companion_name(event.index, event.config.backend) if event.companion else event.index
+        index: Served | Refusal | None = await self._shelf.settled(place)
         if index is None:
-            index = await self._shelf.get(event.index)
+            if event.companion:
+                return ()  # loaded when someone asks for it
+            index = await self._shelf.get(place)
+        elif not isinstance(index, Refusal) and index.backend != event.config.backend:
+            await self._loader.caught_up(event.index)
+            index = await self._shelf.renew(place)
         if isinstance(index, Refusal):
             if index.status == "unavailable":
                 raise Transient(index.reason, index.retry_after_s or 1.0)
             return ()  # dropped meanwhile
         await self._loader.follow(index)
         self._shelf.evict()
+        head = _built(index)
         if index.codes is not None:
             return ()  # it is remembered, and serves when the codec is withdrawn
-        if index.graph is None or index.generation != event.generation:
+        if head is None or head.generation != event.generation or event.companion:
             return self._rebuilds()  # superseded, or unreadable
-        return [self._swapped(index, index.graph.document, started)]
+        return [self._swapped(head, started)]
+
+    @handles
+    async def on_advanced(self, event: StoreAdvanced) -> Sequence[Never]:
+        await self._keep_up(event.index)
+        return ()
+
+    @handles
+    async def on_store_dropped(self, event: StoreDropped) -> Sequence[Never]:
+        self._texts.forget(event.index)
+        await self._shelf.drop(companion_name(event.index, "lance"))
+        return ()
 
     @handles
     @concurrent(4)
     async def on_appended(self, event: IndexAppended) -> Sequence[Never]:
         """An index that isn't in memory needs nothing: loading takes the newest version."""
-        index = await self._shelf.settled(event.index)
-        if index is not None and index.vectors.version < event.version:
-            served_by_codes = index.codes is not None
-            await index.sync(self._snapshots)
-            if served_by_codes and index.codes is None:
-                await self._loader.follow(index)
+        for place in (event.index, companion_name(event.index, "hnsw")):
+            index = await self._shelf.settled(place)
+            if isinstance(index, ServedIndex) and index.vectors.version < event.version:
+                served_by_codes = index.codes is not None
+                await index.sync(self._snapshots)
+                if served_by_codes and index.codes is None:
+                    await self._loader.follow(index)
         return ()
 
     @handles
@@ -179,13 +234,14 @@ class Searcher(Actor):
         index = await self._follow_codec(event.index)
         if index is None or index.graph is None:
             return self._rebuilds()
-        return [self._swapped(index, index.graph.document, started)]
+        return [self._swapped(index.graph.document, started)]
 
     @handles
     async def on_moved(self, event: IndexMoved) -> Sequence[Never]:
-        index = await self._shelf.settled(event.index)
-        if index is not None:
-            await self._loader.follow(index)
+        for place in serving_names(event.index):
+            index = await self._shelf.settled(place)
+            if index is not None:
+                await self._loader.follow(index)
         return ()
 
     @handles
@@ -197,7 +253,9 @@ class Searcher(Actor):
 
     @handles
     async def on_dropped(self, event: IndexDropped) -> Sequence[Never]:
-        await self._shelf.drop(event.index)
+        for place in serving_names(event.index):
+            await self._shelf.drop(place)
+        self._texts.forget(event.index)
         await self._snapshots.forget(event.index)
         self._loader.unreadable.pop(event.index, None)
         return ()
@@ -214,15 +272,15 @@ class Searcher(Actor):
     @every("check_s")
     async def on_check(self) -> Sequence[RecallDrifted]:
         """Sampled queries are run again exactly."""
-        taken = [self._samples.popleft() for _ in range(len(self._samples))]
+        taken = self._due()
         if not taken:
             return ()
         recalls = await self._checker.recalls([sample for _, sample in taken])
         drifts = []
         for index in self._shelf.all():
-            name, window = index.document.index, index.window
+            name, window = index.place, index.window
             mine = zip(taken, recalls, strict=True)
-            window.add([r for (n, s), r in mine if n == name and window.is_of(s)])
+            window.add([r for (n, s), r in mine if r is not None and n == name and window.is_of(s)])
             if not window.has_drifted(index.document.target_recall):
                 continue
             recall = window.live_recall()
@@ -231,10 +289,11 @@ class Searcher(Actor):
             if index.codes is not None:  # there is no promotion to take back
                 codec = index.codes.artifact
                 log.warning("recall of the codec is below target", index=name, codec=codec, recall=recall.mean)
-            elif index.graph is not None:
-                document = index.graph.document
+            elif index.place != index.document.index:
+                log.warning("recall of a companion is below target", index=name, recall=recall.mean)
+            elif (head := _built(index)) is not None:
                 target = index.document.target_recall
-                drifts.append(RecallDrifted(name, document.generation, target, recall, document.trial))
+                drifts.append(RecallDrifted(name, head.generation, target, recall, head.trial))
         return drifts
 
     @every("upkeep_s")
@@ -243,6 +302,11 @@ class Searcher(Actor):
         await self._flush()
         for index in self._shelf.all():
             try:
+                head = await self._registry.load(GenerationDocument, index.place)
+                if head is not None and head[0].config.backend != index.backend:
+                    await self._loader.caught_up(index.document.index)
+                    await self._shelf.renew(index.place)
+                    continue
                 await index.sync(self._snapshots)
                 await self._loader.follow(index)
             except FileNotFoundError:  # dropped
@@ -252,7 +316,17 @@ class Searcher(Actor):
         self._shelf.evict()
         return self._rebuilds()
 
-    async def _follow_codec(self, name: IndexName | None) -> ServedIndex | None:
+    async def _keep_up(self, name: IndexName) -> None:
+        """To its newest version, if that can be read: what is damaged is found by who searches it."""
+        for place in serving_names(name):
+            index = await self._shelf.settled(place)
+            with contextlib.suppress(CorruptState, FileNotFoundError):
+                if isinstance(index, LanceServed):
+                    await self._loader.follow(index)
+                elif index is not None:
+                    await index.sync(self._snapshots)
+
+    async def _follow_codec(self, name: IndexName | None) -> Served | None:
         """An index that isn't in memory needs nothing: loading takes what it uses."""
         index = await self._shelf.settled(name) if name is not None else None
         if index is not None:
@@ -260,18 +334,43 @@ class Searcher(Actor):
             self._shelf.evict()
         return index
 
-    def _sample(self, index: ServedIndex, query: Search, answer: Answer) -> None:
+    async def _unreadable(self, index: Served, error: Exception) -> Refusal:
+        """What to say of an index whose store can't be read where it was: it moved, or it is damaged."""
+        name, hint = index.document.index, "it is looked for anew: try again"
+        with contextlib.suppress(CorruptState, FileNotFoundError):
+            if await self._loader.follow(index):
+                return Refusal("unavailable", f"index {name!r} is elsewhere by now", hint, retry_after_s=0.1)
+        if index.place == name:
+            self._loader.unreadable[name] = f"its store can't be read: {error}"
+        else:
+            hint = f"lakehouse lance drop {name} and lakehouse lance migrate {name} make it anew"
+        return Refusal("unavailable", f"index {name!r} can't be read: {error}", hint, retry_after_s=5.0)
+
+    def _due(self) -> list[tuple[str, Sample]]:
+        """The samples to be run again now. Those of a store wait for each other: it is read once for all."""
+        taken = [self._samples.popleft() for _ in range(len(self._samples))]
+        stored = [entry for entry in taken if not isinstance(entry[1].vectors, VectorSet)]
+        now = self._clock.monotonic()
+        if stored and len(stored) < STORE_SAMPLES and now - self._stores_checked < STORE_CHECK_S:
+            self._samples.extend(stored)
+            return [entry for entry in taken if isinstance(entry[1].vectors, VectorSet)]
+        if stored:
+            self._stores_checked = now
+        return taken
+
+    def _sample(self, index: Served, query: Search, answer: Answer) -> None:
         """Some queries are logged, some kept to be run again exactly."""
         draw = self._rng.random()  # one for both: the low end is logged, the high end sampled
         if draw < self._config.log_share:
             for vector in answer.queries:
                 self._logged.append((query.index, vector, self._clock.now()))
         sampled = draw >= 1 - self._config.sample_share
-        comparable = answer.strategy in ("graph", "codes") and query.ef_search is None and query.k >= K
-        if sampled and comparable and len(answer.vectors):
+        own = query.ef_search is None and query.nprobes is None and query.refine_factor is None
+        comparable = answer.strategy in ("graph", "codes", "lance") and answer.matching is None and own
+        if sampled and comparable and query.mode == "vector" and query.k >= K and len(answer.vectors):
             for vector, distances in zip(answer.queries, answer.found[1], strict=True):
                 sample = Sample(answer.result.generation, vector, distances[:K], answer.vectors, answer.codec)
-                self._samples.append((query.index, sample))
+                self._samples.append((index.place, sample))
 
     async def _flush(self) -> None:
         by_index: dict[IndexName, list[tuple[NDArray[np.float32], Timestamp]]] = {}
@@ -281,7 +380,7 @@ class Searcher(Actor):
         for name, entries in by_index.items():
             await self._query_log.append(name, np.stack([v for v, _ in entries]), [t for _, t in entries])
 
-    def _swapped(self, index: ServedIndex, document: GenerationDocument, started: float) -> GenerationSwapped:
+    def _swapped(self, document: GenerationDocument, started: float) -> GenerationSwapped:
         load_ms = (self._clock.monotonic() - started) * 1e3
         log.info("serving", index=document.index, generation=document.generation, load_ms=round(load_ms, 1))
         return GenerationSwapped(
@@ -292,3 +391,10 @@ class Searcher(Actor):
         """One order for each graph file found unreadable."""
         found, self._loader.unreadable = self._loader.unreadable, {}
         return [RebuildIndex(name, reason) for name, reason in found.items()]
+
+
+def _built(index: Served) -> GenerationDocument | None:
+    """The generation that it serves by a graph or a store; None while it is searched exactly."""
+    if isinstance(index, LanceServed):
+        return index.head
+    return index.graph.document if index.graph is not None else None

@@ -2,20 +2,29 @@
 search over all or some of them. Immutable: a new version is a new value.
 """
 
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from actors import hnsw
 from actors.ports import Snapshot
+from actors.vector_backend import Neighbours
 from schemas.names import Metric
 
 GATHER_FLOATS = 1 << 24
 """Vectors gathered at a time for exact search over chosen rows: 64 MB."""
 
-Neighbours = tuple[NDArray[np.int64], NDArray[np.float32]]
-"""(q, k) row numbers and (q, k) distances, ascending."""
+
+class ExactSearch(Protocol):
+    """Vectors at one version of their dataset, that can be searched exactly."""
+
+    version: int
+
+    def __len__(self) -> int: ...
+    def exact(self, queries: NDArray[np.float32], k: int, among: NDArray[np.int64] | None = None) -> Neighbours:
+        """Nearest rows; `among`: positions in a VectorSet, row numbers in a store."""
+        ...
 
 
 class VectorSet:

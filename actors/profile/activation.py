@@ -11,6 +11,7 @@ from actors.errors import CorruptState, Refused, Transient, Unavailable
 from actors.profile.checks import Checks, Grounds
 from actors.profile.core import Member
 from actors.profile.core_eviction import Plan
+from actors.profile.core_profiles import backend_of
 from actors.profile.core_settle import awaited, owed, taken
 from actors.profile.desk import Desk, Fact, deactivated
 from actors.profile.swap import Effects, Trouble
@@ -89,7 +90,8 @@ class Activation:
     async def _serve(self, index: IndexName, profile: ModelProfile, origin: Origin) -> ActivatedIndex:
         """What the index is to serve now; a failure is a reason, the models are in memory anyway."""
         try:
-            served = await self._desk.bus.ask(ServeIndex(index, profile.hnsw), cause=origin)
+            asked = ServeIndex(index, profile.hnsw, backend_of(profile))
+            served = await self._desk.bus.ask(asked, cause=origin)
         except Refused as error:
             return ActivatedIndex(index, None, 0, reason=error.refusal.reason)
         except Unavailable as error:

@@ -109,12 +109,6 @@ class Checks:
                 "not_found", f"profile {profile.id!r} names index {name!r}, and there is none", "lakehouse indexes"
             )
         index = found[0]
-        if index.backend != profile.vector_backend:
-            return Refusal(
-                "invalid",
-                f"index {name!r} is served by {index.backend}, profile {profile.id!r} wants {profile.vector_backend}",
-                f"set the profile's vector_backend to {index.backend}, or take the index out of it",
-            )
         embeds = embedder_ref(index.embedder, self._desk.servers)
         if embeds is not None and embeds not in target.needs:
             return Refusal(

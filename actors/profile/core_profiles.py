@@ -8,11 +8,12 @@ there, is asked at activation (checks.py, core_eviction.py).
 from collections.abc import Mapping, Sequence
 
 from actors.profile.core import Named, embedder_ref, member
+from schemas.config import HnswConfig
 from schemas.documents.index import IndexDocument
 from schemas.events.base import Refusal
 from schemas.events.index import EmbedderSpec, Search
 from schemas.events.profile import ModelRef, SearchProfile, SlotInfo
-from schemas.names import IndexName, ProfileName, ServerName
+from schemas.names import Backend, IndexName, ProfileName, ServerName
 from schemas.profile import ModelProfile
 
 
@@ -29,10 +30,10 @@ def check(profile: ModelProfile) -> Refusal | None:
             f"which its server {profile.server} doesn't take",
             'leave adapters out, or have the model served by "llamacpp"',
         )
-    if profile.hnsw is not None and profile.vector_backend != "hnsw":
+    if profile.hnsw is not None and profile.vector_backend == "lance":
         return _invalid(
-            f"profile {name!r} has hnsw settings, and its vector_backend is {profile.vector_backend}",
-            'leave hnsw out, or set vector_backend to "hnsw"',
+            f"profile {name!r} has hnsw settings, and its vector_backend is lance",
+            'leave hnsw out, or set vector_backend to "hnsw" or "auto"',
         )
     return _check_embedder(name, profile.embedder) if profile.embedder is not None else None
 
@@ -115,13 +116,30 @@ def forbidden(profile: ModelProfile, index: IndexName, others: Sequence[ModelPro
     )
 
 
-def check_backend(profile: ModelProfile, index: IndexDocument) -> Refusal | None:
-    if index.backend == profile.vector_backend:
+def backend_of(profile: ModelProfile) -> Backend | None:
+    """What the profile's searches go through; None: whatever serves the index."""
+    return None if profile.vector_backend == "auto" else profile.vector_backend
+
+
+def check_backend(profile: ModelProfile, asked: Backend | None) -> Refusal | None:
+    """A search that asks for another backend than its profile's."""
+    own = backend_of(profile)
+    if asked is None or own is None or asked == own:
         return None
     return _invalid(
-        f"index {index.index!r} is served by {index.backend}, profile {profile.id!r} searches {profile.vector_backend}",
-        f"set vector_backend of {profile.id} to {index.backend}, or give it another index",
+        f"profile {profile.id!r} searches {own}, and the search asks for {asked}",
+        f"leave backend out, or set vector_backend of {profile.id} to {asked} or auto",
     )
+
+
+def holding(index: IndexDocument) -> HnswConfig | None:
+    """The `default` for `ServeIndex` that leaves in place what holds where nothing is promoted."""
+    return index.config if index.own is not None else None
+
+
+def takes_embedding(query: SearchProfile) -> bool:
+    """Whether its text has to be made a vector."""
+    return query.text is not None and query.vector is None and query.mode != "text"
 
 
 def embeds(
@@ -151,8 +169,8 @@ def inactive(profile: ProfileName, needed: ModelRef, slot: SlotInfo) -> Refusal:
     return Refusal("conflict", f"the text is embedded by {needed} and profile {profile!r} isn't active: {now}", hint)
 
 
-def scoped(query: SearchProfile, index: IndexName) -> Search:
-    """The search itself, once it may be made."""
+def scoped(query: SearchProfile, index: IndexName, profile: ModelProfile) -> Search:
+    """The search itself, once it may be made, through the profile's backend."""
     return Search(
         index=index,
         text=query.text,
@@ -163,6 +181,11 @@ def scoped(query: SearchProfile, index: IndexName) -> Search:
         filter=query.filter,
         columns=query.columns,
         explain=query.explain,
+        mode=query.mode,
+        backend=backend_of(profile) or query.backend,
+        nprobes=query.nprobes,
+        refine_factor=query.refine_factor,
+        version=query.version,
     )
 
 

@@ -10,13 +10,14 @@ from collections.abc import Mapping, Sequence
 from typing import Never
 
 from actors.base import Actor, Origin, concurrent, every, handles
+from actors.errors import Refused
 from actors.ports import Bus, Clock, ModelServer, Registry
 from actors.profile import core_profiles as core
 from schemas.documents.codec import ProfileCodecDocument
 from schemas.documents.index import IndexDocument
 from schemas.documents.profile import ProfileDocument
 from schemas.events.base import Refusal
-from schemas.events.index import IndexCreated, IndexDropped, SearchResult
+from schemas.events.index import IndexCreated, IndexDropped, SearchResult, ServeIndex
 from schemas.events.profile import (
     CreateProfile,
     DeleteProfile,
@@ -49,7 +50,7 @@ class Profiles(Actor):
         self.refresh_s = 30.0
         self._known: dict[ProfileName, ModelProfile] = {}  # as saved, for searches
         self._saves = 0
-        self._indexes: dict[IndexName, IndexDocument] = {}  # for backend and embedder, which never change
+        self._indexes: dict[IndexName, IndexDocument] = {}  # for the embedder, which never changes
 
     async def start(self) -> Sequence[Never]:
         return await self.on_refresh()
@@ -75,6 +76,9 @@ class Profiles(Actor):
         found = await self._registry.load(ProfileDocument, profile.id)
         slot = await self._slot(origin)
         if found is None:
+            unready = await self._provide(profile, origin)
+            if unready is not None:
+                return (unready,)
             now = self._clock.now()
             document = ProfileDocument(profile=profile, created=now, changed=now)
             await self._save(document, None)
@@ -102,6 +106,9 @@ class Profiles(Actor):
             wrong = core.check_replacement(document.profile, profile)
             if wrong is not None:
                 return (wrong,)
+        wrong = await self._provide(profile, origin)
+        if wrong is not None:
+            return (wrong,)
         if profile != document.profile:
             document = ProfileDocument(profile=profile, created=document.created, changed=self._clock.now())
             await self._save(document, revision)
@@ -156,10 +163,10 @@ class Profiles(Actor):
         index = self._indexes.get(name) or await self._index(name)
         if index is None:
             return (_no_index(name),)
-        wrong = core.check_backend(profile, index)
+        wrong = core.check_backend(profile, query.backend)
         if wrong is not None:
             return (wrong,)
-        if query.text is not None:
+        if core.takes_embedding(query):
             needed = core.embeds(profile, index, self._servers)
             if isinstance(needed, Refusal):
                 return (needed,)
@@ -167,7 +174,7 @@ class Profiles(Actor):
                 slot = await self._slot(origin)
                 if (slot.state, slot.profile) != ("ready", profile.id):
                     return (core.inactive(profile.id, needed, slot),)
-        return (await self._bus.ask(core.scoped(query, name), cause=origin),)
+        return (await self._bus.ask(core.scoped(query, name, profile), cause=origin),)
 
     # --- indexes come and go ---
 
@@ -180,6 +187,24 @@ class Profiles(Actor):
     async def on_index_dropped(self, event: IndexDropped) -> Sequence[Never]:
         self._indexes.pop(event.index, None)
         return ()
+
+    async def _provide(self, profile: ModelProfile, origin: Origin) -> Refusal | None:
+        """See to it that its indexes get the backend that it searches, built in the background; or why one can't.
+        An index that isn't there yet gets it at activation. Raises Unavailable when the indexes' owner is away."""
+        backend = core.backend_of(profile)
+        if backend is None:
+            return None
+        for name in profile.indexes:
+            index = await self._index(name)
+            if index is None:
+                continue
+            try:
+                await self._bus.ask(ServeIndex(name, core.holding(index), backend), cause=origin)
+            except Refused as error:
+                said = error.refusal
+                if said.status != "not_found":  # dropped meanwhile
+                    return Refusal(said.status, f"index {name!r}: {said.reason}", said.hint, said.retry_after_s)
+        return None
 
     async def _save(self, document: ProfileDocument, expected: int | None) -> None:
         await self._registry.save(document.profile.id, document, expected=expected)

@@ -11,8 +11,9 @@ from typing import Never
 from actors.base import Actor, Origin, concurrent, handles
 from actors.errors import Conflict
 from actors.ports import Clock, Journal, Registry, Tables
+from actors.promoted import own_config
 from actors.promotion import core, why
-from schemas.documents.index import IndexDocument
+from schemas.documents.index import GenerationDocument, IndexDocument
 from schemas.documents.promotion import PromotionDocument, PromotionEntry
 from schemas.events.base import Refusal
 from schemas.events.index import GenerationSwapped, IndexDropped, RecallDrifted
@@ -60,7 +61,9 @@ class Promotion(Actor):
                     hint=f"lakehouse trials {command.index}",
                 )
             ]
-        point = core.pick(points, command.ef_search, index.target_recall, command.force)
+        asked = {name: getattr(command, name) for name in core.EFFORTS}
+        effort = {name: n for name, n in asked.items() if n is not None}
+        point = core.pick(points, effort, index.target_recall, command.force)
         if isinstance(point, Refusal):
             return [point]
         entry = core.entry_of(point, command.promoted_by, command.note, self._clock.now(), origin.id)
@@ -163,7 +166,8 @@ class Promotion(Actor):
         if isinstance(after, Refusal):
             return [after]
         if after.current is None:
-            return [PromotionCleared(name, index.config, reason)]
+            live = await self._registry.load(GenerationDocument, name)
+            return [PromotionCleared(name, own_config(index, live[0] if live else None), reason)]
         popped = core.was_rolled_back(after, origin.id)
         return [_promoted(after, popped)]
 

@@ -4,16 +4,18 @@ Which point of a trial is promoted, how the history moves, which generation belo
 current entry. No clock, no registry, no bus: `actor.py` loads, asks here, and saves.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from schemas.config import HnswConfig
 from schemas.documents.promotion import MAX_HISTORY, PromotionDocument, PromotionEntry
 from schemas.documents.trial import TrialPoint
 from schemas.events.base import Refusal
 from schemas.events.index import GenerationSwapped, RecallDrifted
 from schemas.names import MessageId, Share, Timestamp
+
+EFFORTS = ("ef_search", "nprobes", "refine_factor", "ef")
+"""What names a point of a trial: the first on HNSW, the others on Lance."""
 
 
 def promote(document: PromotionDocument, entry: PromotionEntry) -> PromotionDocument:
@@ -75,33 +77,31 @@ def was_rolled_back(document: PromotionDocument, cause: MessageId) -> PromotionE
 
 
 def pick(
-    points: Sequence[TrialPoint], ef_search: int | None, target_recall: Share, force: bool
+    points: Sequence[TrialPoint], effort: Mapping[str, int], target_recall: Share, force: bool
 ) -> TrialPoint | Refusal:
-    """The point of a trial to promote: the one measured at `ef_search`, else the one that the
-    trial chose, else the cheapest that holds the target.
+    """The point of a trial to promote: one measured at `effort` (ef_search; or nprobes, refine_factor and ef,
+    as far as they are given), the one that the trial chose if it is among them, else the cheapest of them that
+    holds the target.
 
     The target is what the trial was asked to hold; `target_recall`, the index's, where its
-    points don't say. Refused (invalid) when `ef_search` was never measured, or when the point's
+    points don't say. Refused (invalid) when `effort` was never measured, or when the point's
     recall lower bound is under the target and `force` isn't given. `points`: at least one."""
-    if ef_search is not None:
-        measured = [point for point in points if point.ef_search == ef_search]
-        if not measured:
-            efs = ", ".join(str(point.ef_search) for point in sorted(points, key=lambda p: p.ef_search))
-            return Refusal(
-                status="invalid",
-                reason=f"trial {points[0].trial} did not measure ef_search {ef_search}",
-                hint=f"measured: {efs}",
-            )
-        point = measured[-1]
-    else:
-        chosen = [point for point in points if point.chosen]
-        point = chosen[-1] if chosen else _cheapest(points, target_recall)
+    measured = [point for point in points if all(getattr(point, name) == n for name, n in effort.items())]
+    if not measured:
+        efforts = "; ".join(str(one) for one in sorted(point.effort for point in points))
+        return Refusal(
+            status="invalid",
+            reason=f"trial {points[0].trial} did not measure {', '.join(f'{name} {n}' for name, n in effort.items())}",
+            hint=f"measured: {efforts}",
+        )
+    chosen = [point for point in measured if point.chosen]
+    point = chosen[-1] if chosen else _cheapest(measured, target_recall)
     target = _target(point, target_recall)
     if point.recall_lower < target and not force:
         return Refusal(
             status="invalid",
             reason=(
-                f"trial {point.trial} at ef_search {point.ef_search} does not hold recall@{point.k} {target:g}: "
+                f"trial {point.trial} at {point.effort} does not hold recall@{point.k} {target:g}: "
                 f"measured {point.recall:.4f}, lower bound {point.recall_lower:.4f} over {point.queries} queries"
             ),
             hint="promote another trial, or pass force to promote it all the same",
@@ -112,7 +112,7 @@ def pick(
 def entry_of(point: TrialPoint, promoted_by: str, note: str, now: Timestamp, cause: MessageId) -> PromotionEntry:
     """A promotion with the figures that it was decided on."""
     return PromotionEntry(
-        config=HnswConfig(point.M, point.ef_construction, point.ef_search, point.seed),
+        config=point.config,
         trial=point.trial,
         recall=point.recall,
         recall_lower=point.recall_lower,
@@ -140,7 +140,7 @@ def _ended(entry: PromotionEntry, now: Timestamp, reason: str, by: MessageId) ->
 def _cheapest(points: Sequence[TrialPoint], target_recall: Share) -> TrialPoint:
     holding = [point for point in points if point.recall_lower >= _target(point, target_recall)]
     if holding:
-        return min(holding, key=lambda point: (point.p50_us, point.ef_search))
+        return min(holding, key=lambda point: (point.p50_us, point.effort))
     return max(points, key=lambda point: (point.recall_lower, -point.p50_us))
 
 

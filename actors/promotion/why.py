@@ -14,7 +14,7 @@ from actors.ports import Journal, Registry, TableRef, Tables
 from schemas.documents.dataset import DatasetDocument
 from schemas.documents.index import GenerationDocument, IndexDocument
 from schemas.documents.promotion import PromotionDocument, PromotionEntry
-from schemas.documents.trial import TrialPoint
+from schemas.documents.trial import TrialPoint, columns_of
 from schemas.events.dataset import CommitInfo
 from schemas.events.promotion import WhyChain, WhyLink
 from schemas.names import Timestamp
@@ -49,7 +49,7 @@ def links(
     first."""
     found = [_generation(generation, entry)] if generation else []
     if entry is None:
-        found.append(_created(index))
+        found.append(_created(index, generation))
         return found + _data(commits, generation.version if generation else None, None)
     found.append(_promotion(index, entry))
     sweep = [point for point in points if point.trial == entry.trial]
@@ -60,7 +60,7 @@ def links(
                 "trial",
                 entry.trial,
                 entry.time,
-                f"The journal lacks trial {entry.trial} at ef_search {entry.config.ef_search}.",
+                f"The journal lacks trial {entry.trial} at {entry.config.effort}.",
             )
         )
         return found + _data(commits, None, None)
@@ -84,15 +84,14 @@ def causing_commit(commits: Sequence[CommitInfo], version: int | None, message: 
 
 def _promoted(points: Sequence[TrialPoint], entry: PromotionEntry) -> TrialPoint | None:
     """The measured point that was promoted."""
-    return next((p for p in points if p.trial == entry.trial and p.ef_search == entry.config.ef_search), None)
+    return next((p for p in points if p.trial == entry.trial and p.effort == entry.config.effort), None)
 
 
 def _generation(generation: GenerationDocument, entry: PromotionEntry | None) -> WhyLink:
     config = generation.config
     text = (
-        f"Generation {generation.generation} ({generation.reason or 'no reason given'}) serves with M {config.M}, "
-        f"ef_construction {config.ef_construction}, ef_search {config.ef_search}, built over {generation.rows} rows "
-        f"of dataset version {generation.version}."
+        f"Generation {generation.generation} ({generation.reason or 'no reason given'}) serves with {config}, built "
+        f"over {generation.rows} rows of dataset version {generation.version}."
     )
     if entry is not None and entry.config != config:
         text += f" The promoted configuration of trial {entry.trial} is still being built."
@@ -123,8 +122,8 @@ def _promotion(index: IndexDocument, entry: PromotionEntry) -> WhyLink:
 def _trial(point: TrialPoint, points: Sequence[TrialPoint]) -> WhyLink:
     text = (
         f"Trial {point.trial} measured recall@{point.k} {point.recall:.4f} (lower bound {point.recall_lower:.4f}) and "
-        f"p50 {point.p50_us:.0f} µs at ef_search {point.ef_search}, over {point.queries} queries of eval set "
-        f"{point.harness} on {point.rows} rows; it measured {len(points)} points on one graph."
+        f"p50 {point.p50_us:.0f} µs at {point.effort}, over {point.queries} queries of eval set {point.harness} on "
+        f"{point.rows} rows; it measured {len(points)} points on one build."
     )
     if point.champion_ratio is not None:
         text += f" Against trial {point.champion_trial} it took {point.champion_ratio:.3f} of the time."
@@ -134,8 +133,13 @@ def _trial(point: TrialPoint, points: Sequence[TrialPoint]) -> WhyLink:
         "harness", "rows", "dataset_version", "build", "host",
     )  # fmt: skip
     facts["sweep"] = [
-        {"ef_search": p.ef_search, "recall": p.recall, "recall_lower": p.recall_lower, "p50_us": p.p50_us}
-        for p in sorted(points, key=lambda p: p.ef_search)
+        {
+            **msgspec.structs.asdict(p.effort),
+            "recall": p.recall,
+            "recall_lower": p.recall_lower,
+            "p50_us": p.p50_us,
+        }
+        for p in sorted(points, key=lambda p: p.effort)
     ]
     return WhyLink("trial", point.trial, point.time, text, facts, point.campaign)
 
@@ -148,9 +152,7 @@ def _proposal(point: TrialPoint) -> WhyLink:
         point.time,
         f"It was proposed by the rule “{point.rule}” ({point.proposer}{draw}), from {point.journal_rows} rows "
         f"of the journal, in campaign {point.campaign}.",
-        _facts(
-            point, "proposer", "rule", "draw", "policy", "journal_rows", "M", "ef_construction", "ef_search", "seed"
-        ),
+        {**_facts(point, "proposer", "rule", "draw", "policy", "journal_rows"), **columns_of(point.config)},
         point.trigger,
     )
 
@@ -178,16 +180,18 @@ def _trigger(point: TrialPoint, began: Timestamp, commits: Sequence[CommitInfo])
     )
 
 
-def _created(index: IndexDocument) -> WhyLink:
-    config = index.config
+def _created(index: IndexDocument, generation: GenerationDocument | None) -> WhyLink:
+    config = generation.config if generation else index.config
     return WhyLink(
         "index",
         index.index,
         index.created,
-        f"Nothing is promoted: {index.index} runs with the configuration that it was created with, M {config.M}, "
-        f"ef_construction {config.ef_construction}, ef_search {config.ef_search}, over column {index.column} "
-        f"of dataset {index.dataset}.",
-        _facts(index, "dataset", "column", "metric", "target_recall", "config"),
+        f"Nothing is promoted: {index.index} runs with the configuration that it was created with, {config}, over "
+        f"column {index.column} of dataset {index.dataset}.",
+        {
+            **_facts(index, "dataset", "column", "metric", "backend", "why_backend", "target_recall"),
+            "config": msgspec.to_builtins(config),
+        },
     )
 
 

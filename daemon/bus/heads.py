@@ -6,6 +6,7 @@ What a head means, and the revisions themselves, live in the registry (daemon/st
 """
 
 import asyncio
+import re
 from collections.abc import Awaitable, Iterable
 from itertools import islice
 from typing import Any, Protocol, TypeVar
@@ -18,6 +19,9 @@ from actors.errors import Conflict, Transient
 from daemon.disk import Disk
 
 T = TypeVar("T")
+
+KEY = re.compile(r"[-/_=.a-zA-Z0-9]+")
+"""What JetStream KV takes, and so what heads in memory take."""
 
 BUCKET = "LAKEHOUSE_HEADS"
 ATTEMPTS = 5
@@ -60,6 +64,8 @@ class MemoryHeads:
         return self._heads.get(key)
 
     async def set(self, key: str, value: bytes, expected: int | None) -> int:
+        if not KEY.fullmatch(key):
+            raise ValueError(f"{key!r} is no key that NATS takes")
         self._expect(key, expected)
         self._revision += 1
         self._heads[key] = (bytes(value), self._revision)

@@ -14,6 +14,7 @@ import msgspec
 
 from actors.base import Origin
 from actors.errors import Poison
+from schemas.config import tagged
 from schemas.events.base import Message, Reply, concrete, kind_of, subject_of
 from schemas.names import MessageId, Timestamp
 from schemas.secret import decode_hook, encode_hook
@@ -56,6 +57,8 @@ def decode_any(kinds: tuple[type[Message], ...], body: bytes) -> Message:
     try:
         return decoder.decode(body)  # type: ignore[no-any-return]
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # an older version's
+            return decoder.decode(_encoder.encode(tagged(msgspec.json.decode(body))))  # type: ignore[no-any-return]
         raise Poison(f"not a {' or '.join(str(kind.__struct_config__.tag) for kind in kinds)}: {error}") from error
     except RecursionError as error:
         raise Poison("the body is nested too deeply") from error

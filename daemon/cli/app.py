@@ -40,8 +40,9 @@ COMMANDS = {
     },
     INDEXES: {
         "indexes": ("index:indexes", "List indexes."),
-        "index": ("index:app", "Create, show, rebuild, move or drop an index."),
+        "index": ("index:app", "Create, show, rebuild, move or drop an index, say what serves it."),
         "search": ("search:search", "Find the nearest rows to a text or a vector."),
+        "lance": ("lance:app", "Keep an index on disk or S3 with Lance: migrate, search, append, optimise."),
     },
     TUNING: {
         "tune": ("tuning:tune", "Tune an index now and watch it."),

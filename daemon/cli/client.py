@@ -183,14 +183,14 @@ def _refusal(response: http.client.HTTPResponse) -> CliError:
         body = {"reason": f"the answer was {response.status} {response.reason}"}
     reason = str(body.get("reason") or response.reason)
     if "\nLINE " in reason:  # SQL: the line and its caret stand below each other
-        return CliError(reason, body.get("hint", ""))
+        return CliError(reason, body.get("hint", ""), status=response.status)
     reason = " ".join(reason.split())
     hint = str(body.get("hint") or "")
     if response.status == 401:
         hint = "name the daemon's token file with --token-file; $LAKEHOUSE_TOKEN_FILE may be another daemon's"
     if wait := response.getheader("Retry-After"):
         hint = f"{hint}; try again in {wait} s".lstrip("; ")
-    return CliError(_sentence(reason), hint)
+    return CliError(_sentence(reason), hint, status=response.status)
 
 
 def _sentence(reason: str) -> str:

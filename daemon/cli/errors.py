@@ -8,7 +8,9 @@ INTERRUPTED = 130
 class CliError(Exception):
     """Ends the command. `main` prints the sentence and the hint on stderr, never a traceback."""
 
-    def __init__(self, sentence: str, hint: str = "", code: int = FAILURE) -> None:
+    def __init__(self, sentence: str, hint: str = "", code: int = FAILURE, status: int | None = None) -> None:
+        """status: of the daemon's answer, where it is a refusal of the daemon's."""
         super().__init__(sentence)
         self.hint = hint
         self.code = code
+        self.status = status

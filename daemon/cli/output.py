@@ -7,12 +7,19 @@ from typing import Annotated, Any
 
 import msgspec
 from cyclopts import Parameter
+from cyclopts.validators import Number
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print the answer as JSON.", show_default=False)]
 """The `--json` that every reading command has."""
+
+
+def within(bounds: tuple[int, int]) -> Number:
+    """Validates an option whose value has bounds."""
+    return Number(gte=bounds[0], lte=bounds[1])
+
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
 
@@ -115,7 +122,23 @@ def duration(seconds: float) -> str:
 
 
 def configuration(config: Mapping[str, Any] | None) -> str:
-    """`M 16 · efc 100 · ef 50`"""
+    """`M 16 · efc 100 · ef 50`; on Lance `IVF_RQ · 64 partitions · nprobes 16 · refine 4`"""
     if not config:
         return ""
-    return f"M {config['M']} · efc {config['ef_construction']} · ef {config['ef_search']}"
+    if config.get("backend") == "lance":
+        return f"{build(config)} · {effort(config)}"
+    return f"M {config['M']} · efc {config['ef_construction']} · {effort(config)}"
+
+
+def build(lance: Mapping[str, Any]) -> str:
+    """What a Lance index is built with: `IVF_PQ · 64 partitions · 48 sub-vectors`"""
+    parts = [lance["index_type"], f"{lance['partitions']:,} partition{'s' if lance['partitions'] != 1 else ''}"]
+    return " · ".join(parts + ([f"{lance['sub_vectors']} sub-vectors"] if lance["sub_vectors"] else []))
+
+
+def effort(of: Mapping[str, Any]) -> str:
+    """How hard a search looks: `ef 50`; on Lance `nprobes 16 · refine 4`"""
+    if of.get("backend") == "lance":
+        graph = f" · ef {of['ef']}" if of["ef"] else ""
+        return f"nprobes {of['nprobes']} · refine {of['refine_factor']}{graph}"
+    return f"ef {of['ef_search']}"

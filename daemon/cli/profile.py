@@ -41,8 +41,8 @@ class Fields:
     """Indexes that it may search."""
     bucket: str | None = None
     """Its bucket; made at activation when there is none of that name."""
-    backend: Literal["hnsw", "lance"] | None = None
-    """What finds the neighbours in its indexes; default hnsw."""
+    backend: Literal["hnsw", "lance", "auto"] | None = None
+    """What finds the neighbours in its searches; default auto, whatever serves the index."""
     m: Annotated[int | None, Parameter(name=["--m", "-M"], validator=Number(gte=M_BOUNDS[0], lte=M_BOUNDS[1]))] = None
     """Links per node, where nothing is promoted on its indexes."""
     ef_construction: Annotated[

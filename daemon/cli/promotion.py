@@ -50,6 +50,8 @@ def promote(
     /,
     *,
     ef: Annotated[int | None, Parameter(name=["--ef", "--ef-search"])] = None,
+    nprobes: int | None = None,
+    refine_factor: int | None = None,
     promoted_by: By = "cli",
     note: str = "",
     force: Annotated[bool, Parameter(negative="")] = False,
@@ -63,14 +65,20 @@ def promote(
     trial
         Its id, as `lakehouse trials INDEX` lists it.
     ef
-        A measured ef_search of the trial; default the one that it chose.
+        A measured ef_search of the trial, or ef of one of IVF_HNSW_SQ; default the one that it chose.
+    nprobes
+        Of a trial on Lance: a measured nprobes.
+    refine_factor
+        And the refine factor that it was measured with.
     note
         Why.
     force
         Even though the trial didn't hold the target recall.
     """
     path = f"/vectors/hnsw/promote/{segment(index)}/{segment(trial)}"
-    answer = Client(to).post(path, promoted_by=promoted_by, note=note, ef_search=ef, force=force)
+    of = {"ef_search": ef} if nprobes is None and refine_factor is None else {"ef": ef}
+    point = {**of, "nprobes": nprobes, "refine_factor": refine_factor}
+    answer = Client(to).post(path, promoted_by=promoted_by, note=note, force=force, **point)
     if json:
         print_json(answer)
         return

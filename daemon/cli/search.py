@@ -1,7 +1,7 @@
 """The command `search`, by a text or by a vector, and how a search is asked and its result shown."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from cyclopts import Parameter
@@ -10,7 +10,19 @@ from cyclopts.validators import Number
 from daemon.cli.client import Client
 from daemon.cli.connection import Connection
 from daemon.cli.errors import WRONG_USE, CliError
-from daemon.cli.output import Json, configuration, console, micros, print_facts, print_json, print_table
+from daemon.cli.output import (
+    Json,
+    configuration,
+    console,
+    effort,
+    micros,
+    print_facts,
+    print_json,
+    print_table,
+    share,
+    within,
+)
+from schemas.config import PARTITION_BOUNDS, REFINE_BOUNDS
 
 
 @Parameter(name="*")
@@ -30,11 +42,25 @@ class Query:
     """Columns to show; default all but vectors."""
     explain: Annotated[bool, Parameter(negative="")] = False
     """Also show the generation, the configuration and the time of each step."""
+    mode: Literal["vector", "text", "hybrid"] = "vector"
+    """By meaning, by the words themselves (BM25), or by both, fused by rank; hybrid may have a --vector beside TEXT."""
+    backend: Literal["hnsw", "lance"] | None = None
+    """What is to find the rows; default what serves the index."""
+    nprobes: Annotated[int | None, Parameter(validator=within(PARTITION_BOUNDS))] = None
+    """On Lance: how many cells to look into; default the live configuration's."""
+    refine_factor: Annotated[int | None, Parameter(validator=within(REFINE_BOUNDS))] = None
+    """On Lance: how many candidates to rescore for each row asked for; default likewise."""
+    version: Annotated[int | None, Parameter(validator=Number(gte=0))] = None
+    """The rows of this version of the dataset, for audits; default the newest."""
 
     def body(self, text: str | None, example: str, **more: str | None) -> dict[str, Any]:
-        """The request's body. Raises CliError when it isn't either a text or a vector."""
-        if (text is None) == (self.vector is None):
+        """The request's body. Raises CliError when TEXT and --vector aren't what the mode needs."""
+        if self.mode == "vector" and (text is None) == (self.vector is None):
             raise CliError("Exactly one of TEXT and --vector is needed.", example, WRONG_USE)
+        if self.mode != "vector" and text is None:
+            raise CliError(f"--mode {self.mode} needs a TEXT.", example, WRONG_USE)
+        if self.mode == "text" and self.vector is not None:
+            raise CliError("--mode text takes no --vector.", "--mode hybrid takes both", WRONG_USE)
         if text is not None and not text.strip():
             raise CliError("TEXT is empty.", example, WRONG_USE)
         columns = [name for group in self.columns or [] for name in group.split(",") if name]
@@ -47,7 +73,8 @@ class Query:
             "filter": self.filter,
             **more,
         }
-        body |= {"columns": columns or None, "explain": self.explain}
+        body |= {"columns": columns or None, "explain": self.explain, "mode": self.mode, "backend": self.backend}
+        body |= {"nprobes": self.nprobes, "refine_factor": self.refine_factor, "version": self.version}
         return {key: value for key, value in body.items() if value is not None}
 
 
@@ -83,10 +110,16 @@ def show(answer: dict[str, Any], *, as_json: bool) -> None:
         return
     hits = answer["queries"][0]
     names = list(dict.fromkeys(name for hit in hits for name in hit.get("columns", {})))
+    scored = any(hit.get("score") is not None for hit in hits)
     print_table(
-        ["distance ", "id", *names],
+        [*(["score "] if scored else []), "distance ", "id", *names],
         (
-            (f"{hit['distance']:.4f}", hit["id"], *(_short(hit.get("columns", {}).get(name)) for name in names))
+            (
+                *([share(hit.get("score"))] if scored else []),
+                share(hit["distance"]),
+                hit["id"],
+                *(_short(hit.get("columns", {}).get(name)) for name in names),
+            )
             for hit in hits
         ),
         empty="Nothing was found.",
@@ -101,7 +134,8 @@ def _print_explanation(explained: dict[str, Any]) -> None:
         {
             "configuration": configuration(explained["config"]),
             "strategy": explained["strategy"],
-            "ef_search": explained["ef_search"],
+            "effort": effort(taken) if (taken := explained.get("effort")) else explained["ef_search"] or "",
+            "version": version if (version := explained.get("version", -1)) >= 0 else None,
             "rows": explained["rows"],
             "matching": explained.get("matching_rows"),
         }

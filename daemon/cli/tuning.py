@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
@@ -24,6 +24,7 @@ from daemon.cli.output import (
     share,
 )
 from daemon.cli.progress import stream_bars
+from schemas.config import LanceType
 
 POINT_COLUMNS = ["trial", "configuration", "recall ", "≥ ", "p50 ", "p99 ", "vs champion", "build ", "proposer"]
 
@@ -35,6 +36,7 @@ def tune(
     agent: Annotated[bool, Parameter(negative="")] = False,
     min_recall: Annotated[float | None, Parameter(validator=Number(gt=0, lt=1))] = None,
     grid: Annotated[list[str] | None, Parameter(negative="", consume_multiple=True)] = None,
+    lance: Annotated[list[str] | None, Parameter(negative="", consume_multiple=True)] = None,
     objective: Literal["cost_first", "recall_first"] = "cost_first",
     harness: str | None = None,
     json: Json = False,
@@ -49,7 +51,9 @@ def tune(
     min_recall
         Recall@10 to hold, by its lower bound; default the index's target.
     grid
-        Points to try as EF_CONSTRUCTION:EF_SEARCH[:M], such as 80:30 160:60:24.
+        Graphs to try as EF_CONSTRUCTION:EF_SEARCH[:M], such as 80:30 160:60:24.
+    lance
+        Lance indexes to try as TYPE[:PARTITIONS[:SUB_VECTORS]], such as IVF_RQ:64 IVF_PQ:64:96 IVF_FLAT.
     objective
         cost_first: the fastest that holds the recall. recall_first: the highest recall.
     harness
@@ -58,9 +62,11 @@ def tune(
         Print every message as a line of JSON.
     """
     body: dict[str, Any] = {"index_name": index, "objective": objective, "agent": agent}
-    if agent and grid:
-        raise CliError("--agent and --grid exclude each other.", "the agent proposes its own points", WRONG_USE)
-    optional = {"min_recall": min_recall, "harness": harness, "grid": [_point(text) for text in grid or []]}
+    if agent and (grid or lance):
+        other = "--grid" if grid else "--lance"
+        raise CliError(f"--agent and {other} exclude each other.", "the agent proposes its own points", WRONG_USE)
+    points = {"grid": [_point(text) for text in grid or []], "lance": [_lance_point(text) for text in lance or []]}
+    optional = {"min_recall": min_recall, "harness": harness, **points}
     body |= {key: value for key, value in optional.items() if value not in (None, [])}
     lines = Client(to).lines("/vectors/hnsw/autotune", body)
     if json:
@@ -81,6 +87,17 @@ def _point(text: str) -> dict[str, int]:
     if len(parts) not in (2, 3) or not all(part.isdigit() for part in parts):
         raise CliError(f"{text!r} is no point of a grid.", "EF_CONSTRUCTION:EF_SEARCH[:M], such as 80:30", WRONG_USE)
     return dict(zip(("ef_construction", "ef_search", "M"), map(int, parts), strict=False))
+
+
+def _lance_point(text: str) -> dict[str, str | int]:
+    """`IVF_RQ:64` as a build of a grid."""
+    index_type, *numbers = text.split(":")
+    if index_type not in get_args(LanceType) or len(numbers) > 2 or not all(part.isdigit() for part in numbers):
+        types = ", ".join(get_args(LanceType))
+        raise CliError(
+            f"{text!r} is no Lance index.", f"TYPE[:PARTITIONS[:SUB_VECTORS]], TYPE one of {types}", WRONG_USE
+        )
+    return {"index_type": index_type, **dict(zip(("partitions", "sub_vectors"), map(int, numbers), strict=False))}
 
 
 def _watch(lines: Iterator[dict[str, Any]]) -> dict[str, Any] | None:
@@ -150,7 +167,7 @@ def trials(
     limit
         At most so many measured points are read.
     all_points
-        Every measured ef_search, not only the one that each trial chose.
+        Every measured effort, not only the one that each trial chose.
     """
     answer = Client(to).get(f"/vectors/trials/{segment(index)}", limit=limit)
     if json:

@@ -5,6 +5,7 @@ the way becomes an answer in errors.py.
 """
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
 from time import perf_counter
 from typing import Any
@@ -32,7 +33,8 @@ def build(services: Services, guard: Guard, silent: Silent) -> web.Application:
         middlewares=[_border(guard, silent, services)], client_max_size=services.config.max_body_mb * 1024 * 1024
     )
     for route in ROUTES:
-        app.router.add_route(route.method, route.path, _endpoint(route, services))
+        path = re.sub(r"{(\w+)}", r"{\1:[^/]+}", route.path)  # aiohttp's own pattern has no place for braces
+        app.router.add_route(route.method, path, _endpoint(route, services))
 
     async def closing(_: web.Application) -> None:
         services.closing.begin()

@@ -24,6 +24,8 @@ _SHAPE = re.compile(r"unknown field|missing required field|, got `")
 _PATTERN = re.compile(r"Expected `str` matching regex '.*'")
 """Its words for a name with characters that names don't have; the hint says which they have."""
 
+_ONE_OF = "one of "
+
 S = TypeVar("S", bound=msgspec.Struct)
 
 
@@ -126,11 +128,14 @@ def _allowed(info: Any) -> str:
         case inspect.Metadata():
             return str((info.extra_json_schema or {}).get("description", "")) or _allowed(info.type)
         case inspect.UnionType():
-            return next((words for one in info.types if (words := _allowed(one))), "")
+            words = [words for one in info.types if (words := _allowed(one))]
+            if len(words) > 1 and all(each.startswith(_ONE_OF) for each in words):  # of a literal that has one more
+                return _ONE_OF + ", ".join(each.removeprefix(_ONE_OF) for each in words)
+            return words[0] if words else ""
         case inspect.ListType():
             return _allowed(info.item_type)
         case inspect.LiteralType():
-            return "one of " + ", ".join(str(value) for value in info.values)
+            return _ONE_OF + ", ".join(str(value) for value in info.values)
         case inspect.IntType() | inspect.FloatType():
             low = f"from {info.ge}" if info.ge is not None else f"over {info.gt}" if info.gt is not None else ""
             high = f"to {info.le}" if info.le is not None else f"under {info.lt}" if info.lt is not None else ""

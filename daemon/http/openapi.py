@@ -19,6 +19,7 @@ def document(routes: Sequence[Route], version: str) -> dict[str, Any]:
     """The whole document as plain values."""
     types = [ErrorBody, *_types(routes)]
     schemas, components = msgspec.json.schema_components(types, ref_template=REF, schema_hook=schema_hook)
+    _free_tags(components)
     by_type = dict(zip(types, schemas, strict=True))
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
@@ -30,6 +31,22 @@ def document(routes: Sequence[Route], version: str) -> dict[str, Any]:
         "components": {"schemas": components, "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}},
         "security": [{"token": []}],
     }
+
+
+def _free_tags(components: dict[str, Any]) -> None:
+    """Of what requests are made of, a part needn't say what it is, unless it may be one of several."""
+    told_apart = set(re.findall(r"'(#/components/schemas/\w+)'", str(_discriminators(components))))
+    for name, part in components.items():
+        if part.get("additionalProperties") is False and REF.format(name=name) not in told_apart:
+            fields = part["properties"]
+            part["required"] = [field for field in part["required"] if len(fields[field].get("enum", ())) != 1]
+
+
+def _discriminators(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        own = [value["discriminator"]] if "discriminator" in value else []
+        return own + [found for inner in value.values() for found in _discriminators(inner)]
+    return [found for inner in value for found in _discriminators(inner)] if isinstance(value, list) else []
 
 
 def _types(routes: Iterable[Route]) -> list[Any]:

@@ -39,9 +39,17 @@ _PROMOTIONS = pa.schema(
         ("index", pa.string()),
         ("state", pa.string()),  # current, history, rolled back
         ("trial", pa.string()),
-        ("M", pa.int64()),
+        ("configuration", pa.string()),  # in words
+        ("backend", pa.string()),
+        ("M", pa.int64()),  # hnsw
         ("ef_construction", pa.int64()),
         ("ef_search", pa.int64()),
+        ("index_type", pa.string()),  # lance
+        ("partitions", pa.int64()),
+        ("sub_vectors", pa.int64()),
+        ("nprobes", pa.int64()),
+        ("refine_factor", pa.int64()),
+        ("ef", pa.int64()),
         ("recall", pa.float64()),
         ("recall_lower", pa.float64()),
         ("p50_us", pa.float64()),
@@ -127,9 +135,12 @@ class Catalogue:
             raise Unknown(f"dataset {document.dataset} has no version {version}: {error}") from error
 
     async def _stored(self, table: TableRef, schema: pa.Schema) -> Source:
+        """Columns younger than the table's newest rows are there, and null."""
         if await self._tables.state(table) is None:
             return schema.empty_table()
-        return await self._tables.scan(table)
+        found = await self._tables.scan(table)
+        missing = [field for field in schema if field.name not in found.schema.names]
+        return found.replace_schema(pa.schema([*found.schema, *missing])) if missing else found
 
     async def _promotions(self) -> Source:
         rows: list[dict[str, Any]] = []
@@ -139,7 +150,8 @@ class Catalogue:
             entries += [("rolled back", entry) for entry in document.rolled_back]
             for state, entry in entries:
                 values = msgspec.to_builtins(entry)
-                rows.append({"index": index, "state": state, **values.pop("config"), **values})
+                config = {**values.pop("config"), "configuration": str(entry.config)}
+                rows.append({"index": index, "state": state, **config, **values})
         return pa.Table.from_pylist(rows, schema=_PROMOTIONS)
 
     async def _rejects(self) -> Labelled:

@@ -18,10 +18,12 @@ from typing import TypeVar
 
 import anyio.to_thread
 
+from actors.backends.lance_store import Place as LancePlace
 from actors.errors import CorruptState, Transient
 from actors.ports import Artifact, Entry, Place, Waiting
 from daemon.storage.known import KnownBuckets, Location, Store
 from daemon.storage.rescue import Kept, Rescue
+from daemon.storage.store_options import s3_options
 from schemas.names import BucketName, Sha256
 
 T = TypeVar("T")
@@ -89,6 +91,13 @@ class ObjectBuckets:
 
     async def location(self, bucket: BucketName) -> Location:
         return (await self._known.find(bucket)).location
+
+    async def lance_place(self, bucket: BucketName, key: str, lance_version: int | None = None) -> LancePlace:
+        location = await self.location(bucket)
+        if location.folder is None and not location.url.startswith("s3://"):
+            raise ValueError(f"bucket {bucket} ({location.url}) can't hold a Lance store: file:// and s3:// can")
+        root = str(location.folder) if location.folder else location.url.rstrip("/")
+        return LancePlace(f"{root}/{_checked(key)}", s3_options(location.options), lance_version)
 
     async def put(
         self, bucket: BucketName, key: str, data: bytes, *, overwrite: bool = False, at_home: bool = False

@@ -8,6 +8,7 @@ content still write two objects, and a payload of null says that the document wa
 (see daemon/bus/heads.py) names the current one. Nothing here does I/O; registry.py does.
 """
 
+import contextlib
 import hashlib
 import os
 import re
@@ -16,6 +17,7 @@ from typing import Any
 import msgspec
 
 from actors.errors import CorruptState
+from schemas.config import tagged
 from schemas.documents.base import FORMAT, Document, kind_of_document
 from schemas.names import BucketName, Sha256
 
@@ -88,9 +90,12 @@ def unpack(body: bytes, key: str) -> Revision:
 
 def decode(revision: Revision, kind: type[Document], key: str) -> Document:
     """The document of a revision that is no tombstone. Raises CorruptState."""
+    payload = bytes(revision.payload)
     try:
-        return msgspec.json.decode(bytes(revision.payload), type=kind)
+        return msgspec.json.decode(payload, type=kind)
     except msgspec.ValidationError as error:
+        with contextlib.suppress(msgspec.ValidationError):
+            return msgspec.convert(tagged(msgspec.json.decode(payload)), kind)
         raise CorruptState(f"registry object {key} is no valid {kind_of_document(kind)}: {error}; {REPAIR}") from error
 
 

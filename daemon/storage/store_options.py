@@ -84,6 +84,12 @@ def resolved(bucket: BucketName, options: Mapping[str, str], environ: Mapping[st
     return found
 
 
+def s3_options(options: Mapping[str, str]) -> StoreOptions:
+    """As deltalake and Lance take them."""
+    plain = {"allow_http": "true"} if options.get("endpoint", "").startswith("http://") else {}
+    return StoreOptions({f"aws_{name}": value for name, value in options.items()} | plain)
+
+
 def shown(options: Mapping[str, str]) -> dict[str, str]:
     """What may be seen of options: names of variables and files, and nothing of the store's own words for secrets."""
     return {name: without_userinfo(value) for name, value in options.items() if name in ALLOWED}

@@ -20,6 +20,7 @@ from daemon.storage import delta_log, durable
 from daemon.storage.buckets import ObjectBuckets
 from daemon.storage.delta_log import Version
 from daemon.storage.known import Location
+from daemon.storage.store_options import s3_options
 from schemas.events.dataset import CommitInfo
 
 KEPT_VERSIONS = 64
@@ -234,11 +235,7 @@ class TableLog:
         url, options = self._bucket.url, self._bucket.options
         if not url.startswith("s3://"):
             raise ValueError(f"bucket {self._ref.bucket}: tables need file:// or s3://, not {url}")
-        plain = options.get("endpoint", "").startswith("http://")
-        return f"{url.rstrip('/')}/{self._ref.path}", {
-            **{f"aws_{name}": value for name, value in options.items()},
-            **({"allow_http": "true"} if plain else {}),
-        }
+        return f"{url.rstrip('/')}/{self._ref.path}", dict(s3_options(options))
 
     def _checkpoint(self, table: DeltaTable) -> None:
         table.create_checkpoint()

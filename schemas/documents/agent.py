@@ -3,7 +3,7 @@ and what it last answered to whom. Budget and cooldown are read from the times k
 
 import msgspec
 
-from schemas.config import HnswConfig
+from schemas.config import IndexConfig
 from schemas.documents.base import Document
 from schemas.events.autotune import (
     AutotuneStarted,
@@ -17,7 +17,18 @@ from schemas.events.autotune import (
 from schemas.events.base import Refusal
 from schemas.events.index import RebuildIndex
 from schemas.events.promotion import Promote
-from schemas.names import CampaignId, HarnessName, IndexName, MessageId, Objective, Rows, Share, Timestamp, TrialId
+from schemas.names import (
+    Backend,
+    CampaignId,
+    HarnessName,
+    IndexName,
+    MessageId,
+    Objective,
+    Rows,
+    Share,
+    Timestamp,
+    TrialId,
+)
 
 Emitted = RunTrial | Promote | RebuildIndex | TuningQueued | TuningFinished | AutotuneStarted | Refusal
 
@@ -25,8 +36,8 @@ Emitted = RunTrial | Promote | RebuildIndex | TuningQueued | TuningFinished | Au
 class Basis(msgspec.Struct, frozen=True):
     """What served and what was promoted when a campaign measured its champion."""
 
-    live: HnswConfig
-    promoted: HnswConfig | None  # None: nothing was
+    live: IndexConfig
+    promoted: IndexConfig | None  # None: nothing was
 
 
 class Campaign(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,7 +55,7 @@ class Campaign(msgspec.Struct, frozen=True, kw_only=True):
     objective: Objective
     harness: HarnessName | None = None
     manual: bool = False  # someone asked: neither the hourly budget nor a cooldown holds it up
-    recalibrate: bool = False  # done once ef holds the target on the live graph, unless `rebuild`
+    recalibrate: bool = False  # done once an effort holds the target on the live build, unless `rebuild`
     grid: list[Proposal] = []  # of a grid campaign: what is still to run, in order
     measured_grid: list[Proposal] = []  # and what has run
     grid_given: bool = False  # a grid campaign; otherwise the ε-greedy rule proposes
@@ -53,10 +64,11 @@ class Campaign(msgspec.Struct, frozen=True, kw_only=True):
     running_proposal: Proposal | None = None
     attempts: int = 0  # failures of the running trial
     failed: int = 0  # trials given up
+    given_up: list[Backend] = []  # whose trial was, beside the one that serves
     trials: list[TrialId] = []  # done
-    champion_trial: TrialId | None = None  # the live graph at its best ef: what challengers are measured against
+    champion_trial: TrialId | None = None  # what is live, at its best effort: challengers are measured against it
     promoted: TrialId | None = None  # promoted already, before the end of the campaign
-    rebuild: str = ""  # why the live graph has to be built again; empty when it hasn't
+    rebuild: str = ""  # why what is live has to be built again; empty when it hasn't
     without_gain: int = 0  # trials in a row that changed nothing
     basis: Basis | None = None  # another promotion or rollback makes its trials void
     restarted: Timestamp | None = None  # when that last happened

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from schemas.config import HnswConfig
+from schemas.config import IndexConfig
 from schemas.documents.base import Document
 from schemas.names import IndexName, MessageId, Micros, Share, Timestamp, TrialId
 
@@ -12,7 +12,7 @@ MAX_HISTORY = 50
 class PromotionEntry(msgspec.Struct, frozen=True, kw_only=True):
     """One promotion, with the figures it was decided on."""
 
-    config: HnswConfig
+    config: IndexConfig
     trial: TrialId
     recall: Share  # mean recall@10 of the trial's point
     recall_lower: Share

@@ -1,11 +1,13 @@
 """The trial journal: one row per measured point. The table's schema is this struct, field by
 field, so that SQL reads what the agent reads."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
+from schemas.config import Effort, HnswConfig, IndexConfig, LanceConfig
 from schemas.names import (
+    Backend,
     Bytes,
     CampaignId,
     HarnessName,
@@ -19,26 +21,34 @@ from schemas.names import (
     TrialId,
 )
 
-Proposer = Literal["grid", "champion", "explore", "exploit", "manual"]
+Proposer = Literal["grid", "champion", "explore", "exploit", "backend", "manual"]
 
 
 class TrialPoint(msgspec.Struct, frozen=True, kw_only=True):
-    """One (graph, ef_search) measured on one eval set. Latencies are one query at a time,
-    one thread. `chosen` marks the point that the trial stands for."""
+    """One configuration measured on one eval set: a build, at one effort. Latencies are one query at
+    a time, one thread. `chosen` marks the point that the trial stands for.
+
+    The configuration is a tagged union: `backend` says which of its columns have values."""
 
     trial: TrialId
     campaign: CampaignId
     index: IndexName
-    build: str  # identity of the graph: same build, same graph
+    build: str  # identity of what was built: same build, same graph or index
     harness: HarnessName
     dataset_version: int
     rows: Rows
     # configuration
-    backend: str = "hnsw"
-    M: int
-    ef_construction: int
-    ef_search: int
-    seed: int
+    backend: Backend = "hnsw"
+    M: int | None = None  # hnsw
+    ef_construction: int | None = None
+    ef_search: int | None = None
+    seed: int | None = None
+    index_type: str | None = None  # lance
+    partitions: int | None = None
+    sub_vectors: int | None = None
+    nprobes: int | None = None
+    refine_factor: int | None = None
+    ef: int | None = None
     # quality, over the eval set's queries
     queries: int
     k: int = 10
@@ -59,10 +69,10 @@ class TrialPoint(msgspec.Struct, frozen=True, kw_only=True):
     champion_ratio_high: float | None = None
     champion_recall_lower: float | None = None
     # the build
-    build_s: Seconds  # 0 when the graph came from the cache
+    build_s: Seconds  # 0 when it was there already
     build_cpu_s: Seconds
     bytes: Bytes
-    library: str  # hnswlib's version and build flag
+    library: str  # its version and build flag
     graph_added: Rows = 0  # rows that the graph took in after it was built
     graph_deleted: Rows = 0  # rows that are only marked deleted in it
     # how it came about
@@ -78,3 +88,21 @@ class TrialPoint(msgspec.Struct, frozen=True, kw_only=True):
     trigger_time: Timestamp | None = None  # when it came; None in rows older than this field
     host: str
     time: Timestamp
+
+    @property
+    def config(self) -> IndexConfig:
+        """The configuration of the row's backend. Raises msgspec.ValidationError for a row that has none."""
+        wanted: Any = HnswConfig if self.backend == "hnsw" else LanceConfig
+        values = {name: getattr(self, name) for name in wanted.__struct_fields__}
+        config: IndexConfig = msgspec.convert({name: v for name, v in values.items() if v is not None}, wanted)
+        return config
+
+    @property
+    def effort(self) -> Effort:
+        config = self.config
+        return config.effort
+
+
+def columns_of(config: IndexConfig) -> dict[str, Any]:
+    """A configuration as columns of a `TrialPoint`."""
+    return {"backend": config.backend, **{name: getattr(config, name) for name in config.__struct_fields__}}

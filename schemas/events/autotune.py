@@ -9,7 +9,15 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from schemas.config import EF_CONSTRUCTION_BOUNDS, EF_SEARCH_BOUNDS, M_BOUNDS, HnswConfig
+from schemas.config import (
+    EF_CONSTRUCTION_BOUNDS,
+    EF_SEARCH_BOUNDS,
+    M_BOUNDS,
+    PARTITION_BOUNDS,
+    Effort,
+    IndexConfig,
+    LanceType,
+)
 from schemas.documents.trial import Proposer, TrialPoint
 from schemas.events.base import Command, Event, Query, Reply, Request
 from schemas.names import (
@@ -73,17 +81,17 @@ class ListHarnesses(Query[HarnessList], tag="autotune.harnesses"):
 
 
 class Proposal(msgspec.Struct, frozen=True):
-    """A configuration to try, and how it was arrived at. `ef_search` is the point the proposer
+    """A configuration to try, and how it was arrived at. Its effort is the one the proposer
     named; the sweep finds the cheapest sufficient one around it."""
 
-    config: HnswConfig
+    config: IndexConfig
     proposer: Proposer
     rule: str
     draw: float | None = None
     journal_rows: int = 0
     policy: str = ""  # JSON: the settings of the rule that proposed it
-    extra_ef: list[int] = []  # further ef_search points to measure (a grid's)
-    reuse_live: bool = False  # sweep on the live graph brought up to date; build nothing
+    extra: list[Effort] = []  # further points to measure (a grid's)
+    reuse_live: bool = False  # sweep on what is live, brought up to date; build nothing
 
 
 class RunTrial(Command, tag="autotune.trial"):
@@ -147,7 +155,7 @@ class QueuedTuning(msgspec.Struct, frozen=True):
     trigger_tag: str
     time: Timestamp  # when the trigger came
     version: int = -1  # waits until the index's vectors cover this dataset version
-    recalibrate: bool = False  # sweep ef on the live graph; build only if a rule says so
+    recalibrate: bool = False  # sweep efforts on what is live; build only if a rule says so
     after: int = 0  # of a drift: waits until this generation's promotion is taken back
 
 
@@ -174,6 +182,14 @@ class GridPoint(msgspec.Struct, frozen=True):
     M: Annotated[int, Meta(ge=M_BOUNDS[0], le=M_BOUNDS[1])] = 16
 
 
+class LancePoint(msgspec.Struct, frozen=True):
+    """One build of an explicit grid on Lance; its nprobes, refine_factor and ef are swept."""
+
+    index_type: LanceType
+    partitions: Annotated[int, Meta(ge=PARTITION_BOUNDS[0], le=PARTITION_BOUNDS[1])] | None = None  # default by rule
+    sub_vectors: Annotated[int, Meta(ge=1, le=4096)] | None = None  # of IVF_PQ; default by rule
+
+
 DEFAULT_GRID = [GridPoint(20, 30), GridPoint(40, 30), GridPoint(80, 30), GridPoint(80, 60), GridPoint(160, 30)]
 
 
@@ -189,7 +205,8 @@ class StartAutotune(Request[AutotuneStarted], tag="autotune.start"):
     index: IndexName
     harness: HarnessName | None = None
     min_recall: Annotated[float, Meta(gt=0, lt=1)] | None = None  # default the index's target
-    grid: list[GridPoint] | None = None  # default DEFAULT_GRID
+    grid: list[GridPoint] | None = None  # default DEFAULT_GRID, for an index that HNSW serves
+    lance: list[LancePoint] | None = None  # default one of each type, for an index that Lance serves
     objective: Objective = "cost_first"
     agent: bool = False  # let the ε-greedy rule propose instead of a grid
     asked_by: str = "http"
@@ -250,8 +267,8 @@ class Replayed(msgspec.Struct, frozen=True):
 
     trial: TrialId
     journal_rows: int
-    proposed: HnswConfig  # what the journal says was tried
-    replayed: HnswConfig  # what the rule proposes from the same journal
+    proposed: IndexConfig  # what the journal says was tried
+    replayed: IndexConfig  # what the rule proposes from the same journal
     same: bool
 
 

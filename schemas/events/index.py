@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from schemas.codec import ArtifactName
-from schemas.config import DEFAULT_CONFIG, HnswConfig
+from schemas.config import DEFAULT_CONFIG, Effort, HnswConfig, IndexConfig, LanceConfig
 from schemas.events.base import Command, Event, Query, Reply, Request
 from schemas.names import (
     Backend,
@@ -27,6 +27,7 @@ from schemas.names import (
     Share,
     Timestamp,
     TrialId,
+    VectorBackend,
 )
 
 Target = Annotated[float, Meta(gt=0, lt=1, description="recall@10 to hold")]
@@ -50,11 +51,13 @@ class CreateIndex(Request["IndexInfo"], tag="index.create"):
     dataset: DatasetName
     column: str
     metric: Metric = "cosine"
-    backend: Backend = "hnsw"
+    backend: VectorBackend = "hnsw"
     bucket: BucketName | None = None  # home of its artifacts; default the dataset's
     target_recall: Target | None = None  # default from [agent]
     embedder: EmbedderSpec | None = None  # default from [embedding]; "none" for vectors
-    config: HnswConfig = DEFAULT_CONFIG
+    config: HnswConfig = DEFAULT_CONFIG  # on HNSW, where nothing is promoted
+    lance: LanceConfig | None = None  # on Lance; default by rule, from its rows and dimensions
+    text_column: str | None = None  # that full-text search reads; default `column` where it is text
 
 
 class DropIndex(Request["IndexDropped"], tag="index.drop"):
@@ -87,13 +90,14 @@ class IndexAppended(Event, tag="index.appended"):
 
 
 class BuildGeneration(Command, tag="index.build"):
-    """Build (or take from the graph cache) a graph over the index's vectors."""
+    """Build (or take from the graph cache) a graph over the index's vectors, or an index in its Lance store."""
 
     index: IndexName
     generation: int
-    config: HnswConfig
+    config: IndexConfig
     reason: str  # "created", "promoted", "rolled back", "rebuild" …
     trial: TrialId | None = None
+    companion: bool = False  # beside the one that serves
 
 
 class GenerationBuilt(Event, tag="index.built"):
@@ -101,16 +105,19 @@ class GenerationBuilt(Event, tag="index.built"):
 
     index: IndexName
     generation: int
-    config: HnswConfig
-    version: int  # dataset version that the graph covers
+    config: IndexConfig
+    version: int  # dataset version that it covers
     rows: Rows
     bytes: Bytes
     sha256: Sha256
-    key: str  # object key of the graph in the index's bucket
-    build_s: Seconds  # 0 when the graph came from the cache
+    key: str  # in the index's bucket: the graph's object, or the folder of the Lance store
+    build_s: Seconds  # 0 when it was there already
     reason: str
     library: str = ""  # "hnswlib 0.8.0 native": index files of other builds don't interchange
     trial: TrialId | None = None
+    vector_index: str = ""  # its name in the Lance store
+    lance_version: int = 0  # of the store, that has it
+    companion: bool = False
 
 
 class GenerationFailed(Event, tag="index.failed"):
@@ -126,9 +133,10 @@ class GenerationReady(Event, tag="index.ready"):
 
     index: IndexName
     generation: int
-    config: HnswConfig
+    config: IndexConfig
     reason: str
     trial: TrialId | None = None
+    companion: bool = False
 
 
 class GenerationSwapped(Event, tag="index.swapped"):
@@ -136,7 +144,7 @@ class GenerationSwapped(Event, tag="index.swapped"):
 
     index: IndexName
     generation: int
-    config: HnswConfig
+    config: IndexConfig
     searcher: str  # which process
     load_ms: float
     trial: TrialId | None = None
@@ -144,30 +152,38 @@ class GenerationSwapped(Event, tag="index.swapped"):
 
 class Hit(msgspec.Struct, frozen=True):
     id: str | int
-    distance: float
+    distance: float | None  # None: found by its text alone
     columns: dict[str, Any] = {}
+    score: float | None = None  # of text (BM25) and hybrid search (reciprocal rank): higher is better
+
+
+Strategy = Literal["graph", "filtered_graph", "codes", "lance", "exact", "text"]
+SearchMode = Literal["vector", "text", "hybrid"]
 
 
 class Step(msgspec.Struct, frozen=True):
     """One step of a query and its time."""
 
-    name: str  # embed, filter, graph, exact, fresh, fetch
+    name: str  # embed, filter, graph, lance, exact, text, fuse, fetch
     us: Micros
     note: str = ""
 
 
 class Explanation(msgspec.Struct, frozen=True):
     generation: int
-    config: HnswConfig
-    strategy: Literal["graph", "filtered_graph", "codes", "exact"]
-    ef_search: int
+    config: IndexConfig
+    strategy: Strategy
+    ef_search: int  # 0 where no graph was searched
     rows: Rows
     matching_rows: Rows | None  # of the filter
     steps: list[Step]
+    version: int = -1  # dataset version that was searched
+    effort: Effort | None = None  # that it took; None: an exact search
 
 
 class SearchResult(Reply, tag="search.result"):
-    """Per query: hits by ascending distance. `queries` has one entry per vector asked."""
+    """Per query: hits by ascending distance, or by descending score where they have one. `queries`
+    has one entry per vector asked."""
 
     index: IndexName
     generation: int
@@ -177,7 +193,8 @@ class SearchResult(Reply, tag="search.result"):
 
 
 class Search(Query[SearchResult], tag="search.query"):
-    """k nearest rows. Exactly one of text, vector, vectors."""
+    """k nearest rows. Exactly one of text, vector, vectors; `hybrid` takes text, and a vector with it
+    where the index has no embedder."""
 
     index: IndexName
     text: str | None = None
@@ -188,6 +205,11 @@ class Search(Query[SearchResult], tag="search.query"):
     filter: str | None = None  # SQL predicate over the dataset's columns
     columns: list[str] | None = None  # default: every column but vectors
     explain: bool = False
+    mode: SearchMode = "vector"
+    backend: Backend | None = None  # default: what serves the index
+    nprobes: Annotated[int, Meta(ge=1, le=32_768)] | None = None  # on Lance, as ef_search is on HNSW
+    refine_factor: Annotated[int, Meta(ge=1, le=100)] | None = None
+    version: int | None = None  # of the dataset: as it was then; default the newest
 
 
 class LiveRecall(msgspec.Struct, frozen=True):
@@ -205,17 +227,20 @@ class IndexInfo(Reply, tag="index.info"):
     dataset: DatasetName
     column: str
     metric: Metric
-    backend: Backend
+    backend: VectorBackend  # as asked for; `config` tells what serves
     bucket: BucketName
     target_recall: Share
     embedder: EmbedderSpec
     dim: int
     state: Literal["building", "ready", "failed"]
     generation: int  # 0 while the first is being built
-    config: HnswConfig
+    config: IndexConfig
     version: int  # dataset version its vectors cover
     rows: Rows
     reason: str = ""  # of "failed"
+    why_backend: str = ""  # of `auto`: what the backend was decided from
+    companions: list[Backend] = []  # kept ready beside the one that serves
+    text_column: str | None = None
 
 
 class IndexList(Reply, tag="index.list"):
@@ -236,14 +261,17 @@ class IndexStats(Reply, tag="index.stats_reply"):
     index: IndexName
     loaded: bool
     generation: int
-    config: HnswConfig
+    config: IndexConfig
     rows: Rows
-    fresh_rows: Rows  # searched exactly until the graph has taken them in
+    fresh_rows: Rows  # searched exactly until the graph, or the index, has taken them in
     deleted: Rows  # marked in the graph
-    bytes: Bytes
+    bytes: Bytes  # in memory
     queries: int  # since start
     live_recall: LiveRecall | None = None
     codec: ArtifactName | None = None  # by whose codes it is searched, in place of its graph
+    backend: Backend = "hnsw"  # that serves it
+    why_backend: str = ""  # of `auto`: what that was decided from
+    stored_bytes: Bytes = 0  # its graph's file, or its store's rows and indexes
 
 
 class GetIndexStats(Query[IndexStats], tag="search.stats"):
@@ -277,7 +305,7 @@ class IndexServed(Reply, tag="index.served"):
     """Where an index stands after `ServeIndex`."""
 
     index: IndexName
-    config: HnswConfig  # that it is to serve
+    config: IndexConfig  # that it is to serve
     generation: int  # of the head; 0: none yet
     building: int | None = None  # generation ordered for `config`, swapped in when it is built
 
@@ -288,3 +316,4 @@ class ServeIndex(Request[IndexServed], tag="index.serve"):
 
     index: IndexName
     default: HnswConfig | None = None  # None: the index's own, as created
+    backend: Backend | None = None  # that must be ready too; None: whatever serves

@@ -11,10 +11,11 @@ import msgspec
 from msgspec import Meta
 
 from schemas.codec import ArtifactName
-from schemas.config import HnswConfig
+from schemas.config import IndexConfig
 from schemas.events.base import Event, Query, Reply, Request
-from schemas.events.index import SearchResult
+from schemas.events.index import SearchMode, SearchResult
 from schemas.names import (
+    Backend,
     Bytes,
     IndexName,
     KeepAlive,
@@ -108,7 +109,8 @@ class ProfileDeleted(Event, tag="profile.deleted"):
 
 class SearchProfile(Query[SearchResult], tag="profile.search"):
     """A search with a profile's rights. Refused (forbidden) on an index that isn't the profile's,
-    (conflict) when it takes the profile's embedding model and the profile isn't active."""
+    (conflict) when it takes the profile's embedding model and the profile isn't active, (invalid) on
+    another backend than the profile's."""
 
     profile: ProfileName
     index: IndexName | None = None  # may be left out when the profile has one
@@ -120,6 +122,11 @@ class SearchProfile(Query[SearchResult], tag="profile.search"):
     filter: str | None = None
     columns: list[str] | None = None
     explain: bool = False
+    mode: SearchMode = "vector"
+    backend: Backend | None = None  # the profile's, where it has one; another one is refused
+    nprobes: Annotated[int, Meta(ge=1, le=32_768)] | None = None
+    refine_factor: Annotated[int, Meta(ge=1, le=100)] | None = None
+    version: int | None = None
 
 
 # --- the slot -----------------------------------------------------------------------------------
@@ -182,7 +189,7 @@ class ActivatedIndex(msgspec.Struct, frozen=True):
     """Where an index of the profile stands."""
 
     index: IndexName
-    config: HnswConfig | None  # that it is to serve
+    config: IndexConfig | None  # that it is to serve
     generation: int  # that serves it; 0: none yet
     building: int | None = None  # generation ordered, swapped in when it is built
     reason: str = ""  # why it couldn't be said

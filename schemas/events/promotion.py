@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from schemas.config import HnswConfig
+from schemas.config import IndexConfig
 from schemas.documents.promotion import PromotionEntry
 from schemas.events.base import Event, Query, Reply, Request
 from schemas.names import IndexName, MessageId, Timestamp, TrialId
@@ -15,7 +15,7 @@ class ConfigPromoted(Event, tag="promotion.promoted"):
 
     index: IndexName
     entry: PromotionEntry
-    previous: HnswConfig | None
+    previous: IndexConfig | None
     rolled_back: bool = False
 
 
@@ -23,7 +23,7 @@ class PromotionCleared(Event, tag="promotion.cleared"):
     """A rollback found no history: nothing is promoted, the index's own configuration holds."""
 
     index: IndexName
-    config: HnswConfig  # what holds now
+    config: IndexConfig  # what holds now
     reason: str
 
 
@@ -34,7 +34,10 @@ class Promote(Request[ConfigPromoted], tag="promotion.promote"):
 
     index: IndexName
     trial: TrialId
-    ef_search: int | None = None  # a measured point of the trial; default its chosen point
+    ef_search: int | None = None  # a measured point of an HNSW trial; default its chosen point
+    nprobes: int | None = None  # of a Lance trial: what of these is given names the measured point
+    refine_factor: int | None = None
+    ef: int | None = None
     promoted_by: str = "user"
     note: str = ""
     force: bool = False

@@ -28,7 +28,7 @@ from daemon.sql.engine import DuckEngine
 from daemon.storage.buckets import ObjectBuckets
 from daemon.storage.registry import DocumentRegistry
 from daemon.storage.tables import DeltaTables
-from schemas.config import HnswConfig
+from schemas.config import HnswConfig, IndexConfig
 from schemas.documents.index import IndexDocument
 from schemas.documents.trial import TrialPoint
 from schemas.events.autotune import (
@@ -71,6 +71,9 @@ from schemas.events.index import (
     Search,
     SearchResult,
 )
+from schemas.events.lance import SetBackend
+from schemas.names import VectorBackend
+from tests.integration.http_lance import Stores
 from tests.integration.http_models import Profiles, Slot
 
 TOKEN = "secret-token-für-tests"
@@ -162,9 +165,20 @@ class Files(Actor):
 class Shelf(Actor):
     """Answers for the catalog and the searcher."""
 
+    def __init__(self) -> None:
+        self.created: list[CreateIndex] = []
+        self.searched: list[Search] = []
+
     @handles
     async def on_create(self, command: CreateIndex) -> Sequence[IndexInfo]:
-        return [self.info(command.name, command.config)]
+        self.created.append(command)
+        return [self.info(command.name, command.lance or command.config, command.backend)]
+
+    @handles
+    async def on_backend(self, command: SetBackend) -> Sequence[IndexInfo | Refusal]:
+        if command.index != "docs":
+            return [Refusal("not_found", f"there is no index {command.index}", "lakehouse indexes")]
+        return [self.info("docs", HnswConfig(), command.backend)]
 
     @handles
     async def on_get(self, query: GetIndex) -> Sequence[IndexInfo | Refusal]:
@@ -181,14 +195,18 @@ class Shelf(Actor):
         return [IndexStats("docs", True, 3, HnswConfig(), 1000, 0, 0, 10, 77, LiveRecall(100, 0.97, 0.96, 0.98, 1.0))]
 
     @handles
-    async def on_search(self, query: Search) -> Sequence[SearchResult]:
+    async def on_search(self, query: Search) -> Sequence[SearchResult | Refusal]:
+        self.searched.append(query)
+        if query.vector is not None and len(query.vector) != 384:
+            reason = f"a query has {len(query.vector)} dimensions, index {query.index!r} has 384"
+            return [Refusal("invalid", reason, "give a vector of 384 numbers")]
         hits = [Hit(f"r{n}", n / 10, {"title": "ü"}) for n in range(query.k)]
         return [SearchResult(query.index, 3, [hits], 12.5)]
 
     @staticmethod
-    def info(name: str, config: HnswConfig) -> IndexInfo:
+    def info(name: str, config: IndexConfig, backend: VectorBackend = "hnsw") -> IndexInfo:
         return IndexInfo(
-            name, "notes", "text", "cosine", "hnsw", "primary", 0.95, EmbedderSpec(), 384, "ready", 3, config, 1, 1000
+            name, "notes", "text", "cosine", backend, "primary", 0.95, EmbedderSpec(), 384, "ready", 3, config, 1, 1000
         )
 
 
@@ -292,6 +310,8 @@ class House:
     client: aiohttp.ClientSession
     bus: MemoryBus
     files: Files
+    shelf: Shelf
+    stores: Stores
     tuner: Tuner
     codecs: Codecs
     slot: Slot
@@ -320,8 +340,12 @@ async def house(folder: Path, sql: DuckEngine | None = None, **config: Any) -> A
     settings = HttpConfig(**{"port": 0, "min_free_mb": 1, "shutdown_s": 2.0, **config})
     engine = sql or DuckEngine(Catalogue(DeltaTables(buckets, uploads), registry), SqlConfig())
     server = HttpServer(bus, bus, process, metrics, settings, token=TOKEN, uploads=uploads, sql=engine)
-    actors = [files, Shelf(), tuner, codecs, promotion, slot, profiles]
+    shelf, stores = Shelf(), Stores()
+    actors = [files, shelf, stores, tuner, codecs, promotion, slot, profiles]
     async with Runtime(bus, actors, observe=metrics.handled), server.running():
         headers = {"Authorization": f"Bearer {TOKEN}"}
         async with aiohttp.ClientSession(server.url, headers=headers) as client:
-            yield House(server, client, bus, files, tuner, codecs, slot, profiles, process, registry, metrics, uploads)
+            yield House(
+                server, client, bus, files, shelf, stores, tuner, codecs, slot, profiles, process, registry, metrics,
+                uploads,
+            )  # fmt: skip

@@ -18,11 +18,14 @@ from actors.codec.calibrator import Calibrator
 from actors.codec.codecs import Codecs
 from actors.codec.config import CodecConfig
 from actors.codec.targets import Targets
+from actors.errors import Transient
 from actors.graphs import GraphCache
 from actors.index.builder import Builder
 from actors.index.catalog import Catalog
 from actors.index.config import IndexConfig
+from actors.index.heads import StoreHeads
 from actors.index.searcher import Searcher
+from actors.index.stores import Stores
 from actors.ports import ROW, TableRef
 from daemon.bus.heads import MemoryHeads
 from daemon.bus.memory import MemoryBus
@@ -34,6 +37,7 @@ from daemon.models.config import ModelsConfig
 from daemon.runtime import Runtime
 from daemon.storage.buckets import ObjectBuckets
 from daemon.storage.codec_journal import TableCodecJournal
+from daemon.storage.journal import TableJournal
 from daemon.storage.query_log import TableQueryLog
 from daemon.storage.registry import DocumentRegistry
 from daemon.storage.snapshots import TableSnapshots
@@ -50,17 +54,23 @@ from tests.unit.inline_compute import InlineCompute
 class IndexHouse:
     """What survives a restart: the folder and the heads. `running` is one life of the daemon."""
 
-    def __init__(self, folder: Path, **settings: Any) -> None:
+    def __init__(
+        self, folder: Path, urls: dict[str, str] | None = None, options: dict[str, Any] | None = None, **settings: Any
+    ) -> None:
+        """urls, options: of buckets beside `primary`."""
         self.folder = folder
+        self.urls = {"primary": (folder / "primary").as_uri(), **(urls or {})}
+        self.options = options
         self.config = IndexConfig(**settings)
         self.heads = MemoryHeads()
         self.clock = SystemClock()
         self.builds = 0
+        self.deaths: list[str] = []  # jobs at whose first item the worker dies
         self.commits = 0
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["IndexHouse"]:
-        self.buckets = ObjectBuckets({"primary": (self.folder / "primary").as_uri()}, self.folder / "cache")
+        self.buckets = ObjectBuckets(self.urls, self.folder / "cache", self.options)
         self.tables = DeltaTables(self.buckets, self.folder / "cache")
         self.registry = DocumentRegistry(self.buckets, self.heads)
         self.snapshots = TableSnapshots(self.tables, self.registry, self.folder / "cache")
@@ -72,17 +82,26 @@ class IndexHouse:
             async def stream(self, job: Any, *args: Any) -> Any:
                 house.builds += job.__name__ == "build_graph"
                 async for item in super().stream(job, *args):
+                    if job.__name__ in house.deaths:
+                        house.deaths.remove(job.__name__)
+                        raise Transient("the worker died", 0.01)
                     yield item
 
         embedders = EmbedderFactory(EmbeddingConfig(), ModelsConfig(), InlineCompute())
         codecs = ArtifactCodecs(self.buckets, self.folder / "cache" / "artifacts")
         ports = (self.registry, self.tables, self.buckets, self.snapshots, embedders)
-        catalog = Catalog(*ports, self.bus, self.clock, self.config, 0.95, EmbedderSpec())
-        builder = Builder(self.registry, self.snapshots, self.buckets, Counted(), self.graphs, self.bus, self.clock)
+        journal, heads = TableJournal(self.tables), StoreHeads(self.registry)
+        self.journal = journal
+        catalog = Catalog(*ports, self.bus, self.clock, self.config, 0.95, EmbedderSpec(), journal, heads)
+        stores = Stores(self.registry, self.tables, self.buckets, self.snapshots, heads, self.bus, self.config)
+        builder = Builder(
+            self.registry, self.tables, self.snapshots, self.buckets, Counted(), self.graphs, self.bus, self.clock,
+            self.config,
+        )  # fmt: skip
         log, rng = TableQueryLog(self.tables), np.random.default_rng(7)
         self.query_log = log
-        self.searcher = Searcher(*ports, codecs, log, self.bus, self.clock, self.config, "test", rng)
-        async with Runtime(self.bus, [catalog, builder, self.searcher, *self._codecs()]):
+        self.searcher = Searcher(*ports, codecs, log, self.bus, self.clock, self.config, "test", rng, heads)
+        async with Runtime(self.bus, [catalog, stores, builder, self.searcher, *self._codecs()]):
             yield self
         await embedders.aclose()
 

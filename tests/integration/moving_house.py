@@ -16,6 +16,7 @@ from actors.graphs import GraphCache
 from actors.index.builder import Builder
 from actors.index.catalog import Catalog
 from actors.index.config import IndexConfig
+from actors.index.heads import StoreHeads
 from actors.ingest.actor import Ingest
 from actors.ingest.config import IngestConfig
 from actors.mirror import Mirror
@@ -28,6 +29,7 @@ from daemon.embedding.config import EmbeddingConfig
 from daemon.embedding.factory import EmbedderFactory
 from daemon.models.config import ModelsConfig
 from daemon.storage.buckets import ObjectBuckets
+from daemon.storage.journal import TableJournal
 from daemon.storage.registry import DocumentRegistry
 from daemon.storage.snapshots import TableSnapshots
 from daemon.storage.tables import DeltaTables
@@ -134,9 +136,12 @@ class House:
             self.tables, self.registry, self.buckets, self.bus, clock, roots, self.folder / "uploads", mirror=mirror
         )
         ports = (self.registry, self.tables, self.buckets, snapshots, embedders, self.bus, clock)
-        self.catalog = Catalog(*ports, IndexConfig(), 0.95, EmbedderSpec(), mirror)
+        journal, heads = TableJournal(self.tables), StoreHeads(self.registry)
+        self.catalog = Catalog(*ports, IndexConfig(), 0.95, EmbedderSpec(), journal, heads, mirror)
         graphs = GraphCache(cache / "graphs", 1 << 30)
-        self.builder = Builder(self.registry, snapshots, self.buckets, InlineCompute(), graphs, self.bus, clock)
+        self.builder = Builder(
+            self.registry, self.tables, snapshots, self.buckets, InlineCompute(), graphs, self.bus, clock, IndexConfig()
+        )
         self.desk = StorageDesk(self.registry, self.buckets, mirror, self.bus, clock, [self.folder])
         self.desk.moving.linger_s = 0.0
         self.bus.actors = [self.ingest, self.catalog, self.builder, self.desk]

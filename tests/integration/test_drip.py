@@ -10,7 +10,7 @@ from actors.autotune.lab import Lab
 from actors.base import Origin
 from actors.index.builder import Builder
 from actors.ports import Snapshot
-from schemas.config import HnswConfig
+from schemas.config import HnswConfig, HnswEffort
 from schemas.documents.index import IndexDocument
 from schemas.events.autotune import Proposal, RunTrial, TrialCompleted, TrialFailed
 from schemas.events.index import BuildGeneration, DropIndex, GenerationBuilt, GenerationFailed
@@ -78,7 +78,7 @@ def trial(name, proposal):
 
 
 ORIGIN = Origin(id="o", cause="o", time=0.0)
-LIVE = Proposal(HnswConfig(8, 40, 40), "champion", "champion: live", extra_ef=[40], reuse_live=True)
+LIVE = Proposal(HnswConfig(8, 40, 40), "champion", "champion: live", extra=[HnswEffort(40)], reuse_live=True)
 FRESH = Proposal(HnswConfig(12, 60, 30), "explore", "explore: M 12", 0.1, 7, policy="{}")
 
 
@@ -96,8 +96,8 @@ async def test_a_trial_finishes_on_the_version_that_it_began_with(house, proposa
 async def test_a_build_finishes_on_the_version_that_it_began_with(house):
     before = await house.snapshots.covered("docs")
     drizzle = Drizzle(house)
-    ports = (house.registry, house.snapshots, house.buckets, Drip(drizzle), house.graphs, house.bus, house.clock)
-    (said,) = await Builder(*ports).on_build(BuildGeneration("docs", 7, HnswConfig(12, 60, 30), "promoted", None))
+    order = BuildGeneration("docs", 7, HnswConfig(12, 60, 30), "promoted", None)
+    (said,) = await builder(house, Drip(drizzle)).on_build(order)
     assert isinstance(said, GenerationBuilt)
     assert (said.version, said.rows) == (before, 1500)
     assert drizzle.rows > 1500
@@ -108,8 +108,8 @@ async def test_vectors_that_are_really_gone_fail_the_build_with_a_reason(house):
         for path in (house.folder / "cache" / "snapshots" / "docs").glob("*/*.npy"):
             path.unlink()
 
-    ports = (house.registry, house.snapshots, house.buckets, Drip(lost), house.graphs, house.bus, house.clock)
-    (said,) = await Builder(*ports).on_build(BuildGeneration("docs", 7, HnswConfig(12, 60, 30), "promoted", None))
+    order = BuildGeneration("docs", 7, HnswConfig(12, 60, 30), "promoted", None)
+    (said,) = await builder(house, Drip(lost)).on_build(order)
     assert isinstance(said, GenerationFailed)
     assert "rows.npy" in said.reason
 
@@ -158,3 +158,10 @@ async def test_a_dropped_index_takes_its_live_graphs_along(house):
 async def _covers(house, rows):
     async with house.snapshots.held("docs") as snapshot:
         return snapshot.rows == rows
+
+
+def builder(house, compute):
+    return Builder(
+        house.registry, house.tables, house.snapshots, house.buckets, compute, house.graphs, house.bus, house.clock,
+        house.config,
+    )  # fmt: skip

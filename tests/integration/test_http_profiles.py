@@ -94,7 +94,7 @@ async def test_defaults_are_the_profiles_own(here: House) -> None:
         ),
         ({"model": None}, 400, "Expected `str`, got `null` - at `$.model`", "model"),
         ({"server": "vllm"}, 422, "`$.server`", "one of llamacpp, ollama"),
-        ({"vector_backend": "faiss"}, 422, "`$.vector_backend`", "one of hnsw, lance"),
+        ({"vector_backend": "faiss"}, 422, "`$.vector_backend`", "one of auto, hnsw, lance"),
         ({"keep_alive": "soon"}, 422, "`$.keep_alive`", "30s, 5m, 2h"),
         ({"keep_alive": "0m"}, 422, "`$.keep_alive`", "30s, 5m, 2h"),
         ({"hnsw": {"M": 3}}, 422, "`$.hnsw.M`", "from 4 to 64"),
@@ -212,6 +212,7 @@ async def test_a_search_has_the_profiles_rights(here: House, named_in: str) -> N
     assert (await search(index="docs", text="x"))[0] == 409
     query = {
         "vector": [0.5, 1.0], "k": 2, "ef_search": 70, "filter": "id > 3", "columns": ["title"], "explain": True,
+        "mode": "hybrid", "backend": "lance", "nprobes": 8, "refine_factor": 2, "version": 3,
     }  # fmt: skip
     status, body = await search(index="docs", **query)
     assert (status, [hit["id"] for hit in body["queries"][0]]) == (200, ["coder-0", "coder-1"])

@@ -11,9 +11,10 @@ import pytest
 
 from daemon.http.route import Route, message
 from daemon.http.routes import ROUTES
-from schemas import http, http_codec
+from schemas import http, http_codec, http_lance, http_profile
 from schemas.codec import CodecParams
-from schemas.events import codec
+from schemas.config import LanceConfig
+from schemas.events import codec, lance
 from schemas.events.autotune import BuildHarness
 from schemas.events.dataset import IngestFile
 from schemas.events.index import CreateIndex, Search, SearchResult
@@ -36,6 +37,9 @@ async def test_a_search_answers_with_the_bus_reply(here: House) -> None:
         result = msgspec.json.decode(await response.read(), type=SearchResult)
     assert [hit.id for hit in result.queries[0]] == ["r0", "r1", "r2"]
     assert result.queries[0][0].columns == {"title": "ü"}
+    asked = {"text": "x", "mode": "hybrid", "vector": [0.5] * 384, "nprobes": 4, "refine_factor": 2, "version": 3}
+    assert (await here.call("POST", "/vectors/search", json={"index": "docs", "backend": "lance", **asked}))[0] == 200
+    assert here.shelf.searched[-1] == Search(index="docs", backend="lance", **asked)
 
 
 async def test_rows_and_datasets(here: House) -> None:
@@ -55,6 +59,27 @@ async def test_indexes(here: House) -> None:
     assert (await here.call("GET", "/vectors/indexes/docs"))[1]["state"] == "ready"
     assert (await here.call("GET", "/vectors/indexes/docs/stats"))[1]["queries"] == 77
     assert (await here.call("GET", "/vectors/indexes/other"))[0] == 404
+
+
+async def test_an_index_is_made_for_a_backend(here: House) -> None:
+    create = {"name": "docs", "dataset": "notes", "column": "vec", "backend": "auto", "text_column": "text"}
+    status, body = await here.call("POST", "/vectors/indexes", json=create)
+    assert (status, body["backend"], body["config"]["backend"]) == (201, "auto", "hnsw")
+    lance = {"index_type": "IVF_FLAT", "partitions": 8, "nprobes": 4}
+    status, body = await here.call("POST", "/vectors/indexes", json=create | {"backend": "lance", "lance": lance})
+    assert (status, body["config"]["backend"], body["config"]["partitions"]) == (201, "lance", 8)
+    made = here.shelf.created
+    assert (made[0].text_column, made[0].lance, type(made[1].lance)) == ("text", None, LanceConfig)
+    tagged = create | {"config": {"backend": "hnsw", "M": 8}, "lance": {"backend": "lance", **lance}}
+    assert (await here.call("POST", "/vectors/indexes", json=tagged))[0] == 201, "as an answer writes them"
+
+
+async def test_what_serves_an_index_is_set(here: House) -> None:
+    status, body = await here.call("PUT", "/vectors/indexes/docs/backend", json={"backend": "lance"})
+    assert (status, body["backend"], body["config"]["backend"]) == (200, "lance", "hnsw")
+    status, body = await here.call("PUT", "/vectors/indexes/docs/backend", json={"backend": "faiss"})
+    assert (status, body["hint"]) == (422, "backend: one of auto, hnsw, lance")
+    assert (await here.call("PUT", "/vectors/indexes/other/backend", json={"backend": "lance"}))[0] == 404
 
 
 async def test_promotion_rollback_and_why(here: House) -> None:
@@ -171,6 +196,18 @@ async def test_the_openapi_document_has_every_route_and_struct(here: House) -> N
     assert all(ref in schemas for ref in references(document))
 
 
+async def test_the_openapi_document_tells_configurations_apart_by_their_tag(here: House) -> None:
+    schemas = (await here.call("GET", "/openapi.json"))[1]["components"]["schemas"]
+    assert schemas["IndexInfo"]["properties"]["config"]["discriminator"]["mapping"] == {
+        "hnsw": "#/components/schemas/HnswConfig",
+        "lance": "#/components/schemas/LanceConfig",
+    }
+    assert "backend" in schemas["HnswConfig"]["required"], "an answer always says what it is"
+    for part in ("ConfigBody", "LanceConfigBody"):
+        assert schemas[part]["required"] == [], "a request needn't, where it can be nothing else"
+        assert schemas[part]["additionalProperties"] is False
+
+
 def references(value: Any) -> list[str]:
     if isinstance(value, dict):
         own = [value["$ref"].rpartition("/")[2]] if isinstance(value.get("$ref"), str) else []
@@ -195,12 +232,18 @@ def test_a_row_is_complete(route: Route) -> None:
         (http.IngestFileBody, IngestFile, set()),
         (http.CreateIndexBody, CreateIndex, set()),
         (http.SearchBody, Search, {"profile"}),  # makes it a SearchProfile
-        (http.ProfileSearchBody, SearchProfile, {"profile"}),  # in the path
+        (http_profile.ProfileSearchBody, SearchProfile, {"profile"}),  # in the path
         (http.HarnessBody, BuildHarness, set()),
-        (http.ProfileBody, ModelProfile, set()),
-        (http.ReplaceProfileBody, ModelProfile, set()),
-        (http.PreloadBody, PreloadModel, set()),
-        (http.UnloadBody, UnloadModel, set()),
+        (http_profile.ProfileBody, ModelProfile, set()),
+        (http_profile.ReplaceProfileBody, ModelProfile, set()),
+        (http_profile.PreloadBody, PreloadModel, set()),
+        (http_profile.UnloadBody, UnloadModel, set()),
+        (http_lance.MigrateBody, lance.MigrateIndex, {"index"}),  # in the path
+        (http_lance.IndexStoreBody, lance.IndexStore, {"index"}),
+        (http_lance.AppendBody, lance.AppendDocuments, {"index"}),
+        (http_lance.DeleteDocumentsBody, lance.DeleteDocuments, {"index"}),
+        (http_lance.OptimizeParams, lance.OptimizeStore, set()),
+        (http.BackendBody, lance.SetBackend, {"index"}),
     ],
 )
 def test_a_body_has_the_fields_and_defaults_of_its_message(body: Any, kind: Any, of_one: set[str]) -> None:
@@ -208,7 +251,7 @@ def test_a_body_has_the_fields_and_defaults_of_its_message(body: Any, kind: Any,
     of_message = {f.name: (f.default, f.default_factory) for f in msgspec.structs.fields(kind)}
     assert of_body.keys() ^ of_message.keys() == of_one
     for name in of_body.keys() & of_message.keys() - {"config"}:
-        assert of_body[name] == of_message[name] or (body, name) == (http.ReplaceProfileBody, "id"), name
+        assert of_body[name] == of_message[name] or (body, name) == (http_profile.ReplaceProfileBody, "id"), name
     if "config" in of_body:
         assert msgspec.to_builtins(of_body["config"][0]) == msgspec.to_builtins(of_message["config"][0])
 

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
@@ -23,15 +24,17 @@ from daemon.bus.heads import MemoryHeads
 from daemon.sql.catalogue import Catalogue
 from daemon.sql.engine import DuckEngine
 from daemon.storage.buckets import ObjectBuckets
-from daemon.storage.journal import TableJournal
+from daemon.storage.journal import JOURNAL, TableJournal
 from daemon.storage.lineage_log import TableLineageLog
 from daemon.storage.query_log import TableQueryLog
 from daemon.storage.registry import DocumentRegistry
+from daemon.storage.struct_table import schema_of
 from daemon.storage.tables import DeltaTables
-from schemas.config import HnswConfig
+from schemas.config import HnswConfig, LanceConfig
 from schemas.documents.dataset import DatasetDocument
 from schemas.documents.lineage import LineageRow
 from schemas.documents.promotion import PromotionDocument, PromotionEntry
+from schemas.documents.trial import TrialPoint, columns_of
 from schemas.events.base import Refusal
 from schemas.events.dataset import ColumnInfo, CommitInfo
 from schemas.events.sql import RunSql, SqlRows
@@ -154,6 +157,40 @@ async def test_system_tables_hold_what_there_is_and_join_datasets(world: World) 
     assert await world.rows("SELECT index, len(vector) FROM query_log") == [["docs", 3], ["docs", 3]]
     assert await world.rows("SELECT count(*) FROM rejects a JOIN Rejects b USING (dataset)") == [[1]]
     assert await world.rows("SELECT kind, state FROM lineage") == [["ingest", "COMPLETE"]]
+
+
+async def test_trials_and_promotions_of_both_backends(world: World) -> None:
+    lance = LanceConfig("IVF_PQ", 64, 48, 9, 10)
+    nothing = {"M": None, "ef_construction": None, "ef_search": None, "seed": None}
+    of_lance = msgspec.structs.replace(point("t2"), **{**nothing, **columns_of(lance)})
+    await TableJournal(world.tables).append([point("t1"), of_lance])
+    query = (
+        "SELECT trial, backend, ef_search, index_type, partitions, nprobes, refine_factor FROM trials ORDER BY trial"
+    )
+    assert await world.rows(query) == [
+        ["t1", "hnsw", 64, None, None, None, None],
+        ["t2", "lance", None, "IVF_PQ", 64, 9, 10],
+    ]
+    entries = [
+        PromotionEntry(config=config, trial=trial, recall=0.97, recall_lower=0.96, p50_us=90.0, promoted_by="agent",
+                       note="", time=5.0, cause="m")
+        for trial, config in (("t2", lance), ("t1", HnswConfig()))
+    ]  # fmt: skip
+    document = PromotionDocument(index="docs", current=entries[0], history=entries[1:])
+    await world.registry.save("docs", document, expected=None)
+    query = "SELECT state, backend, configuration, nprobes, ef_search FROM promotions ORDER BY trial DESC"
+    assert await world.rows(query) == [
+        ["current", "lance", str(lance), 9, None],
+        ["history", "hnsw", "M 16, ef_construction 100, ef_search 50", None, 50],
+    ]
+
+
+async def test_trials_of_before_a_column_read_it_as_null(world: World) -> None:
+    old = pa.schema([field for field in schema_of(TrialPoint) if field.name not in ("backend", "nprobes")])
+    row = {k: v for k, v in msgspec.to_builtins(point("t0")).items() if k in old.names}
+    note = CommitInfo(version=0, time=0, operation="append", rows=0, message="trial-t0")
+    await world.tables.commit(JOURNAL, [pa.RecordBatch.from_pylist([row], schema=old)], note)
+    assert await world.rows("SELECT trial, backend, nprobes FROM trials") == [["t0", None, None]]
 
 
 async def test_errors_are_duckdbs_with_their_caret(world: World) -> None:

@@ -141,12 +141,14 @@ class QuietBus:
 
     def __init__(self) -> None:
         self.said: list[Progress] = []
+        self.asked: list[ServeIndex] = []
         self.refusing = False
 
     async def signal(self, message: Progress) -> None:
         self.said.append(message)
 
     async def ask(self, request: ServeIndex, **more: Any) -> IndexServed:
+        self.asked.append(request)
         if self.refusing:
             raise Refused(Refusal("unavailable", "its dataset is being written"))
         return IndexServed(request.index, request.default or HnswConfig(), 3, 4)

@@ -14,11 +14,12 @@ import pytest
 REPOSITORY = Path(__file__).parents[2]
 PACKAGES = ("schemas", "actors", "daemon")
 MODULES = sorted(path for package in PACKAGES for path in (REPOSITORY / package).rglob("*.py"))
-SHARED = {path.stem for path in (REPOSITORY / "actors").glob("*.py")}
+SHARED = {path.stem for path in (REPOSITORY / "actors").glob("*.py")} | {"backends"}
 """Modules of `actors` that are no actor's own: base, ports, errors, hnsw …"""
+DECIDES = ("decide", "proposer", "bounds", "spaces", "sweep", "grid", "facts", "ending", "surrogate")
 CORES = sorted(
     path
-    for pattern in ("*/core*.py", "autotune/decide.py", "autotune/proposer.py", "autotune/bounds.py")
+    for pattern in ("*/core*.py", *(f"autotune/{name}.py" for name in DECIDES))
     for path in (REPOSITORY / "actors").glob(pattern)
 )
 """What decides: values in, values out."""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from schemas.config import DEFAULT_CONFIG
+from schemas.config import DEFAULT_CONFIG, HnswEffort
 from schemas.documents.agent import AgentDocument
 from schemas.events.autotune import (
     AutotuneStarted,
@@ -62,7 +62,7 @@ async def test_the_first_trial_is_the_live_graph_with_its_own_ef_measured(tmp_pa
     assert isinstance(order, RunTrial)
     assert order.proposal.proposer == "champion"
     assert order.proposal.reuse_live
-    assert order.proposal.extra_ef == [50]
+    assert order.proposal.extra == [HnswEffort(50)]
     assert (order.asked_by, order.trigger, order.trigger_tag) == ("cli", "m-1", "autotune.enqueue")
 
 
@@ -216,7 +216,7 @@ async def test_ef_that_can_not_reach_the_target_brings_other_graphs(tmp_path: Pa
     (rebuilt,) = await play.deliver(done, "done")
     assert isinstance(rebuilt, RunTrial)
     assert rebuilt.proposal.proposer == "champion"
-    assert "ef_search alone fails" in rebuilt.proposal.rule
+    assert "no effort alone mends it" in rebuilt.proposal.rule
 
 
 async def test_deleted_rows_count_as_change(tmp_path: Path) -> None:
@@ -475,7 +475,7 @@ async def test_the_default_grid_is_four_trials_and_a_verdict(tmp_path: Path) -> 
     assert isinstance(started, AutotuneStarted)
     assert started.trials == 4
     await play.carry_out(orders)
-    assert [order.proposal.extra_ef for order in play.orders()] == [[30], [30], [30, 60], [30]]
+    assert [[e.ef_search for e in order.proposal.extra] for order in play.orders()] == [[30], [30], [30, 60], [30]]
     (finished,) = play.of(TuningFinished)
     assert finished.campaign == started.campaign
     measured = {(p.ef_construction, p.ef_search) for p in play.journal.rows}

@@ -2,7 +2,8 @@
 
 import pytest
 
-from actors.autotune.decide import choose_ef, rebuild_reason, recalibrated, verdict
+from actors.autotune.decide import choose, rebuild_reason, recalibrated, verdict
+from schemas.config import HnswEffort
 from schemas.documents.trial import TrialPoint
 from tests.unit.tuning_surface import point
 
@@ -16,8 +17,8 @@ def challenger(trial: str, ratio: float, spread: float = 0.01, **changed: object
 
 def test_the_lowest_ef_that_holds_stands_for_a_trial() -> None:
     points = [point(ef_search=ef, recall_lower=lower) for ef, lower in ((20, 0.93), (30, 0.951), (40, 0.97))]
-    assert choose_ef(points, 0.95) == 30
-    assert choose_ef(points, 0.99) == 40
+    assert choose(points, 0.95) == HnswEffort(30)
+    assert choose(points, 0.99) == HnswEffort(40)
 
 
 def test_the_fastest_that_surely_beats_the_champion_is_promoted() -> None:

@@ -8,11 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actors.autotune.config import AgentConfig
-from actors.autotune.core import policy
-from actors.autotune.proposer import LADDER, Policy, by_graph, exhausted, journal_champion, propose
+from actors.autotune.facts import Facts, policy
+from actors.autotune.grid import by_graph
+from actors.autotune.proposer import exhausted, journal_champion, propose
 from actors.autotune.replay import replay
+from actors.autotune.spaces import LADDER, Policy
 from actors.autotune.surrogate import predicted_cost
-from schemas.config import HnswConfig
+from schemas.config import GraphConfig, HnswConfig, HnswEffort
 from schemas.documents.trial import TrialPoint
 from schemas.events.autotune import DEFAULT_GRID, Proposal, RunTrial
 from tests.unit.tuning_surface import point, run
@@ -29,7 +31,7 @@ def order_of(proposal: Proposal, number: int, champion: str | None) -> RunTrial:
 
 def journal_of(proposals: int, rule: Policy = RULE, index: str = "docs") -> list[TrialPoint]:
     """A journal as a campaign writes it."""
-    journal = run(order_of(Proposal(HnswConfig(), "champion", "champion", extra_ef=[50]), 0, None))
+    journal = run(order_of(Proposal(HnswConfig(), "champion", "champion", extra=[HnswEffort(50)]), 0, None))
     for number in range(1, proposals + 1):
         proposal = propose(index, journal, rule)
         if proposal is None:
@@ -98,7 +100,7 @@ def test_a_champion_that_misses_the_target_only_steps_up() -> None:
     assert (config.M, config.ef_construction) in {(24, 100), (16, 150), (24, 150)}
 
 
-@pytest.mark.parametrize("M", [4, 100])
+@pytest.mark.parametrize("M", [4, 64])
 def test_proposals_stay_within_the_bounds(M: int) -> None:
     """Also where someone promoted what is outside them."""
     rule = Policy(0.95, 0.3, (10, 40), (50, 120))
@@ -124,7 +126,7 @@ def test_the_first_step_raises_ef_construction_and_the_second_follows_what_was_m
         point(trial="t-2", M=24, ef_construction=100, cpu_us=140),
         point(trial="t-3", M=24, ef_construction=150, cpu_us=140),
     ]
-    costs = predicted_cost([(12, 100), (24, 80)], [start, *worse], start, 0.95)
+    costs = predicted_cost([GraphConfig(12, 100), GraphConfig(24, 80)], [start, *worse], start, 0.95)
     assert costs[0] < 0 < costs[1]  # M up was dear, so M down looks cheap
 
 
@@ -156,14 +158,15 @@ def test_neighbourhood_exhausted() -> None:
 
 def test_the_default_grid_is_four_builds() -> None:
     grid = by_graph([HnswConfig(p.M, p.ef_construction, p.ef_search) for p in DEFAULT_GRID])
-    assert [(p.config.ef_construction, p.extra_ef) for p in grid] == [
-        (20, [30]),
-        (40, [30]),
-        (80, [30, 60]),
-        (160, [30]),
+    assert [(p.config.build.ef_construction, p.extra) for p in grid] == [  # type: ignore[union-attr]
+        (20, [HnswEffort(30)]),
+        (40, [HnswEffort(30)]),
+        (80, [HnswEffort(30), HnswEffort(60)]),
+        (160, [HnswEffort(30)]),
     ]
 
 
 def test_policy_is_the_agents_section() -> None:
     config = AgentConfig(epsilon=0.5, m_bounds=(8, 32))
-    assert policy(0.9, config) == Policy(0.9, 0.5, (8, 32))
+    facts = Facts(0.95, HnswConfig(), True, [], backends=("hnsw",), dim=8, rows=1000)
+    assert policy(0.9, config, facts) == Policy(0.9, 0.5, (8, 32), dim=8, rows=1000)

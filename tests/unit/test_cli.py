@@ -3,13 +3,14 @@
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
-from schemas.config import HnswConfig
+from schemas.config import HnswConfig, IndexConfig, LanceConfig, LanceEffort
 from schemas.documents.promotion import PromotionEntry
-from schemas.documents.trial import TrialPoint
+from schemas.documents.trial import TrialPoint, columns_of
 from schemas.events.autotune import (
     AgentStatus,
     AutotuneStarted,
@@ -33,7 +34,16 @@ from schemas.events.dataset import (
     PiiFinding,
     RejectedRow,
 )
-from schemas.events.index import Hit, IndexDropped, IndexInfo, IndexList, IndexStats, SearchResult
+from schemas.events.index import (
+    Explanation,
+    Hit,
+    IndexDropped,
+    IndexInfo,
+    IndexList,
+    IndexStats,
+    SearchResult,
+    Step,
+)
 from schemas.events.profile import ModelLoaded
 from schemas.events.promotion import ConfigPromoted, PromotionState, WhyChain, WhyLink
 from schemas.http import AgentSummary, Enqueued, SlotSummary, StatusReport, StreamedEvent
@@ -64,7 +74,7 @@ INDEX = msgspec.convert(
     {
         "type": "index.info", "index": "docs", "dataset": "docs", "column": "text", "metric": "cosine",
         "backend": "hnsw", "bucket": "primary", "target_recall": 0.95, "embedder": {}, "dim": 384,
-        "state": "ready", "generation": 2, "config": {}, "version": 3, "rows": 12_000,
+        "state": "ready", "generation": 2, "config": {"backend": "hnsw"}, "version": 3, "rows": 12_000,
     },
     IndexInfo,
 )  # fmt: skip
@@ -153,6 +163,12 @@ def test_search_sends_what_was_asked(run: Run, daemon: CliDaemon) -> None:
             ["M 16 · efc 80 · ef 37 is current"],
         ),
         (
+            ["promote", "docs", "t1", "--nprobes", "16", "--refine-factor", "4"],
+            "POST /vectors/hnsw/promote/{index}/{trial_id}",
+            ConfigPromoted("docs", msgspec.structs.replace(ENTRY, config=LanceConfig("IVF_PQ", 64, 48, 16, 4)), None),
+            ["IVF_PQ · 64 partitions · 48 sub-vectors · nprobes 16 · refine 4 is current"],
+        ),
+        (
             ["rollback", "docs"],
             "POST /vectors/hnsw/rollback/{index}",
             ConfigPromoted("docs", ENTRY, None, True),
@@ -185,6 +201,63 @@ def test_index_stats_joins_what_is_asked_for_and_what_serves(run: Run, daemon: C
     assert code == 0
     assert "docs.text (cosine, 384 dimensions)" in out
     assert "30.0 MB" in out
+
+
+LANCE = LanceConfig("IVF_RQ", 64, 0, 16, 4)
+
+
+@pytest.mark.parametrize(
+    ("wish", "serves", "more", "expected"),
+    [
+        ("hnsw", HnswConfig(), {}, ["backend hnsw", "configuration M 16 · efc 100 · ef 50"]),
+        ("lance", HnswConfig(), {}, ["backend hnsw; lance is to serve it when it is built"]),
+        ("lance", LANCE, {}, ["backend lance", "configuration IVF_RQ · 64 partitions · nprobes 16 · refine 4"]),
+        (
+            "auto",
+            LANCE,
+            {"why_backend": "a graph takes 9.1 GiB of 4.0"},
+            ["backend lance, chosen by auto", "because a graph takes 9.1 GiB of 4.0"],
+        ),
+        ("auto", HnswConfig(), {"companions": ["lance"]}, ["backend hnsw, chosen by auto", "beside it lance"]),
+        ("hnsw", HnswConfig(), {"text_column": "text"}, ["text search text"]),
+    ],
+)
+def test_index_show_tells_what_serves_and_why(
+    run: Run, daemon: CliDaemon, wish: str, serves: IndexConfig, more: dict[str, Any], expected: list[str]
+) -> None:
+    changed = {"backend": wish, "config": serves, **more}
+    daemon.answers["GET /vectors/indexes/{index}"] = msgspec.structs.replace(INDEX, **changed)
+    why = more.get("why_backend", "")
+    stats = msgspec.structs.replace(STATS, backend=serves.backend, config=serves, why_backend=why)
+    daemon.answers["GET /vectors/indexes/{index}/stats"] = stats
+    code, out, _ = run("index", "show", "docs")
+    words = " ".join(out.split())
+    assert (code, [text for text in expected if text not in words]) == (0, [])
+    told = json.loads(run("index", "show", "docs", "--json")[1])
+    assert (told["backend"], told["config"]["backend"]) == (wish, serves.backend)
+
+
+def test_scores_are_shown_where_hits_have_them(run: Run, daemon: CliDaemon) -> None:
+    hits = [Hit("a", 0.1234, {}, 0.0325), Hit("b", None, {}, 0.0161)]
+    effort = LanceEffort(16, 4)
+    explained = Explanation(2, LANCE, "lance", 0, 12_000, None, [Step("lance", 900.0)], 3, effort)
+    daemon.answers["POST /vectors/search"] = SearchResult("docs", 2, [hits], 312.0, explained)
+    code, out, _ = run("search", "docs", "parse json", "--mode", "hybrid", "--explain")
+    lines = [line.split() for line in out.splitlines()]
+    assert (code, lines[:3]) == (0, [["score", "distance", "id"], ["0.0325", "0.1234", "a"], ["0.0161", "b"]])
+    assert "nprobes 16 · refine 4" in out
+    assert ["version", "3"] in lines
+    assert daemon.seen[0][2].mode == "hybrid"
+
+
+def test_a_search_says_where_and_how_hard_to_look(run: Run, daemon: CliDaemon) -> None:
+    daemon.answers["POST /vectors/search"] = SearchResult("docs", 2, [[]], 312.0)
+    words = ["--backend", "lance", "--nprobes", "8", "--refine-factor", "2", "--version", "3"]
+    assert run("search", "docs", "x", *words)[0] == 0
+    body = daemon.seen[0][2]
+    assert (body.backend, body.nprobes, body.refine_factor, body.version, body.mode) == ("lance", 8, 2, 3, "vector")
+    assert run("search", "docs", "x", "--mode", "hybrid", "--vector", "[1]")[0] == 0
+    assert (daemon.seen[1][2].text, daemon.seen[1][2].vector, daemon.seen[1][2].backend) == ("x", [1.0], None)
 
 
 def test_promoted_says_what_was_rolled_back_and_why(run: Run, daemon: CliDaemon) -> None:
@@ -235,6 +308,36 @@ def test_tune_follows_the_stream_to_its_end(run: Run, daemon: CliDaemon) -> None
     assert (body.min_recall, body.objective) == (0.9, "cost_first")
     assert "recall 0.9712 (≥ 0.9651, holds)  p50 81 µs  × champion 0.80 (0.75 to 0.85)" in out
     assert "promoted: 0.80 × the champion's latency" in out
+
+
+def test_tune_takes_builds_of_lance(run: Run, daemon: CliDaemon) -> None:
+    daemon.answers["POST /vectors/hnsw/autotune"] = ndjson(
+        AutotuneStarted("c1", "docs", 3), TuningFinished("c1", "docs", "kept", "no gain", 3)
+    )
+    assert run("tune", "docs", "--lance", "IVF_RQ:64", "IVF_PQ:64:96", "IVF_FLAT")[0] == 0
+    asked = [(p.index_type, p.partitions, p.sub_vectors) for p in daemon.seen[0][2].lance]
+    assert asked == [("IVF_RQ", 64, None), ("IVF_PQ", 64, 96), ("IVF_FLAT", None, None)]
+    for wrong in ("IVF_XX:64", "IVF_RQ:many", "IVF_PQ:1:2:3"):
+        code, _, err = run("tune", "docs", "--lance", wrong)
+        assert (code, "is no Lance index" in err) == (2, True)
+    assert run("tune", "docs", "--agent", "--lance", "IVF_RQ")[0] == 2
+
+
+def test_trials_of_both_backends_lie_in_one_table(run: Run, daemon: CliDaemon) -> None:
+    nothing = {"M": None, "ef_construction": None, "ef_search": None, "seed": None}
+    lance = point(trial="t2", **{**nothing, **columns_of(LanceConfig("IVF_PQ", 64, 48, 9, 10))})
+    daemon.answers["GET /vectors/trials/{index}"] = TrialList("docs", [lance, point()], 2)
+    out = " ".join(run("trials", "docs")[1].split())
+    assert "IVF_PQ · 64 partitions · 48 sub-vectors · nprobes 9 · refine 10" in out
+    assert "M 16 · efc 80 · ef 37" in out
+
+
+def test_promote_names_a_point_of_lance(run: Run, daemon: CliDaemon) -> None:
+    daemon.answers["POST /vectors/hnsw/promote/{index}/{trial_id}"] = ConfigPromoted("docs", ENTRY, None)
+    run("promote", "docs", "t1", "--nprobes", "9", "--refine-factor", "4", "--ef", "90")
+    run("promote", "docs", "t1", "--ef", "90")
+    asked = [(p.ef_search, p.nprobes, p.refine_factor, p.ef) for _, p, _ in daemon.seen]
+    assert asked == [(None, 9, 4, 90), (90, None, None, None)]
 
 
 def test_tune_that_finds_nothing_exits_with_1(run: Run, daemon: CliDaemon) -> None:

@@ -31,8 +31,8 @@ GIB = 1 << 30
 CHAT = ModelProfile(id="chat", model="llama3:latest", indexes=["docs"])
 CODER = ModelProfile(
     id="coder", model="qwen2.5-coder:7b", embedder=EmbedderSpec("ollama", "all-minilm"), indexes=["docs", "notes"],
-    bucket="code", hnsw=HnswConfig(24, 120, 64), adapters=[Adapter("style.gguf", 0.5)], keep_alive="10m",
-    group="work", exclusive=False, persistent=True,
+    bucket="code", vector_backend="hnsw", hnsw=HnswConfig(24, 120, 64), adapters=[Adapter("style.gguf", 0.5)],
+    keep_alive="10m", group="work", exclusive=False, persistent=True,
 )  # fmt: skip
 QWEN = LoadedModel("ollama", "qwen2.5-coder:7b", 5 * GIB, 5 * GIB)
 ACTIVATED = ProfileActivated(
@@ -104,6 +104,7 @@ def test_what_isnt_given_is_left_to_the_daemon(run: Run, daemon: CliDaemon) -> N
     assert run("profile", "create", "chat", "--model", "llama3", "--index", "docs,notes", "--keep-alive", "-1")[0] == 0
     body = daemon.seen[0][2]
     assert (body.id, body.indexes, body.exclusive, body.keep_alive) == ("chat", ["docs", "notes"], True, "-1")
+    assert body.vector_backend == "auto"
 
 
 @pytest.mark.parametrize("suffix", [".json", ".toml"])
@@ -145,7 +146,10 @@ def test_set_changes_what_is_given_and_keeps_the_rest(run: Run, daemon: CliDaemo
 
     assert put("--keep-alive", "5m") == {"keep_alive": "5m"}
     assert put("--exclusive", "--no-persistent") == {"exclusive": True, "persistent": False}
-    assert put("-M", "32") == {"hnsw": {"M": 32, "ef_construction": 120, "ef_search": 64, "seed": 42}}
+    assert put("-M", "32") == {
+        "hnsw": {"backend": "hnsw", "M": 32, "ef_construction": 120, "ef_search": 64, "seed": 42}
+    }
+    assert put("--backend", "lance") == {"vector_backend": "lance"}
     assert put("--bucket", "", "--adapter", "", "--index", "") == {"bucket": None, "adapters": [], "indexes": []}
     assert put("--embedder-model", "bge-m3")["embedder"]["model"] == "bge-m3"
     assert put("--embedder-kind", "lexical")["embedder"] == {"kind": "lexical", "model": "", "url": "", "dim": None}
@@ -168,7 +172,9 @@ def test_delete(run: Run, daemon: CliDaemon) -> None:
         (["create", "x", "--file", "other.json"], "The file describes profile y, not x."),
         (["create", "x", "--model", "m", "-M", "3"], "-M"),
         (["create", "x", "--model", "m", "--server", "vllm"], "ollama"),
+        (["create", "x", "--model", "m", "--backend", "faiss"], "auto"),
         (["search", "coder"], "Exactly one of TEXT and --vector"),
+        (["search", "coder", "--mode", "hybrid", "--vector", "[1]"], "--mode hybrid needs a TEXT."),
     ],
 )
 def test_wrong_use_asks_nothing(run: Run, daemon: CliDaemon, words: list[str], expected: str) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from schemas.config import LanceConfig
 from schemas.events.base import Progress
 from schemas.events.dataset import DatasetInfo, IngestReport
 from schemas.events.index import IndexInfo, RebuildQueued
@@ -19,7 +20,7 @@ BUILDING = msgspec.convert(
     {
         "type": "index.info", "index": "docs", "dataset": "d", "column": "text", "metric": "cosine",
         "backend": "hnsw", "bucket": "primary", "target_recall": 0.95, "embedder": {}, "dim": 384,
-        "state": "building", "generation": 0, "config": {}, "version": 3, "rows": 12_000,
+        "state": "building", "generation": 0, "config": {"backend": "hnsw"}, "version": 3, "rows": 12_000,
     },
     IndexInfo,
 )  # fmt: skip
@@ -128,7 +129,7 @@ def test_create_shows_the_daemons_phases_on_a_terminal(run: Run, daemon: CliDaem
     assert (code, "ready" in out) == (0, True)
     assert "embedding" in err
     assert "4,000 of 12,000 rows" in err
-    assert "building a graph" in err
+    assert "building" in err
     assert "learning word weights" not in err  # another index's
 
 
@@ -200,6 +201,47 @@ def test_create_takes_a_backend_and_a_configuration(run: Run, daemon: CliDaemon)
     body = daemon.seen[0][2]
     assert body.backend == "hnsw"
     assert (body.config.M, body.config.ef_construction, body.config.ef_search) == (24, 200, 64)
+
+
+def test_create_takes_lance_and_a_text_column(run: Run, daemon: CliDaemon) -> None:
+    daemon.answers["POST /vectors/indexes"] = READY
+    assert run(*CREATE, "--backend", "auto", "--text-column", "body")[0] == 0
+    body = daemon.seen[0][2]
+    assert (body.backend, body.text_column, body.lance) == ("auto", "body", None)
+    code, _, err = run(*CREATE, "--backend", "lance", "--m", "24")
+    assert (code, err.count("\n"), "hint: lakehouse lance migrate" in err, len(daemon.seen)) == (2, 2, True, 1)
+
+
+ON_LANCE = msgspec.structs.replace(READY, backend="lance", config=LanceConfig("IVF_FLAT", 1), generation=2)
+
+
+def test_a_backend_is_set_and_waited_for(run: Run, daemon: CliDaemon) -> None:
+    wished = msgspec.structs.replace(READY, backend="lance")
+    daemon.answers["PUT /vectors/indexes/{index}/backend"] = wished
+    daemon.answers["GET /vectors/indexes/{index}"] = one_after_the_other(wished, wished, ON_LANCE)
+    code, out, _ = run("index", "backend", "docs", "lance")
+    assert (code, out) == (0, "docs: served by lance, IVF_FLAT · 1 partition · nprobes 1 · refine 1\n")
+    assert daemon.seen[0][2].backend == "lance"
+    assert routes(daemon).count("GET /vectors/indexes/{index}") == 3
+    out = run("index", "backend", "docs", "lance", "--no-wait")[1]
+    assert out == "docs: served by hnsw, M 16 · efc 100 · ef 50; lance takes over when it is built\n"
+
+
+def test_auto_is_said_with_its_reason_and_not_waited_for(run: Run, daemon: CliDaemon) -> None:
+    chosen = msgspec.structs.replace(READY, backend="auto", why_backend="a graph fits: 40 MiB of 4.0 GiB")
+    daemon.answers["PUT /vectors/indexes/{index}/backend"] = chosen
+    out = run("index", "backend", "docs", "auto")[1]
+    assert out == "docs: served by hnsw, M 16 · efc 100 · ef 50 (a graph fits: 40 MiB of 4.0 GiB)\n"
+    assert routes(daemon) == ["PUT /vectors/indexes/{index}/backend"]
+
+
+def test_a_backend_that_cant_be_built_is_said(run: Run, daemon: CliDaemon) -> None:
+    daemon.answers["PUT /vectors/indexes/{index}/backend"] = READY
+    daemon.answers["GET /vectors/indexes/{index}"] = msgspec.structs.replace(READY, reason="no space is left")
+    code, _, err = run("index", "backend", "docs", "lance")
+    assert (code, err.splitlines()[0]) == (1, "docs could not be built: no space is left.")
+    code, _, err = run("index", "backend", "docs", "faiss")
+    assert (code, "hnsw" in err, "hint: " in err) == (2, True, True)
 
 
 @pytest.mark.parametrize(

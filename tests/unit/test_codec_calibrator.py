@@ -39,7 +39,7 @@ from schemas.events.codec import (
 )
 from tests.unit.codec_setting import COLUMN, COLUMNS, ROWS, Setting, origin
 from tests.unit.inline_compute import InlineCompute
-from tests.unit.test_autotune_lab import HeardBus
+from tests.unit.tuning_bench import HeardBus
 
 INT8 = CodecParams(family="scalar", bits=8, calibration_rows=300)
 

@@ -6,7 +6,9 @@ import pytest
 
 from actors.hnsw import LIBRARY
 from actors.index import artifacts
+from actors.index.choosing import BackendChooser
 from actors.index.generations import Generations
+from actors.index.heads import StoreHeads
 from daemon.bus.heads import MemoryHeads
 from daemon.clock import SystemClock
 from daemon.storage.buckets import ObjectBuckets
@@ -27,13 +29,23 @@ from schemas.events.index import (
 FIRST = HnswConfig(16, 100, 50)
 
 
+class NoTrials:
+    """A journal with nothing in it."""
+
+    async def points(self, index):
+        return []
+
+
 class Shop:
     """Generations, and a builder's part played by `finish`."""
 
     def __init__(self, folder):
         self.buckets = ObjectBuckets({"primary": "memory://"}, folder)
         self.registry = DocumentRegistry(self.buckets, MemoryHeads())
-        self.generations = Generations(self.registry, self.buckets, SystemClock(), keep=3)
+        chooser = BackendChooser(self.registry, NoTrials(), 1 << 30)
+        self.generations = Generations(
+            self.registry, self.buckets, StoreHeads(self.registry), chooser, SystemClock(), keep=3
+        )
 
     async def finish(self, order, rows=1000):
         key = artifacts.graph_key("docs", order.generation)

@@ -10,7 +10,7 @@ import pytest
 from actors.errors import ModelServerError, Transient, UnknownAdapter
 from schemas.documents.profile import ProfileDocument
 from schemas.events.base import Message, Refusal
-from schemas.events.index import EmbedderSpec
+from schemas.events.index import EmbedderSpec, ServeIndex
 from schemas.events.profile import (
     ActivateProfile,
     DeactivateProfile,
@@ -188,8 +188,6 @@ def test_everything_that_is_missing_is_said_before_anything_is_touched() -> None
         refused(await here.do(ActivateProfile("nobody")), "not_found", "no profile 'nobody'")
         put(indexes=["nowhere"])
         refused(await here.do(ActivateProfile("code")), "not_found", "index 'nowhere'")
-        put(indexes=["docs"], vector_backend="lance")
-        refused(await here.do(ActivateProfile("code")), "invalid", "served by hnsw", "wants lance")
         here.registry.put("other", index("other", EmbedderSpec("ollama", "side")))
         put(indexes=["other"])
         refused(await here.do(ActivateProfile("code")), "invalid", "embeds its texts with ollama/side:latest")
@@ -202,6 +200,18 @@ def test_everything_that_is_missing_is_said_before_anything_is_touched() -> None
         refused(await here.do(ActivateProfile("code")), "unavailable", "ollama at play://ollama is away")
         assert here.calls == []
         assert here.buckets.made == []
+
+    on(story)
+
+
+@pytest.mark.parametrize(("own", "asked"), [("auto", None), ("hnsw", "hnsw"), ("lance", "lance")])
+def test_the_indexes_get_the_backend_that_the_profile_searches(own: Any, asked: Any) -> None:
+    async def story(here: Setting) -> None:
+        profile = msgspec.structs.replace(CODE, indexes=["docs"], vector_backend=own)
+        here.registry.put("code", ProfileDocument(profile=profile, created=EPOCH, changed=EPOCH))
+        activated = one(ProfileActivated, await here.do(ActivateProfile("code")))
+        assert here.bus.asked == [ServeIndex("docs", None, asked)]
+        assert (activated.indexes[0].generation, activated.indexes[0].building) == (3, 4)
 
     on(story)
 

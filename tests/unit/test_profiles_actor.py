@@ -26,7 +26,16 @@ from schemas.documents.base import Document
 from schemas.documents.index import IndexDocument
 from schemas.documents.profile import ProfileDocument
 from schemas.events.base import CommandRefused, Message, Refusal
-from schemas.events.index import EmbedderKind, EmbedderSpec, Hit, IndexDropped, Search, SearchResult
+from schemas.events.index import (
+    EmbedderKind,
+    EmbedderSpec,
+    Hit,
+    IndexDropped,
+    IndexServed,
+    Search,
+    SearchResult,
+    ServeIndex,
+)
 from schemas.events.profile import (
     CreateProfile,
     DeleteProfile,
@@ -73,6 +82,20 @@ class Searcher(Actor):
         if query.filter == "bad":
             return (Refusal("invalid", "the filter can't be used"),)
         return (SearchResult(query.index, 3, [[Hit("a", 0.1)]], 5.0),)
+
+
+class Catalog(Actor):
+    """Keeps what it was asked to serve, and serves all but index `small`."""
+
+    def __init__(self) -> None:
+        self.served: list[ServeIndex] = []
+
+    @handles
+    async def on_serve(self, command: ServeIndex) -> Sequence[IndexServed | Refusal]:
+        self.served.append(command)
+        if command.index == "small":
+            return (Refusal("invalid", "Lance isn't installed", "pip install 'lakehouse[lance]'"),)
+        return (IndexServed(command.index, HnswConfig(), 3, 4),)
 
 
 class Server:
@@ -122,17 +145,18 @@ class House:
     def __init__(self, folder: Path) -> None:
         self.registry = Loads(ObjectBuckets({"primary": "memory://"}, folder), MemoryHeads())
         self.bus = MemoryBus(clock=SystemClock())
-        self.slot, self.searcher = VramSlot(), Searcher()
+        self.slot, self.searcher, self.catalog = VramSlot(), Searcher(), Catalog()
         servers = {
             "ollama": Server("ollama", "http://127.0.0.1:11434"),
             "llamacpp": Server("llamacpp", "http://127.0.0.1:8080"),
         }
         self.profiles = Profiles(self.registry, self.bus, self.bus.clock, servers)  # type: ignore[arg-type]
 
-    async def index(self, name: str, embedder: EmbedderSpec = NOMIC, backend: Any = "hnsw") -> None:
+    async def index(self, name: str, embedder: EmbedderSpec = NOMIC, **more: Any) -> None:
         document = IndexDocument(
-            index=name, dataset="d", column="text", metric="cosine", backend=backend, bucket="primary",
-            target_recall=0.95, embedder=embedder, embedder_key=None, dim=3, config=HnswConfig(), created=1.0,
+            index=name, dataset="d", column="text", metric="cosine", backend="hnsw", bucket="primary",
+            target_recall=0.95, embedder=embedder, embedder_key=None, dim=3, created=1.0,
+            **{"config": HnswConfig(), **more},
         )  # fmt: skip
         await self.registry.save(name, document, expected=None)
 
@@ -151,7 +175,7 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
     await house.index("code")
     await house.index("docs", EmbedderSpec("lexical", dim=3))
     await house.index("notes", EmbedderSpec("lexical", dim=3))
-    async with Runtime(house.bus, [house.profiles, house.slot, house.searcher]):
+    async with Runtime(house.bus, [house.profiles, house.slot, house.searcher, house.catalog]):
         yield house
 
 
@@ -327,6 +351,8 @@ async def test_what_makes_no_sense_is_refused_when_made_and_when_replaced(
         {"server": "llamacpp", "embedder": NOMIC},  # two servers, one GPU
         {"embedder": EmbedderSpec("openai", "m", "https://elsewhere/v1")},
         {"vector_backend": "lance"},
+        {"vector_backend": "auto", "hnsw": HnswConfig()},
+        {"vector_backend": "hnsw", "hnsw": HnswConfig()},
         {"embedder": EmbedderSpec("none"), "keep_alive": "30s", "persistent": True, "exclusive": False},
     ],
 )
@@ -339,13 +365,13 @@ async def test_what_makes_sense_is_kept(house: House, more: dict[str, Any]) -> N
 
 
 async def test_a_search_reaches_the_searcher_as_it_was_asked(made: House) -> None:
-    result = await made.bus.ask(
-        SearchProfile("coder", "code", vector=[1.0, 0, 0], k=3, ef_search=7, filter="x", columns=["c"], explain=True)
-    )
+    asked: dict[str, Any] = {"k": 3, "ef_search": 7, "filter": "x", "columns": ["c"], "explain": True}
+    asked |= {"mode": "hybrid", "backend": "lance", "nprobes": 8, "refine_factor": 2, "version": 5}
+    result = await made.bus.ask(SearchProfile("coder", "code", text="a", vector=[1.0, 0, 0], **asked))
     assert result == SearchResult("code", 3, [[Hit("a", 0.1)]], 5.0)
     await made.bus.ask(SearchProfile("writer", vectors=[[1.0, 0, 0]]))
     assert made.searcher.searches == [
-        Search("code", vector=[1.0, 0, 0], k=3, ef_search=7, filter="x", columns=["c"], explain=True),
+        Search("code", text="a", vector=[1.0, 0, 0], **asked),
         Search("notes", vectors=[[1.0, 0, 0]]),
     ]
     assert {field.name for field in msgspec.structs.fields(SearchProfile)} - {"profile"} == {
@@ -488,13 +514,84 @@ async def test_which_model_a_text_takes_is_told_by_the_index(
     assert house.slot.asked == 1 + (status == "conflict")  # the one: when it was made
 
 
-async def test_another_backend_or_no_index_is_refused(made: House) -> None:
-    await made.bus.ask(
-        ReplaceProfile(msgspec.structs.replace(WRITER, vector_backend="lance", indexes=["notes", "gone"]))
-    )
-    said = await made.refused(SearchProfile("writer", "notes", text="x"))
-    assert (said.status, "served by hnsw, profile 'writer' searches lance" in said.reason) == ("invalid", True)
+async def test_an_index_that_is_gone_is_refused(made: House) -> None:
+    await made.bus.ask(ReplaceProfile(msgspec.structs.replace(WRITER, indexes=["notes", "gone"])))
     assert (await made.refused(SearchProfile("writer", "gone", text="x"))).status == "not_found"
+
+
+@pytest.mark.parametrize("own", ["hnsw", "lance"])
+async def test_a_profile_s_searches_go_through_its_backend(made: House, own: Any) -> None:
+    other = "lance" if own == "hnsw" else "hnsw"
+    await made.bus.ask(ReplaceProfile(msgspec.structs.replace(WRITER, vector_backend=own)))
+    await made.bus.ask(SearchProfile("writer", text="x"))
+    await made.bus.ask(SearchProfile("writer", text="x", backend=own))
+    assert [search.backend for search in made.searcher.searches] == [own, own]
+    said = await made.refused(SearchProfile("writer", text="x", backend=other))
+    assert said.status == "invalid"
+    assert said.reason == f"profile 'writer' searches {own}, and the search asks for {other}"
+    assert said.hint == f"leave backend out, or set vector_backend of writer to {other} or auto"
+    await made.bus.ask(ReplaceProfile(msgspec.structs.replace(WRITER, vector_backend="auto")))
+    await made.bus.ask(SearchProfile("writer", text="x"))
+    await made.bus.ask(SearchProfile("writer", text="x", backend=other))
+    assert [search.backend for search in made.searcher.searches[2:]] == [None, other]
+
+
+@pytest.mark.parametrize(
+    ("asked", "needs"),
+    [
+        ({"text": "x", "mode": "text"}, False),  # words are no vector
+        ({"text": "x", "mode": "hybrid", "vector": [1.0, 0, 0]}, False),
+        ({"text": "x", "mode": "hybrid"}, True),
+        ({"text": "x"}, True),
+    ],
+)
+async def test_only_a_text_that_becomes_a_vector_takes_the_profile_s_model(
+    made: House, asked: dict[str, Any], needs: bool
+) -> None:
+    search = SearchProfile("coder", "code", **asked)
+    if needs:
+        assert (await made.refused(search)).status == "conflict"
+    else:
+        assert (await made.bus.ask(search)).index == "code"
+    assert made.slot.asked == 2 + needs  # the two: when the profiles were made
+
+
+async def test_the_backend_that_a_profile_names_is_seen_to_when_it_is_made_and_replaced(house: House) -> None:
+    held = HnswConfig(8, 50, 50)
+    await house.index("shared", config=held, own=HnswConfig())  # another profile's configuration holds there
+    profile = ModelProfile(id="p", model="m", vector_backend="lance", indexes=["notes", "shared", "to-come"])
+    await house.bus.ask(CreateProfile(profile))
+    served = [ServeIndex("notes", None, "lance"), ServeIndex("shared", held, "lance")]
+    assert house.catalog.served == served, "what holds there is left as it is"
+    assert (await house.refused(CreateProfile(profile))).status == "conflict"
+    assert house.catalog.served == served, "nothing is built for a profile that isn't made"
+    wider = msgspec.structs.replace(profile, vector_backend="hnsw", indexes=["code"])
+    await house.bus.ask(ReplaceProfile(wider))
+    assert house.catalog.served[2:] == [ServeIndex("code", None, "hnsw")]
+    await house.bus.ask(ReplaceProfile(msgspec.structs.replace(wider, vector_backend="auto")))
+    assert len(house.catalog.served) == 3
+
+
+async def test_a_backend_that_an_index_cant_have_is_said_at_once(house: House) -> None:
+    await house.index("small")
+    profile = ModelProfile(id="p", model="m", vector_backend="lance", indexes=["notes", "small"])
+    said = await house.refused(CreateProfile(profile))
+    assert (said.status, said.reason) == ("invalid", "index 'small': Lance isn't installed")
+    assert said.hint == "pip install 'lakehouse[lance]'"
+    assert (await house.refused(GetProfile("p"))).status == "not_found"
+    plain = msgspec.structs.replace(profile, vector_backend="auto")
+    await house.bus.ask(CreateProfile(plain))
+    assert (await house.refused(ReplaceProfile(profile))).reason == said.reason
+    assert (await house.bus.ask(GetProfile("p"))).profile == plain
+
+
+def test_a_profile_that_an_older_version_stored_is_read() -> None:
+    stored = {
+        "type": "profile", "created": 1.0, "changed": 2.0,
+        "profile": {"id": "p", "model": "m", "vector_backend": "hnsw", "hnsw": {"M": 8, "ef_search": 50}},
+    }  # fmt: skip
+    document = msgspec.json.decode(msgspec.json.encode(stored), type=ProfileDocument)
+    assert (document.profile.vector_backend, document.profile.hnsw) == ("hnsw", HnswConfig(8))
 
 
 async def test_an_index_made_anew_is_looked_at_anew(made: House) -> None:

@@ -6,14 +6,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from actors.errors import Conflict
 from actors.promoted import Holds, config_or
-from schemas.config import DEFAULT_CONFIG, HnswConfig
+from schemas.config import DEFAULT_CONFIG, HnswConfig, LanceConfig
 from schemas.documents.base import Document
 from schemas.documents.index import IndexDocument
 from schemas.documents.promotion import MAX_HISTORY, PromotionDocument
+from schemas.documents.trial import TrialPoint, columns_of
 from schemas.events.base import Message, Refusal
 from schemas.events.index import GenerationSwapped, IndexDropped, LiveRecall, RecallDrifted
 from schemas.events.promotion import (
@@ -204,6 +206,44 @@ async def test_rolling_back_the_only_promotion_clears_it(here: Setting) -> None:
     assert await config_or(here.registry, "docs", DEFAULT_CONFIG) == Holds(DEFAULT_CONFIG)
     nothing = only(await here.actor.on_rollback(Rollback("docs"), origin("r2")))
     assert nothing.status == "not_found"
+
+
+LANCE = LanceConfig("IVF_RQ", 64, 0, 9, 4)
+
+
+def lance(number: int, **more: Any) -> TrialPoint:
+    nothing = {"M": None, "ef_construction": None, "ef_search": None, "seed": None}
+    return point(number, **{**nothing, **columns_of(LANCE), **more})
+
+
+async def test_back_from_lance_to_a_graph_and_forth_again(here: Setting) -> None:
+    here.journal.rows += [lance(20), lance(20, nprobes=4, chosen=False)]
+    graph = HnswConfig(24, 120, 11)
+    await here.actor.on_promote(Promote("docs", "t1"), origin("a"))
+    promoted = only(await here.actor.on_promote(Promote("docs", "t20"), origin("b")))
+    assert (promoted.entry.config, promoted.previous) == (LANCE, graph)
+    assert await config_or(here.registry, "docs", DEFAULT_CONFIG) == Holds(LANCE, "t20")
+    assert await config_or(here.registry, "docs", DEFAULT_CONFIG, "hnsw") == Holds(graph, "t1"), "still its best graph"
+    await here.actor.on_swapped(GenerationSwapped("docs", 5, LANCE, "s1", 1.0, "t20"))
+    back = only(await here.actor.on_rollback(Rollback("docs", "slow", generation=5), origin("r")))
+    assert (back.entry.config, back.previous, back.rolled_back) == (graph, LANCE, True)
+    assert await config_or(here.registry, "docs", LANCE, "lance") == Holds(LANCE), "what was taken back isn't promoted"
+    again = only(await here.actor.on_promote(Promote("docs", "t20", nprobes=4, refine_factor=4), origin("c")))
+    assert again.entry.config == LanceConfig("IVF_RQ", 64, 0, 4, 4)
+    assert [entry.trial for entry in (await here.document()).history] == ["t1"]
+
+
+async def test_an_index_of_lance_that_loses_its_only_promotion_has_its_own_configuration(here: Setting) -> None:
+    own = LanceConfig("IVF_FLAT", 9, 0, 5)
+    index, revision = await here.registry.load(IndexDocument, "docs") or (INDEX, None)
+    changed = msgspec.structs.replace(index, backend="lance", lance=own)
+    await here.registry.save("docs", changed, expected=revision)
+    here.journal.rows += [lance(20)]
+    await here.actor.on_promote(Promote("docs", "t20"), origin("a"))
+    cleared = only(await here.actor.on_rollback(Rollback("docs"), origin("r")))
+    assert isinstance(cleared, PromotionCleared)
+    assert cleared.config == own
+    assert await config_or(here.registry, "docs", own, "lance") == Holds(own)
 
 
 async def swap(here: Setting, generation: int, trial: int) -> None:

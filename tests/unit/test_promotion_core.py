@@ -6,11 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.promotion import core
-from schemas.config import HnswConfig
+from schemas.config import HnswConfig, LanceBuild, LanceConfig, LanceEffort
 from schemas.documents.promotion import MAX_HISTORY, PromotionDocument, PromotionEntry
 from schemas.documents.trial import TrialPoint
 from schemas.events.base import Refusal
 from schemas.events.index import GenerationSwapped, LiveRecall, RecallDrifted
+from tests.unit.tuning_surface import lance_point
 
 
 def entry(number: int, *, time: float | None = None) -> PromotionEntry:
@@ -102,27 +103,62 @@ def test_only_a_newer_generation_of_the_current_entry_is_noted() -> None:
 
 def test_the_chosen_point_is_promoted_unless_another_measured_one_is_named() -> None:
     points = [point(40, 0.93, 60), point(64, 0.96, 90, chosen=True), point(80, 0.98, 120)]
-    assert core.pick(points, None, 0.95, False) == points[1]
-    assert core.pick(points, 80, 0.95, False) == points[2]
-    refused = core.pick(points, 70, 0.95, False)
+    assert core.pick(points, {}, 0.95, False) == points[1]
+    assert core.pick(points, {"ef_search": 80}, 0.95, False) == points[2]
+    refused = core.pick(points, {"ef_search": 70}, 0.95, False)
     assert isinstance(refused, Refusal)
-    assert (refused.status, refused.hint) == ("invalid", "measured: 40, 64, 80")
+    assert (refused.status, refused.hint) == ("invalid", "measured: ef_search 40; ef_search 64; ef_search 80")
 
 
 def test_a_point_under_the_target_needs_force() -> None:
     points = [point(40, 0.93, 60), point(80, 0.94, 120)]
-    refused = core.pick(points, 40, 0.95, False)
+    refused = core.pick(points, {"ef_search": 40}, 0.95, False)
     assert isinstance(refused, Refusal)
     assert refused.status == "invalid"
     assert "lower bound 0.9300" in refused.reason
-    assert core.pick(points, 40, 0.95, True) == points[0]
-    assert core.pick(points, None, 0.95, True) == points[1], "nothing holds: the nearest to the target"
-    assert core.pick([*points, point(96, 0.96, 150), point(90, 0.955, 140)], None, 0.95, False) == point(90, 0.955, 140)
+    assert core.pick(points, {"ef_search": 40}, 0.95, True) == points[0]
+    assert core.pick(points, {}, 0.95, True) == points[1], "nothing holds: the nearest to the target"
+    assert core.pick([*points, point(96, 0.96, 150), point(90, 0.955, 140)], {}, 0.95, False) == point(90, 0.955, 140)
+
+
+def test_a_point_of_lance_is_named_by_what_is_given() -> None:
+    build = LanceBuild("IVF_HNSW_SQ", 4)
+    efforts = [LanceEffort(2, 1, 50), LanceEffort(4, 1, 50), LanceEffort(4, 2, 50), LanceEffort(4, 2, 90)]
+    points = [lance_point(LanceConfig.of(build, effort), p50_us=us) for us, effort in enumerate(efforts, 1)]
+    points[2] = msgspec.structs.replace(points[2], chosen=True)
+    points = [msgspec.structs.replace(p, chosen=p is points[2]) for p in points]
+
+    def picked(**effort: int) -> object:
+        found = core.pick(points, effort, 0.95, False)
+        return found if isinstance(found, Refusal) else found.effort
+
+    assert picked() == efforts[2], "the chosen one"
+    assert picked(nprobes=2) == efforts[0]
+    assert picked(nprobes=4) == efforts[2], "the chosen one of several"
+    assert picked(nprobes=4, refine_factor=1) == efforts[1]
+    assert picked(nprobes=4, refine_factor=2, ef=90) == efforts[3]
+    for refused in (picked(ef_search=50), picked(nprobes=3)):
+        assert isinstance(refused, Refusal)
+        assert refused.status == "invalid"
+        assert "nprobes 4, refine_factor 2, ef 90" in (refused.hint or "")
+
+
+def test_ivf_pq_under_the_target_is_never_promoted_but_by_force() -> None:
+    """Its lower bound counts, whatever its mean and however fast: 0.835 once went live under a gate of 0.9."""
+    points = [lance_point(LanceConfig("IVF_PQ", 64, 96, 64, 20), recall=0.905, recall_lower=0.895, p50_us=1.0)]
+    refused = core.pick(points, {}, 0.9, False)
+    assert isinstance(refused, Refusal)
+    assert "does not hold recall@10 0.95" in refused.reason, "what the trial was asked for"
+    asked_for_less = [msgspec.structs.replace(p, target_recall=0.9) for p in points]
+    assert isinstance(core.pick(asked_for_less, {}, 0.9, False), Refusal)
+    assert core.pick(points, {}, 0.9, True) == points[0]
 
 
 def test_an_entry_carries_the_figures_and_the_configuration() -> None:
     made = core.entry_of(point(64, 0.96, 90), "me", "looks good", 7.0, "m7")
     assert made.config == HnswConfig(M=24, ef_construction=120, ef_search=64, seed=42)
+    config = LanceConfig("IVF_PQ", 64, 48, 9, 10)
+    assert core.entry_of(lance_point(config), "me", "", 7.0, "m7").config == config
     assert (made.recall_lower, made.p50_us, made.time, made.cause) == (0.96, 90, 7.0, "m7")
 
 

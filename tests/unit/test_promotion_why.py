@@ -2,15 +2,17 @@
 
 from pathlib import Path
 
+import msgspec
 import pyarrow as pa
 import pytest
 
 from actors.ports import TableRef
 from actors.promotion.actor import Promotion
 from daemon.clock import SystemClock
-from schemas.config import HnswConfig
+from schemas.config import HnswConfig, LanceConfig
 from schemas.documents.dataset import DatasetDocument
 from schemas.documents.index import GenerationDocument
+from schemas.documents.trial import columns_of
 from schemas.events.dataset import CommitInfo
 from schemas.events.promotion import Promote, Why, WhyChain
 from tests.unit.promotion_setting import INDEX, Setting, only, origin, point
@@ -123,6 +125,24 @@ async def test_the_commit_is_found_however_much_came_since(tmp_path: Path, monke
         await ingest(here, f"cmd-{number}", f"{number}.csv")
     assert (await why(here)).links == before
     assert (before[-1].what, before[-1].id) == ("file", "second.csv")
+
+
+async def test_a_chain_on_lance_says_what_was_built_and_how_it_is_searched(here: Setting) -> None:
+    config = LanceConfig("IVF_PQ", 64, 48, 9, 10)
+    nothing = {"M": None, "ef_construction": None, "ef_search": None, "seed": None}
+    here.journal.rows = [
+        point(1, **{**nothing, **columns_of(config)}),
+        point(1, **{**nothing, **columns_of(config), "nprobes": 4, "chosen": False}),
+    ]
+    served = msgspec.structs.replace(GENERATION, config=config, vector_index="IVF_PQ-p64-m48-v1")
+    await here.registry.save("docs", served, expected=None)
+    await here.actor.on_promote(Promote("docs", "t1"), origin("cmd-p"))
+    generation, promotion, trial, proposal, *_ = (await why(here)).links
+    assert f"serves with {config}, built over" in generation.text
+    assert promotion.facts["config"]["backend"] == "lance"
+    assert "at nprobes 9, refine_factor 10, over 500 queries" in trial.text
+    assert [(p["nprobes"], p["refine_factor"]) for p in trial.facts["sweep"]] == [(4, 10), (9, 10)]
+    assert (proposal.facts["index_type"], proposal.facts["sub_vectors"]) == ("IVF_PQ", 48)
 
 
 async def test_a_promotion_that_is_not_served_yet_is_said_so(here: Setting) -> None:

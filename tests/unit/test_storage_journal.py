@@ -14,7 +14,8 @@ from daemon.storage.journal import JOURNAL, TableJournal
 from daemon.storage.query_log import TableQueryLog, table_of
 from daemon.storage.struct_table import schema_of
 from daemon.storage.tables import DeltaTables
-from schemas.documents.trial import TrialPoint
+from schemas.config import HnswConfig, HnswEffort, LanceConfig, LanceEffort
+from schemas.documents.trial import TrialPoint, columns_of
 from schemas.events.dataset import CommitInfo
 
 
@@ -108,6 +109,20 @@ async def test_a_journal_of_an_older_schema_is_read_and_grows(tables: DeltaTable
         ("t0", "", 0),
         ("t1", "{}", 0.9),
     ]
+
+
+async def test_a_journal_of_before_lance_is_one_of_graphs_and_takes_lance_rows(tables: DeltaTables) -> None:
+    younger = {"backend", "index_type", "partitions", "sub_vectors", "nprobes", "refine_factor", "ef"}
+    old = pa.schema([field for field in schema_of(TrialPoint) if field.name not in younger])
+    row = {k: v for k, v in msgspec.to_builtins(point("t0", ef=33)).items() if k in old.names}
+    note = CommitInfo(version=0, time=0, operation="append", rows=0, message="trial-t0")
+    await tables.commit(JOURNAL, [pa.RecordBatch.from_pylist([row], schema=old)], note)
+    lance = LanceConfig("IVF_PQ", 64, 48, 9, 10)
+    nothing = {"M": None, "ef_construction": None, "ef_search": None, "seed": None}
+    await TableJournal(tables).append([point("t1", **{**nothing, **columns_of(lance)})])
+    first, second = await TableJournal(tables).points("docs")
+    assert (first.config, first.effort) == (HnswConfig(16, 100, 33), HnswEffort(33))
+    assert (second.config, second.effort) == (lance, LanceEffort(9, 10))
 
 
 async def test_the_journal_is_plain_columns(tables: DeltaTables) -> None:

@@ -14,7 +14,7 @@ from actors.promotion import core as promotion
 from daemon.bus.heads import MemoryHeads
 from daemon.storage.buckets import ObjectBuckets
 from daemon.storage.registry import DocumentRegistry
-from schemas.config import HnswConfig
+from schemas.config import HnswConfig, IndexConfig
 from schemas.documents.agent import AgentDocument
 from schemas.documents.index import GenerationDocument, IndexDocument
 from schemas.documents.promotion import PromotionDocument, PromotionEntry
@@ -24,6 +24,7 @@ from schemas.events.base import Message
 from schemas.events.dataset import DatasetAppended
 from schemas.events.index import EmbedderSpec, GenerationReady, GenerationSwapped, IndexAppended
 from schemas.events.promotion import ConfigPromoted, Promote
+from schemas.names import Backend, VectorBackend
 from tests.unit import tuning_surface
 
 M = TypeVar("M", bound=Message)
@@ -82,7 +83,15 @@ class QuietBus:
 class Play:
     """`said` is everything published, in order, each message once."""
 
-    def __init__(self, folder: Path, indexes: Sequence[str] = ("docs",), **config: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        indexes: Sequence[str] = ("docs",),
+        backend: VectorBackend = "hnsw",
+        companions: Sequence[Backend] = (),
+        **config: Any,
+    ) -> None:
+        self.backend, self.companions = backend, list(companions)
         self.config = AgentConfig(**config)
         self.clock = HandClock()
         self.journal = ListJournal()
@@ -102,13 +111,13 @@ class Play:
     async def open(self) -> None:
         for name in self.indexes:
             document = IndexDocument(
-                index=name, dataset=f"{name}-rows", column="v", metric="l2", backend="hnsw", bucket="primary",
-                target_recall=0.95, embedder=EmbedderSpec(kind="none"), embedder_key=None, dim=8,
-                config=HnswConfig(), created=T0,
+                index=name, dataset=f"{name}-rows", column="v", metric="l2", backend=self.backend, bucket="primary",
+                target_recall=0.95, embedder=EmbedderSpec(kind="none"), embedder_key=None, dim=64,
+                config=HnswConfig(), created=T0, companions=self.companions,
             )  # fmt: skip
             await self.registry.save(name, document, expected=None)
 
-    async def go_live(self, index: str = "docs", config: HnswConfig | None = None, trial: str | None = None) -> None:
+    async def go_live(self, index: str = "docs", config: IndexConfig | None = None, trial: str | None = None) -> None:
         found = await self.registry.load(GenerationDocument, index)
         document = GenerationDocument(
             index=index, generation=found[0].generation + 1 if found else 1, config=config or HnswConfig(),
@@ -164,18 +173,19 @@ class Play:
         if not written:
             live = await self.registry.load(GenerationDocument, order.index)
             serving = await self.serving(order.index)
-            ef = serving.ef_search
-            changed.setdefault("champion_recall_lower", tuning_surface.recall(serving.M, serving.ef_construction, ef))
+            champion = serving
             if order.champion_trial:
-                champion = next(p for p in await self.journal.trial(order.index, order.champion_trial) if p.chosen)
-                changed.setdefault("champion_cost", tuning_surface.cost(champion.M, champion.ef_search))
-                changed["champion_recall_lower"] = champion.recall_lower
-            changed.setdefault("champion_cost", tuning_surface.cost(serving.M, ef))
+                champion = next(
+                    p for p in await self.journal.trial(order.index, order.champion_trial) if p.chosen
+                ).config
+                changed["champion_recall_lower"] = tuning_surface.recall_of(champion)
+            changed.setdefault("champion_recall_lower", tuning_surface.recall_of(serving))
+            changed.setdefault("champion_cost", tuning_surface.cost_of(champion))
             if order.proposal.reuse_live:
                 changed.setdefault("graph_added", self.grown.get(order.index, 0))
             if live is None and order.champion_trial is None:
                 changed |= {"champion_trial": None, "champion_ratio": None, "champion_ratio_high": None}
-            written = tuning_surface.run(order, ef, self.version, self.rows, **changed)
+            written = tuning_surface.run(order, champion, self.version, self.rows, **changed)
             await self.journal.append(written)
         best = next(p for p in written if p.chosen)
         holds = best.recall_lower >= order.target_recall
@@ -184,12 +194,14 @@ class Play:
     async def promote(self, order: Promote, live: bool = True) -> ConfigPromoted:
         """What promotion and the index do: the head moves, the configuration goes live. `live`
         False: it is still being built."""
-        point = next(p for p in self.journal.rows if p.trial == order.trial and p.ef_search == order.ef_search)
-        config = HnswConfig(point.M, point.ef_construction, point.ef_search, point.seed)
+        effort = {name: n for name in promotion.EFFORTS if (n := getattr(order, name)) is not None}
+        point = promotion.pick(await self.journal.trial(order.index, order.trial), effort, 0.95, force=True)
+        assert isinstance(point, TrialPoint)
+        config = point.config
         entry = PromotionEntry(
             config=config, trial=order.trial, recall=point.recall, recall_lower=point.recall_lower,
             p50_us=point.p50_us, promoted_by=order.promoted_by, note=order.note, time=self.clock.time,
-            cause=f"p-{order.trial}-{order.ef_search}",
+            cause=f"p-{order.trial}-{config.effort}",
         )  # fmt: skip
         found = await self.registry.load(PromotionDocument, order.index)
         document, revision = found or (PromotionDocument(index=order.index), None)
@@ -219,7 +231,7 @@ class Play:
         live = await self.registry.load(GenerationDocument, index)
         return live[0].generation if live else 0
 
-    async def serving(self, index: str) -> HnswConfig:
+    async def serving(self, index: str) -> IndexConfig:
         live = await self.registry.load(GenerationDocument, index)
         return live[0].config if live else HnswConfig()
 

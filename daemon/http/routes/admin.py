@@ -2,7 +2,8 @@
 
 from daemon.http.route import Call, Route
 from schemas.events.profile import GetVram, ModelReport, PreloadModel, UnloadModel, VramReport
-from schemas.http import NoParams, PreloadBody, UnloadBody
+from schemas.http import NoParams
+from schemas.http_profile import PreloadBody, UnloadBody
 
 
 async def vram(call: Call[NoParams, None]) -> VramReport:

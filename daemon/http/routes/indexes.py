@@ -1,5 +1,7 @@
 """Indexes: made, shown, dropped, searched."""
 
+from typing import Any
+
 from daemon.http.route import Call, Route, message
 from schemas.events.index import (
     CreateIndex,
@@ -16,9 +18,19 @@ from schemas.events.index import (
     Search,
     SearchResult,
 )
+from schemas.events.lance import SetBackend
 from schemas.events.profile import SearchProfile
 from schemas.events.storage import IndexMoved, MoveIndex
-from schemas.http import CreateIndexBody, HomeBody, IndexParams, NoParams, QueryBody, RebuildParams, SearchBody
+from schemas.http import (
+    BackendBody,
+    CreateIndexBody,
+    HomeBody,
+    IndexParams,
+    NoParams,
+    QueryBody,
+    RebuildParams,
+    SearchBody,
+)
 from schemas.names import IndexName, ProfileName
 
 
@@ -42,39 +54,25 @@ async def index_stats(call: Call[IndexParams, None]) -> IndexStats:
     return await call.ask(GetIndexStats(call.params.index))
 
 
+async def set_backend(call: Call[IndexParams, BackendBody]) -> IndexInfo:
+    return await call.ask(SetBackend(call.params.index, call.body.backend))
+
+
 async def search(call: Call[NoParams, SearchBody]) -> SearchResult:
-    body = call.body  # field by field by hand: `message` would check 384 numbers a second time
+    body = call.body
     if body.profile is not None:
         return await call.ask(scoped(body.profile, body.index, body))
-    return await call.ask(
-        Search(
-            index=body.index,
-            text=body.text,
-            vector=body.vector,
-            vectors=body.vectors,
-            k=body.k,
-            ef_search=body.ef_search,
-            filter=body.filter,
-            columns=body.columns,
-            explain=body.explain,
-        )
-    )
+    return await call.ask(Search(index=body.index, **asked(body)))
 
 
 def scoped(profile: ProfileName, index: IndexName | None, body: QueryBody) -> SearchProfile:
     """A search with a profile's rights."""
-    return SearchProfile(
-        profile=profile,
-        index=index,
-        text=body.text,
-        vector=body.vector,
-        vectors=body.vectors,
-        k=body.k,
-        ef_search=body.ef_search,
-        filter=body.filter,
-        columns=body.columns,
-        explain=body.explain,
-    )
+    return SearchProfile(profile=profile, index=index, **asked(body))
+
+
+def asked(body: QueryBody) -> dict[str, Any]:
+    """What a query asks for, as it is: `message` would check 384 numbers a second time."""
+    return {name: getattr(body, name) for name in QueryBody.__struct_fields__}
 
 
 async def rebuild(call: Call[RebuildParams, None]) -> RebuildQueued:
@@ -93,5 +91,6 @@ ROUTES = [
     Route("DELETE", "/vectors/indexes/{index}", drop_index, "Drop an index; its trials stay in the journal"),
     Route("GET", "/vectors/indexes/{index}/stats", index_stats, "Rows, memory, generation, live recall"),
     Route("POST", "/vectors/indexes/{index}/rebuild", rebuild, "Build the live configuration over today's rows", 202),
+    Route("PUT", "/vectors/indexes/{index}/backend", set_backend, "Have it served by HNSW, by Lance, or by the better"),
     Route("POST", "/vectors/search", search, "The k nearest rows; with a profile's rights when one is named"),
 ]

@@ -20,7 +20,8 @@ from schemas.events.profile import (
     ReplaceProfile,
     SlotInfo,
 )
-from schemas.http import NoParams, ProfileBody, ProfileParams, ProfileSearchBody, ReplaceProfileBody, SlotParams
+from schemas.http import NoParams
+from schemas.http_profile import ProfileBody, ProfileParams, ProfileSearchBody, ReplaceProfileBody, SlotParams
 from schemas.profile import ModelProfile
 
 

@@ -1,6 +1,6 @@
 """Promotion: what is current, what was, and why. Durable when the answer comes."""
 
-from daemon.http.route import Call, Route
+from daemon.http.route import Call, Route, message
 from schemas.events.promotion import (
     ConfigPromoted,
     GetPromoted,
@@ -16,7 +16,7 @@ from schemas.http import IndexParams, PromoteParams, RollbackParams
 
 async def promote(call: Call[PromoteParams, None]) -> ConfigPromoted:
     p = call.params
-    return await call.ask(Promote(p.index, p.trial_id, p.ef_search, p.promoted_by, p.note, p.force))
+    return await call.ask(message(Promote, p, trial=p.trial_id))
 
 
 async def rollback(call: Call[RollbackParams, None]) -> ConfigPromoted | PromotionCleared:

@@ -13,6 +13,7 @@ from schemas.events.autotune import (
     GridPoint,
     HarnessInfo,
     HarnessList,
+    LancePoint,
     ListHarnesses,
     ListTrials,
     Replay,
@@ -32,6 +33,7 @@ from schemas.http import (
     HarnessBody,
     HarnessParams,
     IndexParams,
+    LancePointBody,
     NoParams,
     TrialsParams,
 )
@@ -73,6 +75,9 @@ async def autotune(call: Call[NoParams, AutotuneBody]) -> web.StreamResponse:
         harness=body.harness,
         min_recall=body.min_recall,
         grid=None if body.grid is None else [GridPoint(p.ef_construction, p.ef_search, p.M) for p in body.grid],
+        lance=None
+        if body.lance is None
+        else [LancePoint(p.index_type, p.partitions, p.sub_vectors) for p in body.lance],
         objective=body.objective,
         agent=body.agent,
     )
@@ -84,6 +89,10 @@ async def autotune(call: Call[NoParams, AutotuneBody]) -> web.StreamResponse:
         lambda said, started: isinstance(said, TuningFinished) and said.campaign == started.campaign,
         lambda started: Progress(started.campaign, started.index, "waiting", 0),
     )
+
+
+def _plain(point: LancePointBody) -> LancePoint:
+    return LancePoint(point.index_type, point.partitions, point.sub_vectors)
 
 
 def _belongs(said: Message, started: AutotuneStarted) -> bool:
