@@ -29,6 +29,7 @@ from actors.index.config import IndexConfig
 from actors.index.heads import StoreHeads
 from actors.index.jobs import build_graph
 from actors.index.searcher import Searcher
+from actors.planner_ports import NoPlanner
 from actors.ports import TableRef
 from daemon.bus.heads import MemoryHeads
 from daemon.bus.memory import MemoryBus
@@ -106,6 +107,7 @@ class Bench:
                 config,
                 "benchmark",
                 np.random.default_rng(0),
+                NoPlanner(),
             ),
         ]
         async with Runtime(self.bus, actors):

@@ -21,6 +21,7 @@ from actors.codec.config import CodecConfig
 from actors.index.config import IndexConfig
 from actors.ingest.config import IngestConfig, SourceConfig, WatchConfig
 from actors.lineage.config import LineageConfig
+from actors.planner.config import PlannerConfig
 from actors.profile.config import SlotConfig
 from actors.sql.config import SqlConfig
 from daemon.embedding.config import EmbeddingConfig
@@ -108,6 +109,7 @@ class Config(Section, frozen=True):
     embedding: EmbeddingConfig = EmbeddingConfig()
     index: IndexConfig = IndexConfig()
     agent: AgentConfig = AgentConfig()
+    planner: PlannerConfig = PlannerConfig()
     models: ModelsConfig = ModelsConfig()
     slot: SlotConfig = SlotConfig()
     codec: CodecConfig = CodecConfig()

@@ -26,6 +26,8 @@ from actors.ingest.actor import Ingest
 from actors.ingest.watcher import Watcher
 from actors.lineage.actor import Lineage
 from actors.mirror import Mirror
+from actors.planner.actor import Planner
+from actors.planner.planners import Planners
 from actors.profile.profiles import Profiles
 from actors.profile.slot import VramSlot
 from actors.promotion.actor import Promotion
@@ -61,6 +63,7 @@ ACTORS: tuple[type[Actor], ...] = (
     Stores,
     Builder,
     Searcher,
+    Planner,
     Agent,
     Lab,
     Promotion,
@@ -124,7 +127,7 @@ def build(config: Config, state: StateDir, bus: MessageBus, heads: Heads, bucket
     graphs = GraphCache(state.cache / "graphs", config.index.graph_cache_mb << 20)
     # Builds have a worker of their own: what was promoted must not wait for a trial that runs.
     lab, builds, embed = WorkerCompute("lab"), WorkerCompute("build"), WorkerCompute("embed")
-    codec = WorkerCompute("codec")
+    codec, planning = WorkerCompute("codec"), WorkerCompute("planner")
     embedders = EmbedderFactory(config.embedding, config.models, embed)
     servers = ModelServers(config.models, config.embedding)
     codec_journal = TableCodecJournal(tables)
@@ -133,6 +136,7 @@ def build(config: Config, state: StateDir, bus: MessageBus, heads: Heads, bucket
     watched = [watch.path for watch in config.watch]
     readable = msgspec.structs.replace(config.ingest, allowed_roots=config.ingest.allowed_roots + watched)
     sink = HttpLineageSink(config.lineage)
+    planners, process_id = Planners(config.planner), f"{host}:{os.getpid()}"
     sql = DuckEngine(Catalogue(tables, registry), config.sql)
     actors: list[Actor] = [
         Ingest(tables, registry, buckets, bus, clock, readable, state.uploads, config.sources, mirror, state.ids_key),
@@ -165,10 +169,12 @@ def build(config: Config, state: StateDir, bus: MessageBus, heads: Heads, bucket
             bus,
             clock,
             config.index,
-            f"{host}:{os.getpid()}",
+            process_id,
             np.random.default_rng(),
+            planners,
             heads_of_stores,
         ),
+        Planner(planners, registry, snapshots, planning, clock, config.planner, process_id),
         Agent(registry, journal, bus, clock, config.agent),
         Lab(registry, journal, snapshots, buckets, lab, graphs, query_log, embedders, bus, clock, host, config.agent),
         Promotion(registry, journal, tables, clock),
@@ -191,4 +197,4 @@ def build(config: Config, state: StateDir, bus: MessageBus, heads: Heads, bucket
         Sql(sql),
         StorageDesk(registry, buckets, mirror, bus, clock, [state.buckets, *config.storage.allowed_roots]),
     ]
-    return House(actors, [lab, builds, embed, codec], embedders, servers, sink, sql)
+    return House(actors, [lab, builds, embed, codec, planning], embedders, servers, sink, sql)

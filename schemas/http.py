@@ -32,6 +32,7 @@ from schemas.names import (
     TrialId,
     VectorBackend,
 )
+from schemas.planner import PlannerMode
 from schemas.secret import Secret
 
 
@@ -230,6 +231,18 @@ class BackendBody(Body, frozen=True):
     """Which backend an index is to be served by."""
 
     backend: VectorBackend
+
+
+class PlannerBody(Body, frozen=True):
+    """What the query planner may do on an index."""
+
+    mode: PlannerMode
+
+
+class PlannerStateBody(Body, frozen=True):
+    """What was exported of a planner."""
+
+    state: Annotated[bytes, Meta(max_length=8 << 20, description="as it was exported, base64")]
 
 
 Vector = Annotated[list[float], Meta(description="a list of numbers, as many as the index has dimensions")]

@@ -6,7 +6,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from actors.index.filters import Matching
 from actors.index.vectors import ExactSearch
+from actors.planner_ports import Plan
 from actors.vector_backend import Neighbours
 from schemas.codec import ArtifactName
 from schemas.config import Effort
@@ -14,20 +16,22 @@ from schemas.events.index import Hit, SearchResult, Step, Strategy
 
 
 class Stopwatch:
-    """Times of a query; of its steps when somebody wants them explained."""
+    """Times of a query and its steps; with notes when somebody wants them explained."""
 
     def __init__(self, explain: bool) -> None:
         self.started = self._lap = perf_counter()
         self.steps: list[Step] = []
+        self.laps: list[tuple[str, float]] = []  # operators and their microseconds
         self._explain = explain
 
     def step(self, name: str, note: str = "", *values: object) -> None:
         """A step ended here. The note is formatted with the values, as a log line is."""
-        if not self._explain:
-            return
         now = perf_counter()
-        self.steps.append(Step(name, (now - self._lap) * 1e6, note % values))
+        us = (now - self._lap) * 1e6
         self._lap = now
+        self.laps.append((name, us))
+        if self._explain:
+            self.steps.append(Step(name, us, note % values))
 
     @property
     def total_us(self) -> float:
@@ -55,3 +59,5 @@ class Answer(msgspec.Struct, frozen=True):
     vectors: ExactSearch
     codec: ArtifactName | None  # by whose codes
     result: SearchResult
+    plan: Plan | None = None  # what the planner said, where it did
+    filtered: Matching | None = None

@@ -20,6 +20,7 @@ from actors.index.heads import StoreHeads
 from actors.index.live import THREADS
 from actors.index.sampling import RecallWindow
 from actors.index.vectors import ExactSearch
+from actors.planner_ports import Plan
 from actors.ports import Buckets, Embedder, Snapshots, TableRef
 from actors.vector_backend import Neighbours
 from schemas.config import LanceConfig, LanceEffort
@@ -149,11 +150,14 @@ class LanceServed:
         matching: Matching | None,
         columns: list[str],
         watch: Stopwatch,
+        plan: Plan | None = None,
     ) -> Near:
         """vectors: those that `matching` was found for; a later version may serve by now."""
         assert isinstance(vectors, StoreVectors)
         config = vectors.config or self.config
         effort, rows = self.effort(query, config), len(vectors)
+        if plan is not None and plan.acting:  # its efforts are tenths of a probe
+            effort = msgspec.structs.replace(effort, nprobes=min(max(1, plan.effort // 10), config.partitions))
         if matching is not None and core.store_exact(len(matching), rows, self.exact_below_rows):
             found = await anyio.to_thread.run_sync(vectors.exact, queries, k, matching.rows, limiter=THREADS)
             watch.step("exact", "%d rows", len(matching))

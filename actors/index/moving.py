@@ -16,13 +16,14 @@ from actors.ports import Buckets, Registry, Tables
 from schemas.documents.codec import IndexCodecDocument
 from schemas.documents.harness import HarnessDocument
 from schemas.documents.index import GenerationDocument, IndexDocument
+from schemas.documents.planner import PlannerDocument
 from schemas.documents.promotion import PromotionDocument
 from schemas.documents.store import StoreDocument
 from schemas.events.base import Refusal
 from schemas.events.storage import Cleared, ClearIndex, Switched, SwitchIndex
 from schemas.names import BucketName, IndexName
 
-BESIDE = (PromotionDocument, IndexCodecDocument, StoreDocument)
+BESIDE = (PromotionDocument, PlannerDocument, IndexCodecDocument, StoreDocument)
 """Documents of the index's own name that lie in its bucket."""
 
 

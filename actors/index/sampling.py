@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from actors.errors import CorruptState, Transient
 from actors.index.core import RecallBounds, drifted, recall_bounds
 from actors.index.vectors import ExactSearch
+from actors.planner_ports import Plan
 from schemas.codec import ArtifactName
 from schemas.events.index import LiveRecall
 from schemas.names import Share, Timestamp
@@ -40,6 +41,7 @@ class Sample(msgspec.Struct, frozen=True):
     distances: NDArray[np.float32]  # (<= K,) ascending, as answered
     vectors: ExactSearch  # what it was answered from
     codec: ArtifactName | None = None  # by whose codes; None: by the graph
+    plan: Plan | None = None  # what the planner said of it, and wants to hear more of
 
 
 class RecallWindow:
@@ -86,10 +88,10 @@ class Checker:
         self.close()
         self._thread = ThreadPoolExecutor(1, "recall", initializer=_be_nice)
 
-    async def recalls(self, samples: list[Sample]) -> list[float | None]:
-        """Recall@K of each sample, in order."""
+    async def truths(self, samples: list[Sample]) -> list[NDArray[np.float32] | None]:
+        """(<= K,) exact distances of each sample, in order. See `truths_of`."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, recalls_of, samples)
+        return await loop.run_in_executor(self._thread, truths_of, samples)
 
     def close(self) -> None:
         if self._thread is not None:
@@ -97,23 +99,27 @@ class Checker:
             self._thread = None
 
 
-def recalls_of(samples: list[Sample]) -> list[float | None]:
-    """Share of the K true nearest (of all rows, if there are fewer) that each answered, a row as
-    near as the last of them being as good. There must be rows. Samples of the same vectors are
-    asked together: a store is read once for all. None where the vectors can't be read any more."""
+def truths_of(samples: list[Sample]) -> list[NDArray[np.float32] | None]:
+    """Of each, the distances of the K true nearest rows (of all, if there are fewer). There must be rows. Samples of
+    the same vectors are asked together: a store is read once for all. None where the vectors can't be read any more."""
     together: dict[int, list[int]] = {}
     for place, sample in enumerate(samples):
         together.setdefault(id(sample.vectors), []).append(place)
-    recalls: list[float | None] = [None] * len(samples)
+    truths: list[NDArray[np.float32] | None] = [None] * len(samples)
     for places in together.values():
         some = [samples[place] for place in places]
         try:
             _, truth = some[0].vectors.exact(np.stack([sample.query for sample in some]), K)
         except (FileNotFoundError, CorruptState, Transient):  # of a store that was optimised or dropped since
             continue
-        for place, sample, line in zip(places, some, truth, strict=True):
-            recalls[place] = int(np.count_nonzero(sample.distances <= line[-1] + TIE)) / len(line)
-    return recalls
+        for place, line in zip(places, truth, strict=True):
+            truths[place] = line
+    return truths
+
+
+def recall_of(sample: Sample, truth: NDArray[np.float32]) -> float:
+    """Share of the true nearest that it answered, a row as near as the last of them being as good."""
+    return int(np.count_nonzero(sample.distances <= truth[-1] + TIE)) / len(truth)
 
 
 def _be_nice() -> None:

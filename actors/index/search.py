@@ -15,17 +15,27 @@ from actors.index.by_text import TextSearch
 from actors.index.filters import Filters, Matching
 from actors.index.lance_served import StoreVectors
 from actors.index.past import Past
+from actors.index.planning import Planning
 from actors.index.served import ServedIndex
 from actors.index.shelf import Served
 from actors.index.vectors import VectorSet
+from actors.planner_ports import Plan
 from actors.vector_backend import Neighbours
 from schemas.config import HnswEffort
 from schemas.events.base import Refusal
 from schemas.events.index import Explanation, Hit, Search, SearchResult
 
 
-async def search(index: Served, query: Search, filters: Filters, texts: TextSearch, past: Past) -> Answer | Refusal:
-    """Answers a query."""
+async def search(
+    index: Served,
+    query: Search,
+    filters: Filters,
+    texts: TextSearch,
+    past: Past,
+    planning: Planning,
+    sampled: bool = False,
+) -> Answer | Refusal:
+    """Answers a query. `sampled`: it will be run again."""
     watch = Stopwatch(query.explain)
     columns = index.columns.default if query.columns is None else query.columns
     unknown = [] if query.columns is None else [name for name in columns if name not in index.columns.names]
@@ -59,12 +69,19 @@ async def search(index: Served, query: Search, filters: Filters, texts: TextSear
         watch.step("filter", "%d rows match", len(matching))
 
     near: Near
+    plan: Plan | None = None
     if query.version is not None:
         near = await past.neighbours(vectors, queries, query.k, matching)
         watch.step("exact", "version %d, %d rows", query.version, len(vectors))
         hits = await past.hits(index, query.version, near.found, columns)
     elif query.mode == "vector":
-        near = await index.neighbours(vectors, queries, query.k, query, matching, columns, watch)
+        plan = planning.before(index, query, queries, matching, sampled)
+        lance = planning.elsewhere(index, plan)
+        if lance is not None:
+            rows = None if matching is None else Matching(matching.rows, matching.rows)
+            near = await lance.neighbours(lance.vectors, queries, query.k, query, rows, columns, watch)
+        else:
+            near = await index.neighbours(vectors, queries, query.k, query, matching, columns, watch, plan)
         hits = await _hits(index, near.found, columns) if near.hits is None else near.hits
     else:
         found = await texts.search(index, vectors, queries, query, matching, columns, watch)
@@ -73,6 +90,8 @@ async def search(index: Served, query: Search, filters: Filters, texts: TextSear
         near, hits = found
     watch.step("fetch", "%d columns", len(columns))
 
+    if plan is not None:
+        planning.after(plan, index, near, query, watch)
     index.queries += max(1, len(queries))
     left = None if matching is None else len(matching)
     explain = None
@@ -80,11 +99,12 @@ async def search(index: Served, query: Search, filters: Filters, texts: TextSear
         ef = near.effort.ef_search if isinstance(near.effort, HnswEffort) else 0
         version = near.vectors.version
         explain = Explanation(
-            generation, config, near.strategy, ef, len(near.vectors), left, watch.steps, version, near.effort
-        )
+            generation, config, near.strategy, ef, len(near.vectors), left, watch.steps, version, near.effort,
+            planning.explain(plan, watch),
+        )  # fmt: skip
     result = SearchResult(index.document.index, generation, hits, watch.total_us, explain)
     codec = codes.artifact if codes is not None and near.strategy == "codes" else None
-    return Answer(queries, near.found, near.strategy, near.effort, left, near.vectors, codec, result)
+    return Answer(queries, near.found, near.strategy, near.effort, left, near.vectors, codec, result, plan, matching)
 
 
 async def _hits(index: Served, found: Neighbours, columns: list[str]) -> list[list[Hit]]:

@@ -23,11 +23,12 @@ from actors.index.heads import StoreHeads, companion_name, serving_names
 from actors.index.lance_served import LanceServed
 from actors.index.loading import Loader
 from actors.index.past import Past
-from actors.index.sampling import WAITING, Checker, K, Sample
+from actors.index.planning import Planning
+from actors.index.recall_watch import RecallWatch, built
 from actors.index.search import search
 from actors.index.served import ServedIndex
 from actors.index.shelf import Served, Shelf
-from actors.index.vectors import VectorSet
+from actors.planner_ports import QueryPlanner
 from actors.ports import Buckets, Bus, Clock, Embedders, QueryLog, Registry, Snapshots, Tables
 from schemas.config import IndexConfig as AnyConfig
 from schemas.documents.index import GenerationDocument, IndexDocument
@@ -48,10 +49,6 @@ from schemas.events.index import (
 from schemas.events.lance import StoreAdvanced, StoreDropped
 from schemas.events.storage import DatasetMoved, IndexMoved
 from schemas.names import IndexName, Timestamp
-
-STORE_SAMPLES = 32
-STORE_CHECK_S = 30.0
-"""Sampled queries of a Lance store are checked once there are so many, or after so long."""
 
 LOG_ROWS = 4096
 """Logged queries that may wait to be written; more are forgotten."""
@@ -77,6 +74,7 @@ class Searcher(Actor):
         config: IndexConfig,
         process_id: str,
         rng: np.random.Generator,
+        planner: QueryPlanner,
         heads: StoreHeads | None = None,
     ) -> None:
         """heads: those of the stores' shell, where it runs in this process."""
@@ -97,27 +95,26 @@ class Searcher(Actor):
         self._filters = Filters(tables)
         self._texts = TextSearch(heads, buckets)
         self._past = Past(tables, buckets, snapshots, heads)
-        self._checker = Checker()
-        self._samples: deque[tuple[str, Sample]] = deque(maxlen=WAITING)  # by the head's registry name
-        self._stores_checked = 0.0
+        self._planning = Planning(planner, self._shelf)
+        self._recall = RecallWatch(self._shelf, self._planning, clock)
         self._logged: deque[tuple[IndexName, NDArray[np.float32], Timestamp]] = deque(maxlen=LOG_ROWS)
 
     async def start(self) -> Sequence[GenerationSwapped | RebuildIndex]:
         """Loads every index, as far as the memory budget goes; nothing is rebuilt."""
-        self._checker.open()
+        self._recall.open()
         swapped: list[GenerationSwapped] = []
         for name, _, _ in await self._registry.all(IndexDocument):
             if swapped and self._shelf.bytes > self._config.memory_budget_mb << 20:
                 break
             started = self._clock.monotonic()
             index = await self._shelf.get(name)
-            head = None if isinstance(index, Refusal) else _built(index)
+            head = None if isinstance(index, Refusal) else built(index)
             if head is not None:
                 swapped.append(self._swapped(head, started))
         return [*swapped, *self._rebuilds()]
 
     async def stop(self) -> None:
-        self._checker.close()
+        self._recall.close()
         await self._flush()
 
     @handles
@@ -129,13 +126,15 @@ class Searcher(Actor):
             index = self._shelf.here(place) or await self._shelf.get(place)
         if isinstance(index, Refusal):
             return (index,)
+        draw = self._rng.random()  # one for both: the low end is logged, the high end sampled
+        sampled = draw >= 1 - self._config.sample_share
         try:
-            answer = await search(index, query, self._filters, self._texts, self._past)
+            answer = await search(index, query, self._filters, self._texts, self._past, self._planning, sampled)
         except (CorruptState, FileNotFoundError) as error:  # of a Lance store: what it serves may be gone by now
             return (await self._unreadable(index, error),)
         if isinstance(answer, Refusal):
             return (answer,)
-        self._sample(index, query, answer)
+        self._sample(index, query, answer, draw)
         return (answer.result,)
 
     @handles
@@ -192,7 +191,7 @@ class Searcher(Actor):
             return ()  # dropped meanwhile
         await self._loader.follow(index)
         self._shelf.evict()
-        head = _built(index)
+        head = built(index)
         if index.codes is not None:
             return ()  # it is remembered, and serves when the codec is withdrawn
         if head is None or head.generation != event.generation or event.companion:
@@ -272,29 +271,7 @@ class Searcher(Actor):
     @every("check_s")
     async def on_check(self) -> Sequence[RecallDrifted]:
         """Sampled queries are run again exactly."""
-        taken = self._due()
-        if not taken:
-            return ()
-        recalls = await self._checker.recalls([sample for _, sample in taken])
-        drifts = []
-        for index in self._shelf.all():
-            name, window = index.place, index.window
-            mine = zip(taken, recalls, strict=True)
-            window.add([r for (n, s), r in mine if r is not None and n == name and window.is_of(s)])
-            if not window.has_drifted(index.document.target_recall):
-                continue
-            recall = window.live_recall()
-            assert recall is not None
-            window.reported = True
-            if index.codes is not None:  # there is no promotion to take back
-                codec = index.codes.artifact
-                log.warning("recall of the codec is below target", index=name, codec=codec, recall=recall.mean)
-            elif index.place != index.document.index:
-                log.warning("recall of a companion is below target", index=name, recall=recall.mean)
-            elif (head := _built(index)) is not None:
-                target = index.document.target_recall
-                drifts.append(RecallDrifted(name, head.generation, target, recall, head.trial))
-        return drifts
+        return await self._recall.check()
 
     @every("upkeep_s")
     async def on_upkeep(self) -> Sequence[RebuildIndex]:
@@ -309,6 +286,8 @@ class Searcher(Actor):
                     continue
                 await index.sync(self._snapshots)
                 await self._loader.follow(index)
+                if index.place == index.document.index and "lance" in index.document.companions:
+                    await self._shelf.get(companion_name(index.place, "lance"))  # the planner may send queries there
             except FileNotFoundError:  # dropped
                 continue
             except (CorruptState, Transient) as error:  # it goes on with what it has, and the others with theirs
@@ -346,31 +325,13 @@ class Searcher(Actor):
             hint = f"lakehouse lance drop {name} and lakehouse lance migrate {name} make it anew"
         return Refusal("unavailable", f"index {name!r} can't be read: {error}", hint, retry_after_s=5.0)
 
-    def _due(self) -> list[tuple[str, Sample]]:
-        """The samples to be run again now. Those of a store wait for each other: it is read once for all."""
-        taken = [self._samples.popleft() for _ in range(len(self._samples))]
-        stored = [entry for entry in taken if not isinstance(entry[1].vectors, VectorSet)]
-        now = self._clock.monotonic()
-        if stored and len(stored) < STORE_SAMPLES and now - self._stores_checked < STORE_CHECK_S:
-            self._samples.extend(stored)
-            return [entry for entry in taken if isinstance(entry[1].vectors, VectorSet)]
-        if stored:
-            self._stores_checked = now
-        return taken
-
-    def _sample(self, index: Served, query: Search, answer: Answer) -> None:
+    def _sample(self, index: Served, query: Search, answer: Answer, draw: float) -> None:
         """Some queries are logged, some kept to be run again exactly."""
-        draw = self._rng.random()  # one for both: the low end is logged, the high end sampled
         if draw < self._config.log_share:
             for vector in answer.queries:
                 self._logged.append((query.index, vector, self._clock.now()))
-        sampled = draw >= 1 - self._config.sample_share
-        own = query.ef_search is None and query.nprobes is None and query.refine_factor is None
-        comparable = answer.strategy in ("graph", "codes", "lance") and answer.matching is None and own
-        if sampled and comparable and query.mode == "vector" and query.k >= K and len(answer.vectors):
-            for vector, distances in zip(answer.queries, answer.found[1], strict=True):
-                sample = Sample(answer.result.generation, vector, distances[:K], answer.vectors, answer.codec)
-                self._samples.append((index.place, sample))
+        if draw >= 1 - self._config.sample_share:
+            self._recall.keep(index, query, answer)
 
     async def _flush(self) -> None:
         by_index: dict[IndexName, list[tuple[NDArray[np.float32], Timestamp]]] = {}
@@ -391,10 +352,3 @@ class Searcher(Actor):
         """One order for each graph file found unreadable."""
         found, self._loader.unreadable = self._loader.unreadable, {}
         return [RebuildIndex(name, reason) for name, reason in found.items()]
-
-
-def _built(index: Served) -> GenerationDocument | None:
-    """The generation that it serves by a graph or a store; None while it is searched exactly."""
-    if isinstance(index, LanceServed):
-        return index.head
-    return index.graph.document if index.graph is not None else None

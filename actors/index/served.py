@@ -19,16 +19,25 @@ from actors.index.filters import Matching
 from actors.index.live import INLINE_US, THREADS, LiveGraph
 from actors.index.sampling import RecallWindow
 from actors.index.vectors import ExactSearch, VectorSet
+from actors.planner_ports import Plan
 from actors.ports import Embedder, Snapshots, TableRef
 from actors.vector_backend import Neighbours
 from schemas.config import HnswConfig, HnswEffort
 from schemas.documents.codec import IndexCodecDocument
 from schemas.documents.index import GenerationDocument, IndexDocument
-from schemas.events.index import Search
+from schemas.events.index import Search, Strategy
 from schemas.names import Backend, Bytes, Rows, Timestamp
 
 EXACT_US_PER_FLOAT = 0.0005
 """Time of exact search per row and dimension."""
+
+STRATEGIES: dict[str, Strategy] = {
+    "graph": "graph",
+    "filtered_graph": "filtered_graph",
+    "exact": "exact",
+    "exact_all": "exact",
+}
+"""What a planner calls them."""
 
 log = structlog.get_logger(__name__)
 
@@ -159,6 +168,7 @@ class ServedIndex:
         matching: Matching | None,
         columns: list[str],
         watch: Stopwatch,
+        plan: Plan | None = None,
     ) -> Near:
         """vectors: those that `matching` was found for; later ones may serve by now, and a filter's positions mean
         nothing in them. The plain road (one vector, no filter, low ef, columns in memory) awaits nothing."""
@@ -166,8 +176,10 @@ class ServedIndex:
         coded = self.codes if self.codes and self.codes.vectors is vectors else None
         graph, rows = None if coded else self.graph, len(vectors)
         left = None if matching is None else len(matching)
-        ef = max(query.ef_search or self.config.ef_search, k)
+        ef, limit = max(query.ef_search or self.config.ef_search, k), left or 0
         chosen = core.strategy(k, ef, rows, left, self.exact_below_rows)
+        if plan is not None and plan.acting:
+            ef, limit, chosen = plan.effort, core.ROWS_PER_EF * core.EF_LIMIT + 1, STRATEGIES[plan.strategy]
         if graph is not None and chosen == "graph":
             for wide in (ef, min(4 * ef, core.EF_LIMIT)):
                 found, view = await graph.search(queries, k, wide)
@@ -175,14 +187,9 @@ class ServedIndex:
                 if found is not None:
                     return Near(found, "graph", view.vectors, HnswEffort(wide))
         if graph is not None and chosen == "filtered_graph" and matching is not None:
-            fetch, wide = core.widened(k, ef, rows, len(matching))
-            while core.ROWS_PER_EF * wide < len(matching) and wide <= core.EF_LIMIT:
-                found, _ = await graph.search(queries, fetch, wide)
-                kept = None if found is None else await anyio.to_thread.run_sync(_first, found, matching, k)
-                watch.step("graph", "ef %d, %d neighbours, %s match", wide, fetch, "enough" if kept else "too few")
-                if kept is not None:
-                    return Near(kept, "filtered_graph", vectors, HnswEffort(wide))
-                fetch, wide = min(rows, 2 * fetch), 2 * wide
+            near_by = await self.by_filtered_graph(queries, k, ef, matching, watch, limit)
+            if near_by is not None:
+                return near_by
         among = None if matching is None else matching.positions
         if coded is not None and core.by_codes(k, rows, left, self.exact_below_rows):
             near = await anyio.to_thread.run_sync(coded.search, queries, k, among, limiter=THREADS)
@@ -195,6 +202,22 @@ class ServedIndex:
             exact = await anyio.to_thread.run_sync(vectors.exact, queries, k, among, limiter=THREADS)
         watch.step("exact", "%d rows", scanned)
         return Near(exact, "exact", vectors, None)
+
+    async def by_filtered_graph(
+        self, queries: NDArray[np.float32], k: int, ef: int, matching: Matching, watch: Stopwatch, limit: Rows
+    ) -> Near | None:
+        """Neighbours by the graph, widened until k of them match; None when there is no graph, or that would take
+        longer than exact search over `limit` rows."""
+        graph, vectors = self.graph, self.vectors
+        fetch, wide = core.widened(k, ef, len(vectors), len(matching))
+        while graph is not None and core.ROWS_PER_EF * wide < limit and wide <= core.EF_LIMIT:
+            found, _ = await graph.search(queries, fetch, wide)
+            kept = None if found is None else await anyio.to_thread.run_sync(_first, found, matching, k)
+            watch.step("graph", "ef %d, %d neighbours, %s match", wide, fetch, "enough" if kept else "too few")
+            if kept is not None:
+                return Near(kept, "filtered_graph", vectors, HnswEffort(wide))
+            fetch, wide = min(len(vectors), 2 * fetch), 2 * wide
+        return None
 
     async def values(self, rows: NDArray[np.int64], names: list[str]) -> tuple[list[int], list[list[Any]]]:
         """Those of `rows` that are there, and per column their values: from memory where they are there."""

@@ -31,6 +31,10 @@ class Shelf:
             self._loaded.move_to_end(name)
         return index
 
+    def loaded(self, name: str) -> Served | None:
+        """The index if it is in memory."""
+        return self._loaded.get(name)
+
     def all(self) -> list[Served]:
         return list(self._loaded.values())
 

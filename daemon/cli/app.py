@@ -53,6 +53,7 @@ COMMANDS = {
         "promoted": ("promotion:promoted", "Show the current configuration of an index and its history."),
         "promote": ("promotion:promote", "Make a trial's configuration current."),
         "rollback": ("promotion:rollback", "Go back to the configuration before."),
+        "planner": ("planner:app", "Show or steer the query planner of an index: learned search parameters."),
         "why": ("promotion:why", "Walk back from the live configuration to the data that caused it."),
     },
     MODELS: {

@@ -140,10 +140,29 @@ def _print_explanation(explained: dict[str, Any]) -> None:
             "matching": explained.get("matching_rows"),
         }
     )
+    if planner := explained.get("planner"):
+        _print_planner(planner)
     print_table(
         ["step", "time ", "note"],
         ((step["name"], micros(step["us"]), step.get("note", "")) for step in explained["steps"]),
         empty="",
+    )
+
+
+def _print_planner(planner: dict[str, Any]) -> None:
+    """What was chosen, and what would have been without it; the operators that a query waits for."""
+    pattern = planner.get("pattern")
+    without = f"without it {planner['default_strategy']}, effort {planner['default_effort']}"
+    print_facts(
+        {
+            "planner": f"{planner['mode']}, {'acted' if planner['acted'] else 'only noted'}, {planner['decided']}",
+            "planned": f"{planner['strategy']}, effort {planner['effort']}; {without}",
+            "pattern": None if pattern is None else f"{pattern}, similarity {planner['similarity']:.2f}",
+            "confidence": share(planner["confidence"]) if pattern is not None else None,
+            "critical": ", ".join(
+                f"{one['operator']} {one['criticality']:.2f}" for one in planner.get("operators", [])
+            ),
+        }
     )
 
 

@@ -29,6 +29,7 @@ from schemas.names import (
     TrialId,
     VectorBackend,
 )
+from schemas.planner import PlannerExplanation
 
 Target = Annotated[float, Meta(gt=0, lt=1, description="recall@10 to hold")]
 
@@ -179,6 +180,7 @@ class Explanation(msgspec.Struct, frozen=True):
     steps: list[Step]
     version: int = -1  # dataset version that was searched
     effort: Effort | None = None  # that it took; None: an exact search
+    planner: PlannerExplanation | None = None  # what the query planner chose; None: it had no say
 
 
 class SearchResult(Reply, tag="search.result"):

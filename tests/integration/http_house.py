@@ -13,6 +13,9 @@ import aiohttp
 
 from actors.base import Actor, Origin, handles
 from actors.errors import CorruptState, Poison, Transient
+from actors.planner.actor import Planner
+from actors.planner.config import PlannerConfig
+from actors.planner.planners import Planners
 from actors.promotion.actor import Promotion
 from actors.sql.config import SqlConfig
 from daemon.bus.heads import MemoryHeads
@@ -27,6 +30,7 @@ from daemon.sql.catalogue import Catalogue
 from daemon.sql.engine import DuckEngine
 from daemon.storage.buckets import ObjectBuckets
 from daemon.storage.registry import DocumentRegistry
+from daemon.storage.snapshots import TableSnapshots
 from daemon.storage.tables import DeltaTables
 from schemas.config import HnswConfig, IndexConfig
 from schemas.documents.index import IndexDocument
@@ -75,6 +79,7 @@ from schemas.events.lance import SetBackend
 from schemas.names import VectorBackend
 from tests.integration.http_lance import Stores
 from tests.integration.http_models import Profiles, Slot
+from tests.unit.inline_compute import InlineCompute
 
 TOKEN = "secret-token-für-tests"
 
@@ -320,6 +325,7 @@ class House:
     registry: DocumentRegistry
     metrics: Metrics
     uploads: Path
+    planners: Planners
 
     async def call(self, method: str, path: str, **more: Any) -> tuple[int, Any]:
         async with self.client.request(method, path, **more) as response:
@@ -338,14 +344,19 @@ async def house(folder: Path, sql: DuckEngine | None = None, **config: Any) -> A
     profiles = Profiles(slot)
     promotion = Promotion(registry, journal, NoCommits(), clock)  # type: ignore[arg-type]
     settings = HttpConfig(**{"port": 0, "min_free_mb": 1, "shutdown_s": 2.0, **config})
-    engine = sql or DuckEngine(Catalogue(DeltaTables(buckets, uploads), registry), SqlConfig())
+    tables = DeltaTables(buckets, uploads)
+    engine = sql or DuckEngine(Catalogue(tables, registry), SqlConfig())
     server = HttpServer(bus, bus, process, metrics, settings, token=TOKEN, uploads=uploads, sql=engine)
     shelf, stores = Shelf(), Stores()
-    actors = [files, shelf, stores, tuner, codecs, promotion, slot, profiles]
+    planners = Planners(PlannerConfig())
+    planner = Planner(
+        planners, registry, TableSnapshots(tables, registry, uploads), InlineCompute(), clock, planners.config, "test"
+    )
+    actors = [files, shelf, stores, tuner, codecs, promotion, slot, profiles, planner]
     async with Runtime(bus, actors, observe=metrics.handled), server.running():
         headers = {"Authorization": f"Bearer {TOKEN}"}
         async with aiohttp.ClientSession(server.url, headers=headers) as client:
             yield House(
                 server, client, bus, files, shelf, stores, tuner, codecs, slot, profiles, process, registry, metrics,
-                uploads,
+                uploads, planners,
             )  # fmt: skip

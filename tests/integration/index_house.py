@@ -26,6 +26,9 @@ from actors.index.config import IndexConfig
 from actors.index.heads import StoreHeads
 from actors.index.searcher import Searcher
 from actors.index.stores import Stores
+from actors.planner.actor import Planner
+from actors.planner.config import PlannerConfig
+from actors.planner.planners import Planners
 from actors.ports import ROW, TableRef
 from daemon.bus.heads import MemoryHeads
 from daemon.bus.memory import MemoryBus
@@ -62,6 +65,7 @@ class IndexHouse:
         self.urls = {"primary": (folder / "primary").as_uri(), **(urls or {})}
         self.options = options
         self.config = IndexConfig(**settings)
+        self.planner_config = PlannerConfig()
         self.heads = MemoryHeads()
         self.clock = SystemClock()
         self.builds = 0
@@ -100,8 +104,15 @@ class IndexHouse:
         )  # fmt: skip
         log, rng = TableQueryLog(self.tables), np.random.default_rng(7)
         self.query_log = log
-        self.searcher = Searcher(*ports, codecs, log, self.bus, self.clock, self.config, "test", rng, heads)
-        async with Runtime(self.bus, [catalog, stores, builder, self.searcher, *self._codecs()]):
+        self.planners = Planners(self.planner_config)
+        self.searcher = Searcher(
+            *ports, codecs, log, self.bus, self.clock, self.config, "test", rng, self.planners, heads
+        )
+        self.planner = Planner(
+            self.planners, self.registry, self.snapshots, Counted(), self.clock, self.planner_config, "test"
+        )
+        actors = [catalog, stores, builder, self.searcher, self.planner, *self._codecs()]
+        async with Runtime(self.bus, actors):
             yield self
         await embedders.aclose()
 

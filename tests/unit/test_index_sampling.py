@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from actors.index.sampling import K, Sample, recalls_of
+from actors.index.sampling import K, Sample, recall_of, truths_of
 from actors.index.vectors import VectorSet
 
 
@@ -28,4 +28,5 @@ def sample(n: int, answered: list[float]) -> Sample:
     ],
 )
 def test_recall_counts_what_is_as_near_as_the_kth(n: int, answered: list[float], recall: float) -> None:
-    assert recalls_of([sample(n, answered)]) == pytest.approx([recall])
+    one = sample(n, answered)
+    assert recall_of(one, truths_of([one])[0]) == pytest.approx(recall)

@@ -1,0 +1,251 @@
+"""Where a searcher asks a query planner: before a search, after it, and in the background of sampled queries, which are
+run again at every effort and by every strategy. The planner itself is behind the port; without one nothing here costs
+anything. What isn't planned: several vectors at once, hybrid search, old versions, and whoever says an effort himself.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any, TypeVar
+
+import anyio.lowlevel
+import anyio.to_thread
+import msgspec
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from actors.index import core
+from actors.index.answer import Answer, Near, Stopwatch
+from actors.index.filters import Matching
+from actors.index.heads import companion_name
+from actors.index.lance_served import LanceServed
+from actors.index.live import THREADS
+from actors.index.sampling import TIE, WAITING, K
+from actors.index.served import ServedIndex
+from actors.index.shelf import Served, Shelf
+from actors.planner_ports import Outcome, Plan, QueryPlanner, Run, Situation
+from schemas.config import HnswEffort, LanceEffort
+from schemas.events.index import Search
+from schemas.planner import PlannerExplanation
+
+SMALL = 2000
+"""Rows of an index that exact search over all of it is worth a try in."""
+PROBES = 10
+"""The planner counts nprobes by tenths."""
+UNBOUND = core.ROWS_PER_EF * core.EF_LIMIT + 1
+"""Rows that no graph search is dearer than."""
+
+
+T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
+
+
+class Planning:
+    def __init__(self, planner: QueryPlanner, shelf: Shelf) -> None:
+        self._planner = planner
+        self._shelf = shelf
+        self._broken = False
+        self._filtered: deque[tuple[Served, Plan, NDArray[np.float32], int, Matching, int]] = deque(maxlen=WAITING)
+
+    def before(
+        self, index: Served, query: Search, queries: NDArray[np.float32], matching: Matching | None, sampled: bool
+    ) -> Plan | None:
+        """What is planned for a query; None: it is searched as without a planner. A `sampled` one always is: so live
+        recall stays that of the generation, whatever the planner does."""
+        if len(queries) != 1 or index.place != index.document.index:  # companions have no planner of their own
+            return None
+        if query.ef_search is not None or query.nprobes is not None or query.refine_factor is not None:
+            return None
+        if isinstance(index, ServedIndex) and (index.graph is None or index.codes is not None):
+            return None
+        if self._broken or not self._planner.wants(index.place, sampled or query.explain):
+            return None
+        rows, left = len(index.vectors), None if matching is None else len(matching)
+        strategy, strategies, effort = _would(index, query.k, rows, left)
+        if isinstance(index, ServedIndex) and strategy != "exact_all" and self.beside(index) is not None:
+            strategies = (*strategies, "lance")
+        embedded = ("embed",) if query.text is not None else ()
+        filtered = ("filter",) if matching is not None else ()
+        plan = self._asked(
+            self._planner.choose,
+            Situation(
+                index.place,
+                index.backend,
+                index.document.target_recall,
+                _unit(queries[0], index.document.metric),
+                query.k,
+                rows,
+                left,
+                (*embedded, *filtered, "graph" if strategy == "filtered_graph" else strategy, "fetch"),
+                effort,
+                strategy,
+                strategies,
+            ),
+        )
+        return plan._replace(acting=False) if sampled and plan is not None else plan
+
+    def beside(self, index: Served) -> LanceServed | None:
+        """The same index on Lance, where it is kept ready and in memory."""
+        found = self._shelf.loaded(companion_name(index.document.index, "lance"))
+        return found if isinstance(found, LanceServed) else None
+
+    def elsewhere(self, index: Served, plan: Plan | None) -> LanceServed | None:
+        """Where a query is planned to be answered, if not by what serves the index."""
+        lance = plan is not None and plan.acting and plan.strategy == "lance" and isinstance(index, ServedIndex)
+        return self.beside(index) if lance else None
+
+    def after(self, plan: Plan, index: Served, near: Near, query: Search, watch: Stopwatch) -> None:
+        steps = watch.laps
+        search_us = sum(us for name, us in steps if name in ("graph", "exact", "lance"))
+        scanned = len(index.vectors) if near.strategy == "exact" else 0
+        effort = effort_of(near.effort)
+        self._asked(
+            self._planner.observe,
+            plan,
+            Outcome(
+                steps,
+                watch.total_us,
+                search_us,
+                "exact_all" if near.strategy == "exact" and query.filter is None else near.strategy,
+                effort,
+                12 * max(effort, near.found[0].size) + 4 * scanned,
+                1.0 if isinstance(index, ServedIndex) else 0.0,
+            ),
+        )
+
+    def explain(self, plan: Plan | None, watch: Stopwatch) -> PlannerExplanation | None:
+        return None if plan is None else self._asked(self._planner.explain, plan, watch.laps)
+
+    def _asked(self, ask: Callable[..., T], *args: Any) -> T | None:
+        """A planner that breaks is asked no more: no search may fail for what only makes it faster."""
+        if self._broken:
+            return None
+        try:
+            return ask(*args)
+        except Exception:
+            self._broken = True
+            log.exception("the planner broke, and is asked no more until the next start")
+            return None
+
+    def keep(self, index: Served, query: Search, answer: Answer) -> None:
+        """A sampled query with a filter, to be run again by every strategy."""
+        if answer.plan is not None and answer.filtered is not None and len(answer.filtered):
+            version = answer.vectors.version
+            self._filtered.append((index, answer.plan, answer.queries, query.k, answer.filtered, version))
+
+    async def check(self) -> None:
+        """Those that wait are run again, unless the rows have changed."""
+        while self._filtered:
+            index, plan, query, k, filtered, version = self._filtered.popleft()
+            if index.vectors.version == version:
+                await self.compare(index, plan, query, k, filtered)
+
+    async def label(self, index: Served, plan: Plan, query: NDArray[np.float32], truth: NDArray[np.float32]) -> None:
+        """Tells the planner what a sampled query (1, d), whose `truth` are the exact distances of its first K,
+        needed."""
+        runs: list[Run] = []
+        for effort in self._planner.ladder:
+            if runs and runs[-1].recall == 1.0:  # more effort changes nothing but the time, which is in proportion
+                runs.append(Run(runs[-1].us * effort / self._planner.ladder[len(runs) - 1], 1.0))
+                continue
+            await anyio.lowlevel.checkpoint()  # short searches await nothing, and there are many
+            started = perf_counter()
+            distances = await _again(index, query, effort)
+            if distances is None:
+                return
+            us = (perf_counter() - started) * 1e6
+            runs.append(Run(us, _recall(distances, truth)))
+        self._asked(self._planner.label, plan, runs)
+        if isinstance(index, ServedIndex) and (run := await self._by_lance(index, query, K, None, truth)) is not None:
+            self._asked(self._planner.compare, plan, {"lance": run})
+
+    async def compare(self, index: Served, plan: Plan, query: NDArray[np.float32], k: int, filtered: Matching) -> None:
+        """Tells the planner how every strategy does on a sampled filtered query (1, d)."""
+        if not isinstance(index, ServedIndex) or index.graph is None:
+            return
+        rows, k = len(index.vectors), min(k, len(filtered))
+        started = perf_counter()
+        _, truth = await anyio.to_thread.run_sync(index.vectors.exact, query, k, filtered.positions, limiter=THREADS)
+        runs = {"exact": Run((perf_counter() - started) * 1e6, 1.0)}
+        if _worth_a_graph(k, rows, len(filtered)):
+            started = perf_counter()
+            near = await index.by_filtered_graph(query, k, index.config.ef_search, filtered, Stopwatch(False), UNBOUND)
+            us = (perf_counter() - started) * 1e6
+            if near is not None:  # else it is what exact search would have had to answer
+                runs["filtered_graph"] = Run(us, _recall(near.found[1][0], truth[0]))
+            else:
+                runs["filtered_graph"] = Run(us + runs["exact"].us, 1.0)
+        if (run := await self._by_lance(index, query, k, filtered, truth[0])) is not None:
+            runs["lance"] = run
+        self._asked(self._planner.compare, plan, runs)
+
+    async def _by_lance(
+        self,
+        index: Served,
+        query: NDArray[np.float32],
+        k: int,
+        filtered: Matching | None,
+        truth: NDArray[np.float32],
+    ) -> Run | None:
+        """How Lance does on the same query (1, d); None where it isn't ready beside what serves."""
+        lance = self.beside(index)
+        if lance is None or not isinstance(index, ServedIndex):
+            return None
+        rows = None if filtered is None else Matching(filtered.rows, filtered.rows)
+        asked = Search(index.document.index, k=k)
+        started = perf_counter()
+        near = await lance.neighbours(lance.vectors, query, k, asked, rows, [], Stopwatch(False))
+        return Run((perf_counter() - started) * 1e6, _recall(near.found[1][0], truth))
+
+
+def _would(index: Served, k: int, rows: int, left: int | None) -> tuple[str, tuple[str, ...], int]:
+    """The strategy without a planner, those that may answer, and the effort without a planner."""
+    if isinstance(index, LanceServed):
+        return "lance", ("lance",), PROBES * index.config.effort.nprobes
+    effort = max(index.config.ef_search, k)
+    chosen: str = core.strategy(k, effort, rows, left, index.exact_below_rows)
+    if left is None:
+        if chosen == "exact":
+            return "exact_all", ("exact_all",), effort
+        return chosen, ("graph", "exact_all") if rows <= SMALL else ("graph",), effort
+    both = ("exact", "filtered_graph") if _worth_a_graph(k, rows, left) else ("exact",)
+    return chosen, both, effort
+
+
+def _worth_a_graph(k: int, rows: int, left: int) -> bool:
+    """Whether a filtered graph search can be had at all."""
+    return left > 0 and core.widened(k, 1, rows, left)[1] <= core.EF_LIMIT
+
+
+async def _again(index: Served, query: NDArray[np.float32], effort: int) -> NDArray[np.float32] | None:
+    """(<= K,) distances with that effort; None when there is no graph to ask any more."""
+    if isinstance(index, LanceServed):
+        probes = min(max(1, effort // PROBES), index.config.partitions)
+        wanted = msgspec.structs.replace(index.config.effort, nprobes=probes)
+        backend = index.vectors.backend
+        found = await anyio.to_thread.run_sync(backend.near, query[0], K, wanted, None, [], limiter=THREADS)
+        return np.asarray(found[1], np.float32)
+    if index.graph is None:
+        return None
+    near, _ = await index.graph.search(query, K, effort)
+    return np.empty(0, np.float32) if near is None else near[1][0]
+
+
+def effort_of(effort: HnswEffort | LanceEffort | None) -> int:
+    """As the planner counts it; 0: exact."""
+    if effort is None:
+        return 0
+    return effort.ef_search if isinstance(effort, HnswEffort) else PROBES * effort.nprobes
+
+
+def _recall(distances: NDArray[np.float32], truth: NDArray[np.float32]) -> float:
+    return int(np.count_nonzero(distances[: len(truth)] <= truth[-1] + TIE)) / len(truth)
+
+
+def _unit(query: NDArray[np.float32], metric: str) -> NDArray[np.float32]:
+    if metric != "cosine":
+        return query
+    length = float(query @ query) ** 0.5
+    return query * np.float32(1 / length) if length > 0 else query

@@ -1,0 +1,115 @@
+"""Where the planner's states are kept: in memory for the searches, in the registry for the next start and for other
+processes; and what is said of one to whoever asks.
+"""
+
+import structlog
+
+from actors.errors import Conflict
+from actors.planner import state
+from actors.planner.config import PlannerConfig
+from actors.planner.core_gain import Gain, Interval
+from actors.planner.planners import Planned, Planners
+from actors.ports import Registry
+from schemas.documents.index import IndexDocument
+from schemas.documents.planner import PlannerDocument
+from schemas.events.base import Refusal
+from schemas.events.planner import PlannerStatus
+from schemas.names import IndexName
+from schemas.planner import Estimate, PlannerGain
+
+TRIES = 5
+"""At a document that other processes change too."""
+
+log = structlog.get_logger(__name__)
+
+
+class Keeper:
+    def __init__(self, planners: Planners, registry: Registry, config: PlannerConfig, process_id: str) -> None:
+        self._planners = planners
+        self._registry = registry
+        self._config = config
+        self._process_id = process_id
+
+    async def planned(self, name: IndexName) -> Planned:
+        known = self._planners.indexes.get(name)
+        if known is not None:
+            return known
+        found = await self._registry.load(IndexDocument, name)
+        if found is None:
+            raise Conflict(f"index {name} was dropped")
+        return self._planners.of(name, found[0].dim, found[0].target_recall)
+
+    async def missing(self, name: IndexName) -> Refusal | None:
+        if not self._config.enabled:
+            return Refusal("conflict", "the planner is off", "[planner] enabled = true")
+        if await self._registry.load(IndexDocument, name) is None:
+            return Refusal("not_found", f"there is no index {name!r}", "lakehouse indexes lists them")
+        return None
+
+    def adopt(self, name: IndexName, document: PlannerDocument) -> None:
+        try:
+            self._planners.indexes[name] = state.planned_of(document, self._config)
+        except state.Unfit as error:
+            log.warning("the planner starts anew", index=name, why=str(error))
+
+    async def follow(self, name: IndexName, process: str) -> None:
+        """Take over what another process learnt; what this one has seen since is kept."""
+        if process == self._process_id:
+            return
+        found = await self._registry.load(PlannerDocument, name)
+        if found is None:
+            return
+        own = self._planners.indexes.get(name)
+        self.adopt(name, found[0])
+        taken = self._planners.indexes.get(name)
+        if own is not None and taken is not None and taken is not own:
+            own.instant.terrain = taken.instant.terrain
+            own.instant.adopt(taken.instant.learned)
+            own.mode, own.why = taken.mode, taken.why
+            self._planners.indexes[name] = own
+
+    async def save(self, name: IndexName) -> None:
+        planned = self._planners.indexes.get(name)
+        index = await self._registry.load(IndexDocument, name)
+        if planned is None or index is None:
+            return
+        document = state.document_of(name, planned, self._config)
+        for attempt in range(TRIES):
+            found = await self._registry.load(PlannerDocument, name)
+            try:
+                await self._registry.save(name, document, expected=found[1] if found else None, bucket=index[0].bucket)
+                return
+            except Conflict:
+                if attempt == TRIES - 1:
+                    raise
+
+    async def status(self, name: IndexName) -> PlannerStatus:
+        planned = await self.planned(name)
+        instant, gain = planned.instant, planned.gain()
+        return PlannerStatus(
+            index=name,
+            enabled=self._config.enabled,
+            mode=planned.mode,
+            why=planned.why,
+            queries_processed=instant.queries,
+            pattern_hit_rate=instant.hits / instant.queries if instant.queries else 0.0,
+            avg_latency_us=instant.latency_us / instant.queries if instant.queries else 0.0,
+            planner_us=planned.own_us / planned.chosen if planned.chosen else 0.0,
+            background_cycles=planned.cycles,
+            patterns_stored=instant.learned.bank.size,
+            trajectories=instant.ring.size,
+            trajectories_dropped=instant.ring.dropped,
+            labels=instant.labels.size,
+            ewc_tasks=len(instant.learned.memory.tasks),
+            learned=planned.learned,
+            cycle_s=planned.cycle_s,
+            gain=None if gain is None else _gain(gain),
+        )
+
+
+def _gain(gain: Gain) -> PlannerGain:
+    return PlannerGain(gain.pairs, _estimate(gain.speed), _estimate(gain.recall), _estimate(gain.missed), gain.verdict)
+
+
+def _estimate(interval: Interval) -> Estimate:
+    return Estimate(*interval)

@@ -1,0 +1,255 @@
+"""The query planner beside a searcher: it decides and measures, acts when it is told to, learns, is kept."""
+
+import contextlib
+
+import msgspec
+import numpy as np
+import pytest
+
+from actors.errors import Refused
+from actors.planner.config import PlannerConfig
+from actors.planner.core_gain import Pair
+from schemas.config import HnswConfig
+from schemas.documents.planner import PlannerDocument
+from schemas.events.index import DropIndex, Search
+from schemas.events.lance import MigrateIndex
+from schemas.events.planner import (
+    ExportPlanner,
+    GetPlanner,
+    ImportPlanner,
+    LearnPlanner,
+    PatternShift,
+    PlannerModeChanged,
+    ResetPlanner,
+    SetPlanner,
+)
+from tests.integration.index_house import IndexHouse, clustered, rows_of
+
+DIM = 32
+
+
+def made(folder, **settings):
+    house = IndexHouse(folder, sample_share=1.0)
+    house.planner_config = PlannerConfig(**{"pattern_clusters": 20, **settings})
+    return house
+
+
+async def filled(house):
+    """An index of 3000 vectors, and queries for it."""
+    house.vectors = clustered(3000, DIM)
+    await house.dataset("data", rows_of(house.vectors), "vector")
+    await house.create("docs", "data", "vector", config=HnswConfig(ef_search=20))
+    house.searcher.check_s = 0.02
+    return house
+
+
+@pytest.fixture
+async def house(tmp_path):
+    async with made(tmp_path).running() as house:
+        yield await filled(house)
+
+
+async def ask(house, n, seed=1, **more):
+    """n searches; the last one's answer."""
+    for query in clustered(n, DIM, seed):
+        answer = await house.bus.ask(Search("docs", vector=query.tolist(), explain=True, **more))
+    return answer
+
+
+async def labelled(house, n):
+    """Until so many queries were run again."""
+
+    async def enough():
+        return (await house.bus.ask(GetPlanner("docs"))).labels >= n
+
+    for seed in range(20):
+        await ask(house, 50, seed + 100)
+        await house.searcher.on_check()
+        if await enough():
+            return
+    raise AssertionError("no labels came")
+
+
+async def test_in_shadow_it_is_told_everything_and_changes_nothing(house):
+    answer = await ask(house, 30)
+    explained = answer.explain.planner
+    assert (explained.mode, explained.acted, explained.decided) == ("shadow", False, "Default")
+    assert (explained.effort, explained.default_effort, answer.explain.ef_search) == (20, 20, 20)
+    operators = {one.operator: one for one in explained.operators}
+    assert set(operators) == {"read", "graph", "fetch"}
+    assert operators["graph"].criticality == 1
+    status = await house.bus.ask(GetPlanner("docs"))
+    assert (status.queries_processed, status.trajectories, status.background_cycles) == (30, 30, 0)
+    assert status.avg_latency_us > status.planner_us > 0
+    assert (await ask(house, 1, ef_search=30)).explain.planner is None  # who says an effort isn't planned for
+    assert (await ask(house, 1, version=0)).explain.planner is None
+
+
+async def test_it_learns_from_queries_that_were_run_again_and_is_kept(tmp_path):
+    house = made(tmp_path)
+    async with house.running():
+        await filled(house)
+        with pytest.raises(Refused, match="queries to learn from"):
+            await house.bus.ask(LearnPlanner("docs"))
+        assert (await house.bus.ask(GetPlanner("docs"))).trajectories == 0
+        await labelled(house, 60)
+        learned = await house.bus.ask(LearnPlanner("docs"))
+        assert (learned.index, learned.patterns > 0, learned.labels >= 60) == ("docs", True, True)
+        explained = (await ask(house, 1, 5)).explain.planner
+        assert explained.decided in ("PatternApplied", "DefaultWithAdaptation")
+        before = await house.bus.ask(GetPlanner("docs"))
+        assert (before.background_cycles, before.patterns_stored) == (1, learned.patterns)
+        assert before.gain is None  # nothing was chosen yet: there is nothing to compare
+        await ask(house, 60, 7)
+        await house.searcher.on_check()
+        before = await house.bus.ask(GetPlanner("docs"))
+        assert before.gain.pairs >= 60
+        assert before.trajectories == 61  # the others were taken
+    async with house.running():
+        after = await house.bus.ask(GetPlanner("docs"))
+        assert (after.patterns_stored, after.labels, after.background_cycles) == (
+            before.patterns_stored, before.labels, 1,
+        )  # fmt: skip
+        assert after.queries_processed == before.queries_processed
+        assert after.gain.speed.value == pytest.approx(before.gain.speed.value, rel=1e-5)
+        again = (await ask(house, 1, 5)).explain.planner
+        assert (again.decided, again.effort) == (explained.decided, explained.effort)
+
+
+async def test_on_it_acts_and_what_is_sampled_is_not_acted_on(house):
+    await labelled(house, 60)
+    await house.bus.ask(LearnPlanner("docs"))
+    assert (await house.bus.ask(SetPlanner("docs", "on"))).mode == "on"
+    assert not (await ask(house, 1)).explain.planner.acted  # each is sampled here
+    house.searcher._config = type(house.searcher._config)(sample_share=0.0)
+    planned = house.planners.indexes["docs"]
+    planned.instant.adopt(
+        planned.instant.learned._replace(calibration=planned.instant.learned.calibration._replace(shift=6.0, slope=0.0))
+    )
+    answer = await ask(house, 1)
+    assert answer.explain.planner.acted
+    assert answer.explain.ef_search == answer.explain.planner.effort == 64
+    assert (await ask(house, 1, k=40)).explain.planner.effort == 256  # four times as many are wanted
+    assert (await house.bus.ask(SetPlanner("docs", "off"))).mode == "off"
+    assert (await ask(house, 1)).explain.planner is None
+
+
+async def test_its_own_measurement_turns_it_on_and_back(house):
+    events = []
+    await ask(house, 1)
+    planned = house.planners.indexes["docs"]
+
+    async def judged(pair):
+        planned.instant.pairs = np.array([Pair(*pair)] * 150) + np.random.default_rng(0).normal(0, 0.001, (150, 4)) * [
+            1,
+            1,
+            0,
+            0,
+        ]
+        planned.compared += 1
+        events.extend(await house.planner.on_watch())
+        return (await house.bus.ask(GetPlanner("docs"))).mode
+
+    assert await judged((100.0, 105.0, 0.95, 0.95)) == "shadow"
+    assert await judged((100.0, 80.0, 0.95, 0.90)) == "shadow"  # faster by finding less
+    assert await judged((100.0, 80.0, 0.95, 0.95)) == "on"
+    assert await judged((100.0, 105.0, 0.95, 0.95)) == "shadow"
+    changes = [event for event in events if isinstance(event, PlannerModeChanged)]
+    assert [change.mode for change in changes] == ["on", "shadow"]
+    assert "1.25 times as fast" in changes[0].why
+    found = await house.registry.load(PlannerDocument, "docs")
+    assert found[0].mode == "shadow"
+
+
+async def test_filters_are_tried_by_every_strategy(house):
+    for share in (10, 2500):
+        answer = await ask(house, 40, filter=f"number < {share}")
+        assert answer.explain.planner.default_strategy == answer.explain.strategy
+    await house.searcher.on_check()
+    arms = house.planners.indexes["docs"].instant.bandit.contexts
+    assert arms[2]["exact"].n > 0
+    assert "filtered_graph" not in arms[2]
+    assert arms[0]["exact"].n > 0
+    assert arms[0]["filtered_graph"].samples > 0
+    assert (await house.bus.ask(GetPlanner("docs"))).gain.pairs >= 40
+
+
+async def test_a_shift_is_told_and_learnt_from_at_once(house):
+    await ask(house, 120)
+    await house.bus.ask(LearnPlanner("docs"))
+    other = np.random.default_rng(3).standard_normal(DIM).astype(np.float32)
+    for query in clustered(120, DIM, 9):
+        await house.bus.ask(Search("docs", vector=(0.3 * query + other / np.linalg.norm(other)).tolist()))
+    said = await house.planner.on_watch()
+    assert [type(event).__name__ for event in said] == ["PlannerLearned", "PatternShift"]
+    assert next(event for event in said if isinstance(event, PatternShift)).z > 2
+
+
+async def test_it_is_exported_imported_reset_and_goes_with_its_index(house):
+    await labelled(house, 60)
+    await house.bus.ask(LearnPlanner("docs"))
+    patterns = (await house.bus.ask(GetPlanner("docs"))).patterns_stored
+    state = (await house.bus.ask(ExportPlanner("docs"))).state
+    assert len(state) < 1 << 20  # a message on the bus
+    assert (await house.bus.ask(ResetPlanner("docs"))).patterns_stored == 0
+    taken = await house.bus.ask(ImportPlanner("docs", state))
+    assert (taken.patterns_stored, taken.mode, taken.gain) == (patterns, "shadow", None)
+    with pytest.raises(Refused, match="no planner's state"):
+        await house.bus.ask(ImportPlanner("docs", state[:-20]))
+    await house.create("narrow", "data", "vector")
+    house.planners.indexes["narrow"] = house.planners.of("narrow", 8, 0.95)
+    with pytest.raises(Refused, match="dimensions"):
+        await house.bus.ask(ImportPlanner("narrow", state))
+    await house.bus.ask(DropIndex("docs"))
+
+    async def gone():
+        return await house.registry.load(PlannerDocument, "docs") is None
+
+    await house.until(gone)
+    with pytest.raises(Refused, match="no index"):
+        await house.bus.ask(GetPlanner("docs"))
+
+
+async def test_a_planner_that_breaks_is_asked_no_more_and_no_search_fails(house, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(house.planners, "choose", broken)
+    answer = await ask(house, 3)
+    assert len(answer.queries[0]) == 10
+    assert answer.explain.planner is None
+
+
+async def test_an_index_on_lance_is_searched_with_what_is_planned(house):
+    await house.create("far", "data", "vector", backend="lance")
+    await house.bus.ask(SetPlanner("far", "on"))
+    for query in clustered(80, DIM, 3):
+        found = await house.ids("far", query)
+        truth = [f"r{row}" for row in np.argsort(-(house.vectors @ query), kind="stable")[:10]]
+        assert len(set(found) & set(truth)) >= 5
+    assert (await house.bus.ask(GetPlanner("far"))).queries_processed >= 1
+
+
+async def test_lance_beside_a_graph_is_an_arm_that_is_measured_and_can_be_chosen(house, monkeypatch):
+    await house.bus.ask(MigrateIndex("docs"))
+    house.searcher.upkeep_s = 0.1
+
+    async def beside():
+        with contextlib.suppress(Refused):
+            await house.bus.ask(Search("docs", vector=house.vectors[0].tolist(), backend="lance"))
+            return True
+        return False
+
+    await house.until(beside)
+    await ask(house, 60, filter="number < 2900")
+    await house.searcher.on_check()
+    arms = [arm for known in house.planners.indexes["docs"].instant.bandit.contexts.values() for arm in known]
+    assert "lance" in arms
+    chosen = house.planners.choose
+    monkeypatch.setattr(house.planners, "choose", lambda s: chosen(s)._replace(acting=True, strategy="lance"))
+    house.searcher._config = msgspec.structs.replace(house.config, sample_share=0.0)
+    for more, strategy in (({}, "lance"), ({"filter": "number < 2900"}, "exact")):  # of so few, exactly, in the store
+        answer = await ask(house, 3, **more)
+        assert answer.explain.strategy == strategy
+        assert "lance" in [step.name for step in answer.explain.steps] or strategy == "exact"
+        assert {"number"} <= set(answer.queries[0][0].columns)

@@ -1,0 +1,367 @@
+"""What the planner chooses from: strategies, patterns, labels; and how it judges itself."""
+
+import msgspec
+import numpy as np
+import pytest
+
+from actors.planner import core_gain, state
+from actors.planner.config import PlannerConfig
+from actors.planner.core_bandit import Bandit
+from actors.planner.core_cycle import Learned, cycle
+from actors.planner.core_gain import Pair, measured, next_mode
+from actors.planner.core_labels import LADDER, RUNGS, Labels, between, calibrated
+from actors.planner.core_predictor import efforts, nearest, smoothed
+from actors.planner.core_slack import slacks
+from actors.planner.core_terrain import Terrain
+from actors.planner.instant import Instant
+from actors.planner.learning import LearningOrder, learn
+from actors.planner.planners import Planned, Planners
+from actors.planner_ports import Outcome, Run, Situation
+
+DIM = 24
+EXACT = frozenset({"exact"})
+
+
+# --- strategies ----------------------------------------------------------------------------------
+
+
+def played(bandit: Bandit, times: dict[str, float], n: int, target: float = 0.95) -> list[str]:
+    made = []
+    for _ in range(n):
+        name = bandit.choose(0, list(times), EXACT, "exact", target)
+        bandit.timed(0, name, times[name])
+        made.append(name)
+    return made
+
+
+def test_every_arm_once_first_then_mostly_the_fastest():
+    bandit = Bandit({})
+    for _ in range(60):
+        bandit.sampled(0, "slow", 1.0)
+        bandit.sampled(0, "fast", 1.0)
+    made = played(bandit, {"exact": 300.0, "slow": 900.0, "fast": 60.0}, 3000)
+    assert set(made[:3]) == {"exact", "slow", "fast"}
+    assert made.count("fast") > 0.85 * len(made)
+    assert "slow" in made[500:]  # it is looked at now and then
+
+
+def test_ucb_is_the_formula():
+    bandit = Bandit({})
+    for name, us, n in (("exact", 100.0, 8), ("other", 50.0, 2)):
+        for _ in range(n):
+            bandit.timed(0, name, us)
+    bandit.arm(0, "other").samples = bandit.arm(0, "other").recall = bandit.arm(0, "other").squares = 100.0
+    score = {
+        name: 50 / (50 + us) + np.sqrt(2 * np.log(10) / n) for name, us, n in (("exact", 100, 8), ("other", 50, 2))
+    }
+    assert bandit.choose(0, ["exact", "other"], EXACT, "exact", 0.95) == max(score, key=score.get)
+
+
+def test_an_arm_whose_recall_may_be_under_target_is_never_chosen():
+    bandit = Bandit({})
+    times = {"exact": 1000.0, "graph": 1.0}
+    assert "graph" not in played(bandit, times, 50)  # never sampled
+    for _ in range(200):
+        bandit.sampled(0, "graph", 0.9)
+    assert "graph" not in played(bandit, times, 50)
+    for _ in range(2000):
+        bandit.sampled(0, "graph", 1.0)
+    assert "graph" in played(bandit, times, 50)
+    assert bandit.choose(1, ["exact", "graph"], EXACT, "graph", 0.95) == "exact"  # another decade: not seen yet
+    bandit.timed(1, "exact", 1.0)
+    assert bandit.choose(1, ["exact", "graph"], EXACT, "graph", 0.95) == "graph"  # the default may always run
+
+
+def test_after_a_drift_the_other_arms_are_tried_again():
+    bandit = Bandit({})
+    for _ in range(200):
+        bandit.sampled(0, "graph", 1.0)
+    played(bandit, {"exact": 100.0, "graph": 20.0}, 2000)
+    bandit.discount(0.01)
+    made = played(bandit, {"exact": 20.0, "graph": 200.0}, 1000)
+    assert made[500:].count("exact") > 400
+
+
+# --- critical paths ------------------------------------------------------------------------------
+
+
+def test_slack_is_what_an_operator_may_lose():
+    found = {
+        one.operator: one for one in slacks([("embed", 100.0), ("filter", 30.0), ("graph", 50.0), ("fetch", 10.0)])
+    }
+    assert {name: one.slack_us for name, one in found.items()} == {"embed": 0, "filter": 70, "graph": 0, "fetch": 0}
+    assert found["filter"].criticality == pytest.approx(0.3)
+    assert found["embed"].criticality == 1
+
+
+def test_slack_against_brute_force():
+    rng = np.random.default_rng(0)
+    after = {"a": (), "b": (), "c": ("a",), "d": ("a", "b"), "e": ("c", "d")}
+
+    def length(us: dict[str, float]) -> float:
+        ends: dict[str, float] = {}
+        for name, waits in after.items():
+            ends[name] = us[name] + max((ends[w] for w in waits), default=0.0)
+        return max(ends.values())
+
+    for _ in range(20):
+        us = dict(zip(after, rng.integers(1, 20, 5).astype(float), strict=True))
+        for one in slacks(list(us.items()), after):
+            assert length({**us, one.operator: us[one.operator] + one.slack_us}) == length(us)
+            assert length({**us, one.operator: us[one.operator] + one.slack_us + 1}) > length(us)
+    assert slacks([]) == []
+    assert [one.slack_us for one in slacks([("graph", 5.0), ("graph", 9.0), ("exact", 3.0), ("odd", 1.0)])] == [0] * 4
+
+
+# --- labels --------------------------------------------------------------------------------------
+
+
+def labels_of(wanted: np.ndarray, plans: np.ndarray) -> Labels:
+    """Queries that have full recall from their own rung on, and 0.8 below; time in proportion to effort."""
+    n = len(wanted)
+    recall = np.where(RUNGS[None] >= wanted[:, None] - 1e-9, 1.0, 0.8).astype(np.float32)
+    us = np.tile(np.array(LADDER, np.float32), (n, 1))
+    return Labels(plans, recall, us, np.zeros((n, 6), np.float32))
+
+
+def test_labels_know_the_smallest_effort_and_interpolate():
+    wanted = RUNGS[[0, 5, 13]]
+    labels = labels_of(wanted, np.zeros((3, 4), np.float32))
+    np.testing.assert_allclose(labels.sufficient(), wanted)
+    assert between(labels.us[:1], np.array([np.log2(10)]))[0] == 10
+    middle = (RUNGS[3] + RUNGS[4]) / 2
+    assert between(labels.us[:1], np.array([middle]))[0] == pytest.approx((LADDER[3] + LADDER[4]) / 2, rel=0.01)
+    assert between(labels.us[:1], np.array([50.0]))[0] == LADDER[-1]
+    many = Labels.empty(4)
+    for i in range(2100):
+        many = many.with_one(np.full(4, i, np.float32), labels.recall[0], labels.us[0], [0.0] * 6)
+    assert many.size == 2000
+    assert many.plans[0, 0] == 100
+
+
+def test_calibration_holds_recall_at_least_cost_and_knows_a_useless_prediction():
+    rng = np.random.default_rng(1)
+    wanted = RUNGS[rng.integers(0, 10, 400)]
+    labels = labels_of(wanted, np.zeros((400, 4), np.float32))
+    good = calibrated(labels, wanted, 0.95)
+    recall, us = labels.at(good.shift + good.slope * wanted)
+    assert recall.mean() >= 0.95 - 1e-6
+    assert good.slope > 0
+    fixed = calibrated(labels, np.zeros(400), 0.95)
+    assert us.mean() < 0.7 * labels.at(np.full(400, fixed.shift))[1].mean()
+    noise = calibrated(labels, rng.permutation(wanted), 0.95)
+    assert noise.slope <= 0.25  # a fixed effort, or nearly
+    assert calibrated(labels, wanted, 1.1) == (RUNGS[-1], 0.0)  # can't be held
+
+
+def test_leave_one_out_is_leave_one_out():
+    rng = np.random.default_rng(2)
+    own, wanted = rng.integers(0, 4, 30), rng.uniform(3, 9, 30)
+    effort, counts, without = efforts(own, wanted, 5)
+    for i in range(30):
+        rest = np.arange(30) != i
+        others = wanted[rest & (own == own[i])]
+        assert without[i] == pytest.approx((others.sum() + 5 * wanted.mean()) / (len(others) + 5))
+    assert counts[4] == 0
+    assert effort[4] == pytest.approx(wanted.mean())
+    assert nearest(np.array([0.1, 0.9, 0.3], np.float32)) == [1, 2, 0]
+    assert nearest(np.arange(100, dtype=np.float32)) == [99, 98, 97, 96, 95]
+    mean, spread = smoothed([0.9, 0.9], [4.0, 6.0], [10.0, 10.0])
+    assert (mean, spread) == (pytest.approx(5), pytest.approx(1))
+
+
+def test_terrain_is_brute_force():
+    rng = np.random.default_rng(3)
+    rows = rng.standard_normal((500, DIM)).astype(np.float32) @ rng.standard_normal((DIM, DIM)).astype(np.float32)
+    terrain, query = Terrain.of(rows, rng), rng.standard_normal(DIM).astype(np.float32)
+    few, all_, best, gap, mean, spread = terrain.features(query)
+    centred = (rows - rows.mean(axis=0)).astype(np.float64)
+    axes = np.linalg.svd(centred, full_matrices=False)[2]
+    parts = ((query - rows.mean(axis=0)) @ axes.T) ** 2
+    assert few == pytest.approx(parts[:8].sum(), rel=1e-3)
+    assert all_ == pytest.approx(parts.sum(), rel=1e-3)
+    products = np.sort(terrain.matrix[DIM:] @ query)
+    assert (best, gap) == (pytest.approx(products[-1]), pytest.approx(products[-1] - products[-2], abs=1e-5))
+    assert (mean, spread) == (pytest.approx(products.mean(), abs=1e-5), pytest.approx(products.std(), rel=1e-3))
+    assert Terrain.unknown(DIM).features(query) == (0.0,) * 6
+
+
+# --- gain ----------------------------------------------------------------------------------------
+
+
+def pairs(n: int, default: float, planned: float, recall: float, other: float) -> np.ndarray:
+    noise = np.random.default_rng(4).normal(0, 1, (n, 4)) * [5, 5, 0.02, 0.02]
+    return np.array([Pair(default, planned, recall, other)] * n) + noise
+
+
+@pytest.mark.parametrize(
+    ("values", "verdict"),
+    [
+        ((200, 100, 80, 0.95, 0.95), "helps"),
+        ((99, 100, 80, 0.95, 0.95), "unclear"),  # too few
+        ((200, 100, 80, 0.95, 0.93), "harms"),
+        ((200, 100, 100, 0.95, 0.95), "unclear"),
+        ((200, 100, 110, 0.95, 0.95), "harms"),
+    ],
+)
+def test_a_verdict_needs_confidence(values, verdict):
+    n, *rest = values
+    gain = measured(pairs(n, *rest), 0.95)
+    assert gain.verdict == verdict
+    assert gain.speed.low <= gain.speed.value <= gain.speed.high
+    assert gain.speed.value == pytest.approx(rest[0] / rest[1], rel=0.02)
+    assert measured(np.empty((0, 4)), 0.95) is None
+
+
+def test_the_bootstrap_interval_covers_in_about_19_of_20():
+    rng = np.random.default_rng(5)
+    inside = 0
+    for _ in range(100):
+        values = np.column_stack([rng.exponential(100, 150), rng.exponential(80, 150), np.ones(150), np.ones(150)])
+        gain = measured(values, 0.95)
+        inside += gain.speed.low <= 1.25 <= gain.speed.high
+    assert 85 <= inside <= 100
+
+
+def test_modes_follow_the_verdict_and_off_stays_off():
+    helps, harms = measured(pairs(200, 100, 80, 0.95, 0.95), 0.95), measured(pairs(200, 100, 120, 0.95, 0.95), 0.95)
+    unclear = measured(pairs(200, 100, 99.9, 0.95, 0.95), 0.95)
+    assert [next_mode(mode, helps) for mode in ("off", "shadow", "on")] == ["off", "on", "on"]
+    assert [next_mode(mode, harms) for mode in ("off", "shadow", "on")] == ["off", "shadow", "shadow"]
+    assert [next_mode(mode, unclear) for mode in ("shadow", "on")] == ["shadow", "on"]
+    assert next_mode("on", None) == "on"
+    assert core_gain.LEAST == 100
+
+
+# --- a planner as a whole ------------------------------------------------------------------------
+
+
+def kinds(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Queries of two kinds, and the rung that each needs: one of each kind."""
+    rng = np.random.default_rng(seed)
+    centres = np.random.default_rng(6).standard_normal((2, DIM))
+    kind = rng.integers(0, 2, n)
+    return (centres[kind] + 0.3 * rng.standard_normal((n, DIM))).astype(np.float32), np.array([2, 9])[kind]
+
+
+def studied(config: PlannerConfig) -> Instant:
+    instant = Instant(config, DIM, 0.95)
+    for query, rung in zip(*kinds(300, 1), strict=True):
+        choice = instant.before(query, ("graph", "fetch"), 10, 1.0, 6.0, "graph")
+        instant.after(choice, [("graph", 50.0), ("fetch", 5.0), ("odd", 1.0)], 6.0, 60.0, 0.01, 1.0)
+        recall = np.where(np.arange(len(LADDER)) >= rung, 1.0, 0.7).astype(np.float32)
+        instant.told(choice, recall, np.array(LADDER, np.float32), 5.0)
+    made = cycle(instant.learned, instant.ring.drain(), instant.labels, 0.95, 6.0, config)
+    instant.adopt(made.learned)
+    return instant
+
+
+def test_it_learns_which_kind_of_query_needs_how_much():
+    instant = studied(PlannerConfig(pattern_clusters=8))
+    queries, rungs = kinds(200, 2)
+    choices = [instant.before(q, ("graph", "fetch"), 10, 1.0, 6.0, "graph") for q in queries]
+    predicted = np.array([choice.predicted for choice in choices])
+    assert predicted[rungs == 9].min() > predicted[rungs == 2].max()
+    effort = np.array([choice.effort for choice in choices])
+    assert effort[rungs == 9].mean() - effort[rungs == 2].mean() > 2
+    assert {choice.kind for choice in choices} <= {"PatternApplied", "DefaultWithAdaptation"}
+    filtered = instant.before(queries[0], ("filter", "graph"), 10, 0.01, 6.0, "exact", ("exact", "filtered_graph"))
+    assert (filtered.kind, filtered.decade, filtered.strategy) == ("Default", 2, "exact")
+
+
+def test_the_same_calls_make_the_same_choices():
+    one, other = studied(PlannerConfig()), studied(PlannerConfig())
+    for query in kinds(50, 3)[0]:
+        left, right = (i.before(query, ("graph",), 10, 1.0, 6.0, "graph") for i in (one, other))
+        assert left[:10] == right[:10]
+    different = studied(PlannerConfig(seed=1)).before(query, ("graph",), 10, 1.0, 6.0, "graph")
+    assert not np.array_equal(different.plan, left.plan)
+
+
+def test_the_adapter_that_learns_at_once_moves_towards_its_labels():
+    instant = studied(PlannerConfig(micro_lora_lr=0.2))
+    query = np.random.default_rng(9).standard_normal(DIM).astype(np.float32)  # like none that it knows
+    before = instant.before(query, ("graph",), 10, 1.0, 6.0, "graph")
+    assert before.kind == "DefaultWithAdaptation"
+    recall = np.where(np.arange(len(LADDER)) >= 13, 1.0, 0.7).astype(np.float32)
+    for _ in range(20):
+        choice = instant.before(query, ("graph",), 10, 1.0, 6.0, "graph")
+        instant.told(choice, recall, np.array(LADDER, np.float32), 5.0)
+    assert instant.before(query, ("graph",), 10, 1.0, 6.0, "graph").predicted > before.predicted
+
+
+def test_a_shift_is_a_task_to_be_remembered():
+    config = PlannerConfig(pattern_clusters=8)
+    instant = studied(config)
+    plans = instant.learned.reference
+    seen = instant.ring.look()
+    rng = np.random.default_rng(0)
+    for row in rng.standard_normal((200, config.hidden_dim)).astype(np.float32):
+        instant.ring.add(row / np.linalg.norm(row), np.zeros(10, np.float32), 6.0, 50.0, 0.0, 1.0, float("nan"), 0.7)
+    made = cycle(instant.learned, instant.ring.look(), instant.labels, 0.95, 6.0, config)
+    assert made.shift.shifted
+    assert len(made.learned.memory.tasks) == 1
+    assert made.labels.size == 200
+    assert len(plans) == 300
+    assert seen.size == 0
+    assert (made.learned.memory.tasks[0].fisher > 0).any()
+    again = cycle(made.learned, instant.ring.look(), made.labels, 0.95, 6.0, config)
+    assert not again.shift.shifted
+
+
+def test_what_is_kept_is_what_was(tmp_path):
+    config = PlannerConfig(pattern_clusters=8)
+    planned = Planned(config, DIM, 0.95, "shadow")
+    planned.instant = studied(config)
+    planned.instant.bandit.timed(2, "exact", 50.0)
+    np.save(tmp_path / "rows.npy", kinds(400, 8)[0])
+    for query in kinds(120, 5)[0]:
+        choice = planned.instant.before(query, ("graph",), 10, 1.0, 6.0, "graph")
+        planned.instant.after(choice, [("graph", 9.0)], 6.0, 60.0, 0.01, 1.0)
+    order = LearningOrder(
+        planned.instant.learned, planned.instant.ring.look(), planned.instant.labels, 0.95, 6.0, config,
+        tmp_path / "rows.npy",
+    )  # fmt: skip
+    (lesson,) = learn(order)
+    planned.instant.terrain = lesson.terrain
+    planned.instant.adopt(lesson.cycle.learned)
+    document = state.document_of("docs", planned, config)
+    stored = msgspec.json.decode(msgspec.json.encode(document), type=type(document))
+    back = state.planned_of(stored, config)
+    assert back.instant.ring.size == 120
+    assert back.instant.labels.size == planned.instant.labels.size
+    assert back.instant.bandit.arm(2, "exact").n == 1
+    for query in kinds(50, 6)[0]:
+        left, right = (p.instant.before(query, ("graph",), 10, 1.0, 6.0, "graph") for p in (planned, back))
+        assert left[:10] == right[:10]
+    small = state.exported(document)
+    assert state.imported(small).arrays["seen.plans"].shape[0] == 0
+    assert len(small) < 1 << 20
+    for damaged in (small[:-5], b"nothing", small + small):
+        with pytest.raises(ValueError, match=r"unpacked|large|[Ii]nvalid"):
+            state.imported(damaged)
+    cut = msgspec.structs.replace(document, arrays={**document.arrays, "weights": document.arrays["adapter"]})
+    with pytest.raises(state.Unfit, match="weights"):
+        state.planned_of(cut, config)
+    with pytest.raises(state.Unfit, match="hidden_dim"):
+        state.planned_of(document, PlannerConfig(hidden_dim=128))
+
+
+def test_in_shadow_a_share_of_the_queries_is_looked_at():
+    planners = Planners(PlannerConfig(shadow_share=0.1))
+    query = np.ones(DIM, np.float32)
+    situation = Situation("docs", "hnsw", 0.95, query, 10, 3000, None, ("graph", "fetch"), 50, "graph", ("graph",))
+    assert planners.wants("docs", False)  # nothing is known of it
+    plan = planners.choose(situation)
+    assert (plan.acting, plan.effort, plan.strategy) == (False, 50, "graph")
+    planners.observe(plan, Outcome([("graph", 9.0)], 10.0, 9.0, "graph", 50, 600, 1.0))
+    assert sum(planners.wants("docs", False) for _ in range(100)) == 10
+    assert planners.wants("docs", True)
+    planners.label(plan, [Run(float(ef), 1.0) for ef in planners.ladder])
+    planners.indexes["docs"].mode = "off"
+    assert not planners.wants("docs", True)
+    planners.indexes["docs"].mode = "on"
+    assert planners.choose(situation).acting
+    assert not Planners(PlannerConfig(enabled=False)).wants("docs", True)
+    assert planners.of("docs", DIM, 0.95, "lance").instant.labels.size == 0  # another backend, other efforts
+    assert Learned.untrained(PlannerConfig()).calibration is None
