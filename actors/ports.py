@@ -340,7 +340,12 @@ class ModelServer(Protocol):
         """(n, d) float32, unit length, finite."""
         ...
 
-    async def generate(self, model: ModelName, prompt: str, *, max_tokens: int = 128) -> str: ...
+    async def generate(
+        self, model: ModelName, prompt: str, *, max_tokens: int = 128, adapters: Sequence[Adapter] | None = None
+    ) -> str:
+        """adapters: scales for this prompt alone, 0 for those not named; None: as the server has
+        them. Raises UnknownAdapter, ModelServerError where scales can't go with a request."""
+        ...
 
 
 class Gpus(Protocol):

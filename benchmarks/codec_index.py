@@ -56,7 +56,7 @@ def embedded(given: list[str]) -> tuple[str, NDArray[np.float32]]:
     key = hashlib.sha256("\0".join(given).encode()).hexdigest()[:16]
     try:
         from actors.codec.certify import encoder
-        from actors.codec.certify.models import load_model, load_tokenizer
+        from actors.torch_models import load_model, load_tokenizer
         from benchmarks.small_lm import minilm
 
         folder = minilm()

@@ -20,11 +20,11 @@ from msgspec.structs import replace
 from rich.console import Console
 from rich.table import Table
 
-from actors.codec.checkpoints.shard_writer import write_arrays
 from actors.codec.checkpoints.source import open_source
 from actors.codec.core_sweep import points
 from actors.codec.core_trial import PointMeasured
 from actors.codec.sweep import GroupOrder, groups, measure_group
+from actors.tensors.shard_writer import write_arrays
 from daemon.cli.sweep_file import read_sweep_file
 from schemas.codec import Checkpoint
 from schemas.events.codec import SweepCodec

@@ -18,6 +18,7 @@ from msgspec import Meta
 
 from actors.autotune.config import AgentConfig
 from actors.codec.config import CodecConfig
+from actors.gate.config import GateConfig
 from actors.index.config import IndexConfig
 from actors.ingest.config import IngestConfig, SourceConfig, WatchConfig
 from actors.lineage.config import LineageConfig
@@ -113,6 +114,7 @@ class Config(Section, frozen=True):
     models: ModelsConfig = ModelsConfig()
     slot: SlotConfig = SlotConfig()
     codec: CodecConfig = CodecConfig()
+    gate: GateConfig = GateConfig()
     lineage: LineageConfig = LineageConfig()
     sql: SqlConfig = SqlConfig()
     log: LogConfig = LogConfig()

@@ -16,6 +16,9 @@ from actors.base import Actor
 from actors.codec.calibrator import Calibrator
 from actors.codec.codecs import Codecs
 from actors.codec.targets import Targets
+from actors.gate.embedding import PromptEmbedders
+from actors.gate.gates import Gates
+from actors.gate.lab import GateLab
 from actors.graphs import GraphCache
 from actors.index.builder import Builder
 from actors.index.catalog import Catalog
@@ -47,6 +50,7 @@ from daemon.sql.engine import DuckEngine
 from daemon.state_dir import StateDir
 from daemon.storage.buckets import ObjectBuckets
 from daemon.storage.codec_journal import TableCodecJournal
+from daemon.storage.gate_journal import TableGateJournal
 from daemon.storage.journal import TableJournal
 from daemon.storage.lineage_log import TableLineageLog
 from daemon.storage.query_log import TableQueryLog
@@ -71,6 +75,8 @@ ACTORS: tuple[type[Actor], ...] = (
     VramSlot,
     Codecs,
     Calibrator,
+    Gates,
+    GateLab,
     Lineage,
     Sql,
     StorageDesk,
@@ -127,12 +133,14 @@ def build(config: Config, state: StateDir, bus: MessageBus, heads: Heads, bucket
     graphs = GraphCache(state.cache / "graphs", config.index.graph_cache_mb << 20)
     # Builds have a worker of their own: what was promoted must not wait for a trial that runs.
     lab, builds, embed = WorkerCompute("lab"), WorkerCompute("build"), WorkerCompute("embed")
-    codec, planning = WorkerCompute("codec"), WorkerCompute("planner")
+    codec, planning, gate = WorkerCompute("codec"), WorkerCompute("planner"), WorkerCompute("gate")
     embedders = EmbedderFactory(config.embedding, config.models, embed)
     servers = ModelServers(config.models, config.embedding)
     codec_journal = TableCodecJournal(tables)
     targets = Targets(buckets, registry, tables, snapshots, state.cache / "codec", config.codec.allowed_roots)
     default_embedder = EmbedderSpec(kind=config.embedding.kind, model=config.embedding.model)
+    prompts = PromptEmbedders(embedders, default_embedder, servers.servers)
+    gate_journal = TableGateJournal(tables)
     watched = [watch.path for watch in config.watch]
     readable = msgspec.structs.replace(config.ingest, allowed_roots=config.ingest.allowed_roots + watched)
     sink = HttpLineageSink(config.lineage)
@@ -193,8 +201,22 @@ def build(config: Config, state: StateDir, bus: MessageBus, heads: Heads, bucket
             config.codec,
             state.cache / "codec",
         ),
+        Gates(registry, buckets, prompts, gate_journal, servers.servers, bus),
+        GateLab(
+            registry,
+            tables,
+            buckets,
+            prompts,
+            gate_journal,
+            gate,
+            bus,
+            clock,
+            config.gate,
+            state.cache / "gate",
+        ),
         Lineage(TableLineageLog(tables), sink, registry, journal, clock, config.lineage),
         Sql(sql),
         StorageDesk(registry, buckets, mirror, bus, clock, [state.buckets, *config.storage.allowed_roots]),
     ]
-    return House(actors, [lab, builds, embed, codec, planning], embedders, servers, sink, sql)
+    workers = [lab, builds, embed, codec, planning, gate]
+    return House(actors, workers, embedders, servers, sink, sql)

@@ -17,6 +17,9 @@ HarnessName = Annotated[str, Meta(pattern=_NAME, description="eval set: a-z 0-9 
 TrialId = Annotated[str, Meta(pattern=r"^[a-z0-9-]{1,64}$", description="one trial, one build")]
 CampaignId = Annotated[str, Meta(pattern=r"^[a-z0-9-]{1,64}$", description="one tuning run")]
 ProfileName = Annotated[str, Meta(pattern=_NAME, description="model profile: a-z 0-9 _ -, at most 63")]
+AdapterName = Annotated[
+    str, Meta(pattern=r"^[a-z][a-z0-9_]{0,31}$", description="adapter of a gate: a-z 0-9 _, at most 32")
+]
 GroupName = Annotated[str, Meta(pattern=_NAME, description="group of profiles: a-z 0-9 _ -, at most 63")]
 ModelName = Annotated[
     str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,254}$", description="a model, as its server names it")

@@ -11,10 +11,12 @@ from schemas.names import BucketName, GroupName, IndexName, KeepAlive, ModelName
 
 
 class Adapter(msgspec.Struct, frozen=True):
-    """A LoRA adapter that llama.cpp's server was started with, by the name of its file."""
+    """A LoRA adapter that llama.cpp's server was started with, by the name of its file. With a folder its weights
+    can be merged, which is the only way to Ollama."""
 
     name: Annotated[str, Meta(min_length=1, max_length=255)]
     scale: Annotated[float, Meta(ge=0, le=100)] = 1.0
+    folder: str | None = None  # in PEFT's format, on the machine that does the work
 
 
 class ModelProfile(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,7 +35,7 @@ class ModelProfile(msgspec.Struct, frozen=True, kw_only=True):
     bucket: BucketName | None = None  # made under storage.profile_root at activation when there is none
     vector_backend: VectorBackend = "auto"  # of its searches; `auto`: whatever serves the index
     hnsw: HnswConfig | None = None  # what its indexes serve where nothing is promoted; None: their own
-    adapters: list[Adapter] = []  # llamacpp only
+    adapters: list[Adapter] = []  # ollama: each with a folder, to be merged by the gate
     keep_alive: KeepAlive = "-1"
     group: GroupName = "default"
     exclusive: bool = True

@@ -50,6 +50,7 @@ class LlamaModel:
     port: int = 0
     last_used: int = 0
     slots: list[int | None] = field(default_factory=lambda: [None] * SLOTS)  # id of the last task
+    asked: list[float] = field(default_factory=list)  # scales of the last completion
     busy: int = 0
 
     @property
@@ -63,7 +64,7 @@ class Processes:
     def __init__(self) -> None:
         self.embeddings = True
         self.slots_endpoint = True
-        self.forget_loras = False  # answers 200 to scales and doesn't set them
+        self.forget_loras = False  # answers 200 to scales and doesn't take them
         self._tasks = count(1)
         self._clock = count(1)
 
@@ -154,8 +155,21 @@ class Processes:
         body = await request.json()
         await self._work(model)
         most = body.get("n_predict", -1)
-        said = " ".join(f"word{number}" for number in range(min(most, 16) if most >= 0 else 16))
-        return web.json_response({"index": 0, "content": said, "stop": True, "stop_type": "limit"})
+        lora = body.get("lora", [])
+        if not isinstance(lora, list):
+            return no(400, "Error: 'lora' must be an array of objects with 'id' and 'scale' fields")
+        scales = {entry.get("id", -1): float(np.float32(entry.get("scale", 0.0))) for entry in lora}
+        if self.forget_loras:
+            scales = {}
+        # An id that isn't there is ignored, one that isn't named gets 0; without any the global scales hold.
+        model.asked = [scales.get(id, 0.0) if scales else own.scale for id, own in enumerate(model.loras)]
+        spoken = [own.path for own, scale in zip(model.loras, model.asked, strict=True) if scale]
+        word = spoken[0].rpartition("/")[2].partition(".")[0] if spoken else "word"
+        said = " ".join(f"{word}{number}" for number in range(min(most, 16) if most >= 0 else 16))
+        told = {"n_predict": most, "lora": [{"id": id, "scale": scale} for id, scale in sorted(scales.items())]}
+        return web.json_response(
+            {"index": 0, "content": said, "stop": True, "stop_type": "limit", "generation_settings": told}
+        )
 
     async def _tokenize(self, model: LlamaModel, request: web.Request) -> web.Response:
         body = await request.json()

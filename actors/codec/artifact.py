@@ -18,13 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.codec.base import ENCODER, Arrays, CodecError
-from actors.codec.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from actors.codec.checkpoints.header import CheckpointError
-from actors.codec.checkpoints.shard_writer import Written, write_arrays
-from actors.codec.checkpoints.stored import read_array
 from actors.codec.families import rabitq, rotated
 from actors.codec.family import FAMILIES
 from actors.codec.versions import versions
+from actors.tensors.checkpoint import Checkpoint, open_checkpoint
+from actors.tensors.header import CheckpointError
+from actors.tensors.shard_writer import Written, write_arrays
+from actors.tensors.stored import read_array
 from schemas.codec import ArtifactName, CodecParams, CodecTarget, Family, Manifest, Override, StoredFile, TensorRow
 from schemas.names import Sha256
 

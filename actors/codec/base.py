@@ -18,6 +18,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from actors.errors import Unfit
 from schemas.codec import Charge, CodecParams
 
 Arrays = Mapping[str, NDArray[np.generic]]
@@ -26,9 +27,8 @@ ENCODER = "encoder."
 """State under names that start so is needed to encode only: it isn't kept with an artifact, nor charged."""
 
 
-class CodecError(ValueError):
-    """Something is wrong with what was asked; said before any work is done. Names the parameter,
-    the numbers, and what would be right."""
+CodecError = Unfit
+"""What codecs say of what was asked; what can't be read of a checkpoint is one too."""
 
 
 class FamilyCodec(Protocol):

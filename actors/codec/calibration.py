@@ -17,15 +17,15 @@ from numpy.typing import NDArray
 
 from actors.codec import artifact
 from actors.codec.base import ENCODER, Arrays, CodecError, Phase
-from actors.codec.checkpoints.checkpoint import open_checkpoint
-from actors.codec.checkpoints.dtypes import BITS
-from actors.codec.checkpoints.header import CheckpointError, Planned
-from actors.codec.checkpoints.shard_writer import write_shard
 from actors.codec.checkpoints.source import Item, open_source
-from actors.codec.checkpoints.stored import StoredTensor, byte_chunks, read_matrix
 from actors.codec.family import FAMILIES
 from actors.codec.measures import measured
 from actors.codec.params import capped, check, split_rows
+from actors.tensors.checkpoint import open_checkpoint
+from actors.tensors.dtypes import BITS
+from actors.tensors.header import CheckpointError, Planned
+from actors.tensors.shard_writer import write_shard
+from actors.tensors.stored import StoredTensor, byte_chunks, read_matrix
 from schemas.codec import Charge, CodecParams, Measured, Override, StoredFile, TensorRow
 
 CHUNK_FLOATS = 1 << 22

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from actors.codec.artifact import EXTRA, decoded_rows, read_manifest, tensor_file
 from actors.codec.base import CodecError, Phase
-from actors.codec.checkpoints.checkpoint import open_checkpoint
-from actors.codec.checkpoints.dtypes import from_float32
-from actors.codec.checkpoints.header import Planned
-from actors.codec.checkpoints.shard_writer import Chunks, write_index, write_shard
-from actors.codec.checkpoints.stored import byte_chunks
+from actors.tensors.checkpoint import open_checkpoint
+from actors.tensors.dtypes import from_float32
+from actors.tensors.header import Planned
+from actors.tensors.shard_writer import Chunks, write_index, write_shard
+from actors.tensors.stored import byte_chunks
 from schemas.codec import Manifest, TensorRow
 
 SINGLE = "model.safetensors"

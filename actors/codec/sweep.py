@@ -11,15 +11,15 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from actors.codec.base import CodecError, Phase
-from actors.codec.checkpoints.checkpoint import open_checkpoint
 from actors.codec.checkpoints.source import Item, Source, open_source
-from actors.codec.checkpoints.stored import byte_chunks, read_matrix
 from actors.codec.core import Route
 from actors.codec.core_sweep import Group, Kind, Point, as_measured, plan
 from actors.codec.core_trial import PointMeasured, PointSkipped
 from actors.codec.family import FAMILIES
 from actors.codec.fitting import Fitting
 from actors.codec.params import Overfitted, check
+from actors.tensors.checkpoint import open_checkpoint
+from actors.tensors.stored import byte_chunks, read_matrix
 from schemas.codec import CodecParams
 from schemas.events.codec import SweepCodec
 from schemas.names import Sha256

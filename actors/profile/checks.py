@@ -10,6 +10,7 @@ import structlog
 from actors.errors import ModelServerError, Transient, Unavailable
 from actors.profile.core import Member, embedder_ref, member
 from actors.profile.core_eviction import Memory, Plan, known_sizes, plan
+from actors.profile.core_profiles import check_adapters
 from actors.profile.core_reconcile import find
 from actors.profile.desk import Desk
 from actors.profile.look import View
@@ -47,12 +48,8 @@ class Checks:
         silent = desk.silent(view, target.needs) or desk.withheld(view) or self._holding(target, view)
         if silent is not None:
             return silent
-        if profile.adapters and profile.server != "llamacpp":
-            return Refusal(
-                "invalid",
-                f"profile {profile.id!r} has adapters, which its server {profile.server} doesn't take",
-                "merge them into the model, or serve it with llamacpp",
-            )
+        if unserved := check_adapters(profile):
+            return unserved
         now = desk.clock.now()
         found = effects.presences(target.needs, view)
         missing = [ref for ref in target.needs if found[ref] != "whole"]

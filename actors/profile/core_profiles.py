@@ -24,18 +24,25 @@ def check(profile: ModelProfile) -> Refusal | None:
         twice = next((value for value in values if values.count(value) > 1), None)
         if twice is not None:
             return _invalid(f"profile {name!r} names {twice!r} twice in {field}", "name it once")
-    if profile.adapters and profile.server != "llamacpp":
-        return _invalid(
-            f"profile {name!r} has adapters ({', '.join(each.name for each in profile.adapters)}), "
-            f"which its server {profile.server} doesn't take",
-            'leave adapters out, or have the model served by "llamacpp"',
-        )
+    if unserved := check_adapters(profile):
+        return unserved
     if profile.hnsw is not None and profile.vector_backend == "lance":
         return _invalid(
             f"profile {name!r} has hnsw settings, and its vector_backend is lance",
             'leave hnsw out, or set vector_backend to "hnsw" or "auto"',
         )
     return _check_embedder(name, profile.embedder) if profile.embedder is not None else None
+
+
+def check_adapters(profile: ModelProfile) -> Refusal | None:
+    """Adapters that its server is to load must be llama.cpp's; those with folders may be merged into the model."""
+    unserved = [each.name for each in profile.adapters if each.folder is None]
+    if not unserved or profile.server == "llamacpp":
+        return None
+    return _invalid(
+        f"profile {profile.id!r} has adapters ({', '.join(unserved)}), which its server {profile.server} doesn't take",
+        'leave adapters out, have it served by "llamacpp", or give their folders, for a gate to merge them',
+    )
 
 
 def _check_embedder(name: ProfileName, spec: EmbedderSpec) -> Refusal | None:

@@ -122,7 +122,9 @@ class Desk:
         if profile is None:
             return Terms(float("inf"), reason=reason)
         own = member(profile, self.servers).needs[0]
-        return Terms(keep_alive_s(profile.keep_alive), profile.adapters, own, reason)
+        # Another server's model was merged with them, if with any.
+        adapters = profile.adapters if profile.server == "llamacpp" else ()
+        return Terms(keep_alive_s(profile.keep_alive), adapters, own, reason)
 
     def stuck(self, trouble: Trouble) -> Refusal:
         """Models didn't leave: why, and what the slot is because of it."""

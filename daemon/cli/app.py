@@ -57,6 +57,7 @@ COMMANDS = {
         "why": ("promotion:why", "Walk back from the live configuration to the data that caused it."),
     },
     MODELS: {
+        "gate": ("gate:app", "Learn which LoRA adapter a prompt wants; route by it, or freeze a mix of adapters."),
         "profile": ("profile:app", "Keep model profiles, activate one on the GPU, search with one."),
         "vram": ("vram:vram", "Show the GPU's memory: what is in it, and for how long."),
         "preload": ("vram:preload", "Load a model beside what is there."),

@@ -54,7 +54,7 @@ class Fields:
     )
     """Candidates while searching, likewise."""
     adapter: Annotated[list[str] | None, Parameter(negative="", consume_multiple=True)] = None
-    """LoRA adapters of llama.cpp's server: NAME or NAME=SCALE."""
+    """LoRA adapters: NAME, NAME=SCALE, or NAME=SCALE@FOLDER with the PEFT folder that a gate merges."""
     keep_alive: str | None = None
     """How long its model stays unused: 30s, 5m, 2h; default -1, for ever."""
     group: str | None = None
@@ -135,7 +135,7 @@ def show_profile(profile: Name, /, *, json: Json = False, to: Connection = Conne
             "profile": one["id"] + (" (active)" if answer["active"] else ""),
             "model": _model(one),
             "codec": answer.get("codec"),
-            "adapters": [f"{adapter['name']} × {adapter['scale']:g}" for adapter in one["adapters"]],
+            "adapters": [f"{adapter['name']} × {adapter['scale']:g}" + _folder(adapter) for adapter in one["adapters"]],
             "embedder": _embedder(one),
             "indexes": one["indexes"],
             "backend": one["vector_backend"],
@@ -257,10 +257,17 @@ def _words(given: list[str]) -> list[str]:
 
 def _adapter(text: str) -> dict[str, Any]:
     name, _, scale = text.partition("=")
+    scale, _, folder = scale.partition("@")
     try:
-        return {"name": name, "scale": float(scale)} if scale else {"name": name}
+        found: dict[str, Any] = {"name": name, "scale": float(scale)} if scale else {"name": name}
     except ValueError:
-        raise CliError(f"{text!r} is no adapter.", "NAME or NAME=SCALE, such as style.gguf=0.5", WRONG_USE) from None
+        hint = "NAME, NAME=SCALE or NAME=SCALE@FOLDER, such as style.gguf=0.5"
+        raise CliError(f"{text!r} is no adapter.", hint, WRONG_USE) from None
+    return found | ({"folder": folder} if folder else {})
+
+
+def _folder(adapter: dict[str, Any]) -> str:
+    return f" of {adapter['folder']}" if adapter.get("folder") else ""
 
 
 def _model(profile: dict[str, Any]) -> str:

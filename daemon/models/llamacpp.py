@@ -12,7 +12,7 @@
 import time
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 from urllib.parse import quote
 
 import anyio
@@ -25,7 +25,14 @@ from daemon.embedding.config import EmbeddingConfig
 from daemon.embedding.http import OpenAIEmbedder
 from daemon.models.config import ModelsConfig
 from daemon.models.http import Answered, ServerHttp, Sessions, default_for, read_key
-from daemon.models.llamacpp_adapters import apply_adapters, check_adapters, is_local
+from daemon.models.llamacpp_adapters import (
+    Scale,
+    apply_adapters,
+    check_adapters,
+    check_request,
+    is_local,
+    request_scales,
+)
 from daemon.models.llamacpp_keeping import Keeping, Slot
 from daemon.models.llamacpp_listing import Listing, Model, Props, find_model, is_single, plain, read_models, shards
 from schemas.events.index import EmbedderKind
@@ -40,8 +47,13 @@ SLOTS_S = 1.0
 """How long a model's process may take to tell about its slots."""
 
 
+class _Settings(msgspec.Struct):
+    lora: list[Scale] | None = None  # as the request gave them
+
+
 class _Completion(msgspec.Struct):
     content: str
+    generation_settings: _Settings | None = None
 
 
 class _Embedder(OpenAIEmbedder):
@@ -147,13 +159,22 @@ class LlamaCppServer:
         self._keeping.use(found)
         return vectors
 
-    async def generate(self, model: ModelName, prompt: str, *, max_tokens: int = 128) -> str:
+    async def generate(
+        self, model: ModelName, prompt: str, *, max_tokens: int = 128, adapters: Sequence[Adapter] | None = None
+    ) -> str:
         """At the server's default temperature. Takes as long as the caller waits."""
         found = await self._find(model)
         self._keeping.use(found)
-        body = {"model": found.id, "prompt": prompt, "n_predict": max_tokens, "stream": False}
+        body: dict[str, Any] = {"model": found.id, "prompt": prompt, "n_predict": max_tokens, "stream": False}
+        scales: dict[int, float] | None = None
+        if adapters is not None:
+            scales = await request_scales(self._http, found, adapters)
+            # What a slot keeps of a prompt is found again by its tokens, whatever adapters made it.
+            body |= {"lora": [{"id": id, "scale": scale} for id, scale in scales.items()], "cache_prompt": False}
         answer = await self._http.ask("POST", "/completion?autoload=false", _Completion, body, patient=True)
         self._keeping.use(found)
+        if scales is not None and answer.generation_settings is not None:
+            check_request(self._http, answer.generation_settings.lora, scales)
         return answer.content
 
     async def _expiry(self, model: Model) -> Timestamp | None:

@@ -3,7 +3,7 @@ and setting them. A server loads its adapters at start; only their scales change
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from urllib.parse import quote, urlsplit
 
 import msgspec
@@ -12,6 +12,15 @@ from actors.errors import ModelServerError, UnknownAdapter
 from daemon.models.http import ServerHttp
 from daemon.models.llamacpp_listing import Model, adapter_names
 from schemas.profile import Adapter
+
+PATH = "/lora-adapters"
+
+
+class Scale(msgspec.Struct, frozen=True):
+    """An entry of a request's `lora`."""
+
+    id: int
+    scale: float
 
 
 class Lora(msgspec.Struct, frozen=True):
@@ -44,22 +53,36 @@ async def apply_adapters(http: ServerHttp, own: ServerHttp | None, model: Model,
     it doesn't have. `own` is the process that has the model: a router routes a request by its body's
     `model`, and because this body is a list, it refuses it. Raises UnknownAdapter, and ModelServerError
     when the scales can't be set."""
-    path = "/lora-adapters"
-    query = f"?model={quote(model.id, safe='')}&autoload=false" if model.router else ""
-    have = await http.ask("GET", path + query, list[Lora])
+    have = await _ask(http, model)
     scales = wanted_scales(have, adapters)
-    if _same(have, scales):
+    if _same(_shown(have), scales):
         return
     if own is None:
         raise ModelServerError(
             f"{http.who} can't change the adapters of {model.name}: a router on another machine passes no scales on;"
             " set them in its preset (`lora-scaled = FILE:SCALE`), or run a single-mode server"
         )
-    await own.call("POST", path, [{"id": id, "scale": scale} for id, scale in scales.items()])
-    have = await http.ask("GET", path + query, list[Lora])
-    if not _same(have, scales):
-        shown = {lora.id: lora.scale for lora in have}
-        raise ModelServerError(f"{http.who} has adapter scales {shown} after they were set to {scales}")
+    await own.call("POST", PATH, [{"id": id, "scale": scale} for id, scale in scales.items()])
+    have = await _ask(http, model)
+    if not _same(_shown(have), scales):
+        raise ModelServerError(f"{http.who} has adapter scales {_shown(have)} after they were set to {scales}")
+
+
+async def request_scales(http: ServerHttp, model: Model, adapters: Sequence[Adapter]) -> dict[int, float]:
+    """Scale by id, for every id that the process has, to go with one request. Raises UnknownAdapter."""
+    return wanted_scales(await _ask(http, model), adapters)
+
+
+def check_request(http: ServerHttp, told: Sequence[Scale] | None, scales: dict[int, float]) -> None:
+    """Whether the scales that an answer tells are those that were sent; a server that tells none is believed. Raises
+    ModelServerError."""
+    if told is not None and not _same(_shown(told), scales):
+        raise ModelServerError(f"{http.who} answered with adapter scales {_shown(told)}, and {scales} were asked for")
+
+
+async def _ask(http: ServerHttp, model: Model) -> list[Lora]:
+    query = f"?model={quote(model.id, safe='')}&autoload=false" if model.router else ""
+    return await http.ask("GET", PATH + query, list[Lora])
 
 
 def is_local(url: str) -> bool:
@@ -67,10 +90,14 @@ def is_local(url: str) -> bool:
     return host in ("localhost", "::1") or host.startswith("127.")
 
 
-def _same(have: Sequence[Lora], scales: dict[int, float]) -> bool:
+def _shown(told: Sequence[Scale | Lora]) -> dict[int, float]:
+    return {one.id: one.scale for one in told}
+
+
+def _same(have: Mapping[int, float], scales: Mapping[int, float]) -> bool:
     """The server computes in float32."""
-    return {lora.id for lora in have} == set(scales) and all(
-        math.isclose(lora.scale, scales[lora.id], rel_tol=1e-6) for lora in have
+    return have.keys() == scales.keys() and all(
+        math.isclose(scale, scales[id], rel_tol=1e-6) for id, scale in have.items()
     )
 
 

@@ -120,10 +120,7 @@ class OllamaServer:
     async def load(self, model: ModelName, keep_alive_s: Seconds, adapters: Sequence[Adapter] = ()) -> None:
         """Gives up the load when it is cancelled, and so does Ollama."""
         if adapters:
-            raise ModelServerError(
-                f"{self._http.who} can't add adapters to {model}: Ollama bakes them into a model"
-                " (ADAPTER in a Modelfile); make one with `ollama create`, or use llamacpp"
-            )
+            raise self._no_adapters(model)
         keep_alive = -1 if keep_alive_s == float("inf") else max(keep_alive_s, SHORTEST_S)
         try:
             await self._post("/api/generate", model, _Generated, patient=True, keep_alive=keep_alive, stream=False)
@@ -147,8 +144,12 @@ class OllamaServer:
         except Answered as error:
             raise self._meant(error, model) from None
 
-    async def generate(self, model: ModelName, prompt: str, *, max_tokens: int = 128) -> str:
+    async def generate(
+        self, model: ModelName, prompt: str, *, max_tokens: int = 128, adapters: Sequence[Adapter] | None = None
+    ) -> str:
         """At the temperature of its Modelfile. Takes as long as the caller waits."""
+        if adapters is not None:
+            raise self._no_adapters(model)
         options = {"num_predict": max_tokens}
         answer = await self._post(
             "/api/generate", model, _Generated, patient=True, prompt=prompt, stream=False, options=options
@@ -165,6 +166,12 @@ class OllamaServer:
         """`model 'x' not found` is a missing model; `404 page not found` isn't Ollama."""
         unknown = error.status == 404 and "model" in error.words
         return self._unknown(model) if unknown else error
+
+    def _no_adapters(self, model: ModelName) -> ModelServerError:
+        return ModelServerError(
+            f"{self._http.who} can't add adapters to {model}: Ollama bakes them into a model"
+            " (ADAPTER in a Modelfile); make one with `ollama create`, or use llamacpp"
+        )
 
     def _unknown(self, model: ModelName) -> LookupError:
         return LookupError(f"{self._http.who} has no model {self.canonical(model)}")

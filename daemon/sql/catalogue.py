@@ -16,6 +16,7 @@ from actors.ingest.core import REJECTS
 from actors.ports import Registry, TableRef
 from daemon.storage import query_log
 from daemon.storage.codec_journal import CODEC_TRIALS
+from daemon.storage.gate_journal import GATE
 from daemon.storage.journal import JOURNAL
 from daemon.storage.lineage_log import LINEAGE
 from daemon.storage.seen_files import SEEN
@@ -30,7 +31,6 @@ from schemas.documents.promotion import PromotionDocument
 from schemas.documents.trial import TrialPoint
 from schemas.documents.watch import SeenFile
 
-GATE = TableRef("primary", "system/gate_events")
 Source: TypeAlias = Any
 """A pyarrow Dataset or Table."""
 

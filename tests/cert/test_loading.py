@@ -13,9 +13,9 @@ from actors.codec.base import CodecError, Phase
 from actors.codec.certify.activations import ActivationsOrder, collect_activations
 from actors.codec.certify.causal_lm import Runs, in_bfloat16
 from actors.codec.certify.job import ModelOrder, Verdict, certify_model
-from actors.codec.certify.models import context, load_model, load_tokenizer
-from actors.codec.certify.prompts import TextError
-from actors.codec.checkpoints.shard_writer import Written
+from actors.prompts import TextError
+from actors.tensors.shard_writer import Written
+from actors.torch_models import context, load_model, load_tokenizer
 from benchmarks.codec_artifact import artifact
 from schemas.certificate import CausalLmFunction, CausalLmGate, EncoderGate
 from schemas.codec import CodecParams

@@ -14,11 +14,11 @@ from actors.codec.base import CodecError, Phase
 from actors.codec.certify.activations import ActivationsOrder, collect_activations
 from actors.codec.certify.controls import DAMAGES, write_damaged
 from actors.codec.certify.job import ModelOrder, SelfTestFailed, Verdict, certify_model
-from actors.codec.checkpoints.checkpoint import open_checkpoint
 from actors.codec.checkpoints.source import open_source
-from actors.codec.checkpoints.stored import read_matrix
 from actors.codec.measures import measure
 from actors.codec.restore import decode_checkpoint
+from actors.tensors.checkpoint import open_checkpoint
+from actors.tensors.stored import read_matrix
 from benchmarks.codec_artifact import artifact, make_artifact
 from schemas.certificate import CausalLmFunction, CausalLmGate, EncoderGate
 from schemas.codec import CodecParams, Manifest

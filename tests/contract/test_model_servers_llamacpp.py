@@ -187,6 +187,14 @@ class Router(ModelServerContract):
         await asyncio.gather(setting.server.load("tiny", INF), setting.server.load("other", INF))
         assert sorted(loaded.model for loaded in await setting.server.loaded()) == ["other", "tiny"]
 
+    async def test_scales_go_with_a_request_and_change_nothing_else(self, setting):
+        await setting.server.load("tiny", INF, [Adapter("style", 0.5)])
+        for adapters in ([Adapter("law", 0.25)], [Adapter("style", 1.5), Adapter("law")], []):
+            assert await setting.server.generate("tiny", "once", max_tokens=3, adapters=adapters)
+        with pytest.raises(LookupError, match="no adapter poem"):
+            await setting.server.generate("tiny", "once", max_tokens=3, adapters=[Adapter("poem")])
+        assert await lora_scales(setting) == [0.5, 0.0]
+
     async def test_adapters_get_their_scales_and_the_others_none(self, setting):
         await setting.server.load("tiny", INF, [Adapter("style", 0.5)])
         assert await lora_scales(setting) == [0.5, 0.0]
@@ -363,6 +371,22 @@ class TestPlayRouter(Router):
         with pytest.raises(ModelServerError, match=r"adapter scales \{0: 1.0, 1: 1.0\} after they were set"):
             await setting.server.load("tiny", INF, [Adapter("style", 0.5)])
 
+    async def test_every_adapter_s_scale_is_sent_and_an_answer_with_others_is_an_error(self, setting):
+        tiny = setting.play.models["tiny"]
+        await setting.server.load("tiny", INF)
+        for adapters, scales, word in (
+            ([Adapter("law", 0.25)], [0.0, 0.25], "law0"),
+            ([Adapter("style", 1.5)], [1.5, 0.0], "style0"),
+            ([], [0.0, 0.0], "word0"),
+        ):
+            assert await setting.server.generate("tiny", "x", max_tokens=1, adapters=adapters) == word
+            assert tiny.asked == scales
+        await setting.server.load("tiny", INF, [Adapter("style")])
+        assert await setting.server.generate("tiny", "x", max_tokens=1) == "style0"  # as they are set
+        setting.play.forget_loras = True
+        with pytest.raises(ModelServerError, match=r"answered with adapter scales \{\}, and \{0: 0.0, 1: 2.0\} were"):
+            await setting.server.generate("tiny", "x", adapters=[Adapter("law", 2.0)])
+
     async def test_adapters_of_one_name_are_told_apart_by_their_path(self, setting):
         setting.play.models["tiny"].loras = [Lora("/a/style.gguf"), Lora("/b/style.gguf")]
         with pytest.raises(LookupError, match=r"more than once: /a/style.gguf, /b/style.gguf"):
@@ -461,6 +485,14 @@ class Single:
         assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
         short = await setting.server.generate("tiny", "once", max_tokens=2)
         assert 0 < len(short) < len(await setting.server.generate("tiny", "once", max_tokens=40))
+
+    async def test_scales_go_with_a_request_and_change_nothing_else(self, setting):
+        await setting.server.load("tiny", INF, [Adapter("style", 0.5)])
+        for adapters in ([Adapter("law", 0.25)], [Adapter("style", 1.5), Adapter("law")], []):
+            assert await setting.server.generate("tiny", "once", max_tokens=3, adapters=adapters)
+        with pytest.raises(LookupError, match="no adapter poem"):
+            await setting.server.generate("tiny", "once", max_tokens=3, adapters=[Adapter("poem")])
+        assert await lora_scales(setting) == [0.5, 0.0]
 
     async def test_adapters_get_their_scales_and_the_others_none(self, setting):
         await setting.server.load("tiny", INF, [Adapter("law", 0.25)])

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actors.codec.checkpoints.header import Planned
-from actors.codec.checkpoints.shard_writer import write_arrays, write_index
+from actors.tensors.header import Planned
+from actors.tensors.shard_writer import write_arrays, write_index
 from tests.integration.house import House, HttpError, house
 
 TENSORS = 24

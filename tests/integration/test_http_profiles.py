@@ -90,7 +90,7 @@ async def test_defaults_are_the_profiles_own(here: House) -> None:
             {"adapters": [{"name": "a", "weight": 1}]},
             400,
             "unknown field `weight` - at `$.adapters[0]`",
-            "fields: name, scale",
+            "fields: folder, name, scale",
         ),
         ({"model": None}, 400, "Expected `str`, got `null` - at `$.model`", "model"),
         ({"server": "vllm"}, 422, "`$.server`", "one of llamacpp, ollama"),

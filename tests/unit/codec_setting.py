@@ -10,11 +10,11 @@ import msgspec
 import numpy as np
 
 from actors.base import Origin
-from actors.codec.checkpoints.shard_writer import write_arrays
 from actors.codec.codecs import Codecs
 from actors.codec.store import ArtifactStore
 from actors.codec.targets import Targets
 from actors.ports import Snapshot
+from actors.tensors.shard_writer import write_arrays
 from daemon.bus.heads import MemoryHeads
 from daemon.storage.buckets import ObjectBuckets
 from daemon.storage.codec_journal import TableCodecJournal

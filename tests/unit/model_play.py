@@ -185,7 +185,9 @@ class PlayServer:
     async def embed(self, model: str, texts: Sequence[str]) -> NDArray[np.float32]:
         raise NotImplementedError
 
-    async def generate(self, model: str, prompt: str, *, max_tokens: int = 128) -> str:
+    async def generate(
+        self, model: str, prompt: str, *, max_tokens: int = 128, adapters: Sequence[Adapter] | None = None
+    ) -> str:
         raise NotImplementedError
 
     # --- what befalls it -----------------------------------------------------------------------

@@ -14,7 +14,7 @@ import pytest
 REPOSITORY = Path(__file__).parents[2]
 PACKAGES = ("schemas", "actors", "daemon")
 MODULES = sorted(path for package in PACKAGES for path in (REPOSITORY / package).rglob("*.py"))
-SHARED = {path.stem for path in (REPOSITORY / "actors").glob("*.py")} | {"backends"}
+SHARED = {path.stem for path in (REPOSITORY / "actors").glob("*.py")} | {"backends", "tensors"}
 """Modules of `actors` that are no actor's own: base, ports, errors, hnsw …"""
 DECIDES = ("decide", "proposer", "bounds", "spaces", "sweep", "grid", "facts", "ending", "surrogate")
 CORES = sorted(

@@ -14,15 +14,15 @@ from msgspec.structs import replace
 from actors.codec.artifact import decoded_rows, extra_files, manifest_of, target_sha256
 from actors.codec.base import CodecError, Phase
 from actors.codec.calibration import TensorOrder, calibrate_tensor
-from actors.codec.checkpoints.checkpoint import open_checkpoint
-from actors.codec.checkpoints.dtypes import from_float32
-from actors.codec.checkpoints.header import Planned
-from actors.codec.checkpoints.shard_writer import write_arrays, write_index, write_shard
 from actors.codec.checkpoints.source import open_source
-from actors.codec.checkpoints.stored import byte_chunks, read_matrix
 from actors.codec.family import FAMILIES
 from actors.codec.params import capped, split_rows
 from actors.codec.restore import decode_checkpoint
+from actors.tensors.checkpoint import open_checkpoint
+from actors.tensors.dtypes import from_float32
+from actors.tensors.header import Planned
+from actors.tensors.shard_writer import write_arrays, write_index, write_shard
+from actors.tensors.stored import byte_chunks, read_matrix
 from benchmarks.codec_artifact import make_artifact
 from schemas.codec import Checkpoint, CodecParams, Override, Residual, TensorRow
 

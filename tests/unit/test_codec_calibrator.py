@@ -10,12 +10,12 @@ import pytest
 
 from actors.codec.artifact import open_column, read_manifest
 from actors.codec.calibrator import Calibrator
-from actors.codec.checkpoints.checkpoint import open_checkpoint
-from actors.codec.checkpoints.shard_writer import write_arrays
-from actors.codec.checkpoints.stored import read_matrix
 from actors.codec.config import CodecConfig
 from actors.codec.steps import calibrating
 from actors.codec.store import ArtifactStore
+from actors.tensors.checkpoint import open_checkpoint
+from actors.tensors.shard_writer import write_arrays
+from actors.tensors.stored import read_matrix
 from schemas.codec import Checkpoint, CodecParams
 from schemas.documents.codec import CodecDocument
 from schemas.events.base import Command, Message, Refusal

@@ -20,8 +20,8 @@ from actors.codec.certify.compare import (
 )
 from actors.codec.certify.controls import DAMAGES, NAMES
 from actors.codec.certify.job import SelfTestFailed
-from actors.codec.certify.prompts import TextError, read_texts
 from actors.codec.measures import icc, row_pairs
+from actors.prompts import TextError, read_texts
 from schemas.certificate import (
     Agreement,
     CausalLmFunction,
@@ -317,7 +317,7 @@ def test_prompts_are_apart_by_blank_lines(tmp_path: Path) -> None:
     assert texts[3] == "prompt 3\nof two lines"
     assert len(sha256) == 64
     file.write_text("one\n\ntwo")
-    with pytest.raises(TextError, match="2 prompts, a certificate takes 8"):
+    with pytest.raises(TextError, match="2 prompts, a measurement takes 8"):
         read_texts(file, 12)
     file.write_bytes(b"\xff\xfe")
     with pytest.raises(TextError, match="no UTF-8"):

@@ -15,12 +15,13 @@ from actors.codec.base import CodecError
 from actors.codec.certify import column, compare, encoder
 from actors.codec.certify.compare import NotFinite, estimate, score
 from actors.codec.certify.controls import write_damaged
-from actors.codec.certify.models import CertUnavailable, check_loaded_is, libraries
-from actors.codec.certify.prompts import read_texts
-from actors.codec.checkpoints.checkpoint import open_checkpoint
+from actors.codec.certify.models import check_loaded_is
 from actors.codec.checkpoints.source import open_source
-from actors.codec.checkpoints.stored import read_matrix
 from actors.codec.restore import INDEX, decode_checkpoint
+from actors.prompts import read_texts
+from actors.tensors.checkpoint import open_checkpoint
+from actors.tensors.stored import read_matrix
+from actors.torch_models import CertUnavailable, libraries
 from benchmarks.codec_artifact import make_artifact
 from schemas.codec import CodecParams
 from tests.unit.codec_setting import write_checkpoint

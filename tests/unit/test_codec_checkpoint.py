@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from actors.codec.base import CodecError
-from actors.codec.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from actors.codec.checkpoints.dtypes import BITS, from_float32, to_float32
-from actors.codec.checkpoints.header import CheckpointError, Planned, parse_header
-from actors.codec.checkpoints.shard_writer import TEMPORARY, write_arrays, write_index, write_shard
-from actors.codec.checkpoints.stored import byte_chunks, read_array, read_matrix, row_chunks
+from actors.tensors.checkpoint import Checkpoint, open_checkpoint
+from actors.tensors.dtypes import BITS, from_float32, to_float32
+from actors.tensors.header import CheckpointError, Planned, parse_header
+from actors.tensors.shard_writer import TEMPORARY, write_arrays, write_index, write_shard
+from actors.tensors.stored import byte_chunks, read_array, read_matrix, row_chunks
 
 Described = dict[str, tuple[str, Sequence[int], bytes]]  # name -> dtype, shape, data
 

@@ -13,7 +13,6 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from actors.codec.base import CodecError, Phase
-from actors.codec.checkpoints.shard_writer import write_arrays
 from actors.codec.checkpoints.source import open_source
 from actors.codec.core_sweep import Kind, as_sweep, points
 from actors.codec.core_trial import PointMeasured, PointSkipped, trial
@@ -23,6 +22,7 @@ from actors.codec.measures import measure
 from actors.codec.params import capped, learnt, split_rows
 from actors.codec.sweep import GroupOrder, groups, measure_group
 from actors.codec.versions import versions
+from actors.tensors.shard_writer import write_arrays
 from schemas.codec import Checkpoint, CodecParams
 from schemas.events.codec import ProbeRowcount, SweepCodec
 from tests.unit.codec_matrices import weights

@@ -609,6 +609,18 @@ def test_a_preload_of_the_active_profiles_model_leaves_it_as_the_profile_has_it(
     on(story)
 
 
+def test_adapters_that_are_merged_into_an_ollama_model_are_nobody_s_to_load() -> None:
+    profile = msgspec.structs.replace(CODE, adapters=[Adapter("style", 0.5, "/adapters/style")])
+
+    async def story(here: Setting) -> None:
+        here.registry.put("code", ProfileDocument(profile=profile, created=EPOCH, changed=EPOCH))
+        activated = one(ProfileActivated, await here.do(ActivateProfile("code")))
+        assert [ref.model for ref in activated.loaded] == list(here.ollama.adapters)
+        assert not any(here.ollama.adapters.values())
+
+    on(story)
+
+
 def test_a_profile_that_is_put_back_has_its_own_adapters_again() -> None:
     style = msgspec.structs.replace(
         GGUF_PROFILE, adapters=[Adapter("style", 0.5)], embedder=EmbedderSpec("ollama", "emb")

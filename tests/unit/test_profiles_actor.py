@@ -123,7 +123,9 @@ class Server:
     async def embed(self, model: str, texts: Sequence[str]) -> Any:
         return np.zeros((len(texts), 3), np.float32)
 
-    async def generate(self, model: str, prompt: str, *, max_tokens: int = 128) -> str:
+    async def generate(
+        self, model: str, prompt: str, *, max_tokens: int = 128, adapters: Sequence[Adapter] | None = None
+    ) -> str:
         raise AssertionError
 
 
@@ -327,7 +329,10 @@ async def test_who_saved_meanwhile_is_not_overwritten(
     [
         ({"indexes": ["a", "b", "a"]}, "names 'a' twice in indexes"),
         ({"server": "llamacpp", "adapters": [Adapter("x"), Adapter("x", 0.5)]}, "names 'x' twice in adapters"),
-        ({"adapters": [Adapter("x")]}, "has adapters (x), which its server ollama doesn't take"),
+        (
+            {"adapters": [Adapter("x"), Adapter("y", 1, "/y")]},
+            "has adapters (x), which its server ollama doesn't take",
+        ),
         ({"vector_backend": "lance", "hnsw": HnswConfig()}, "has hnsw settings, and its vector_backend is lance"),
         ({"embedder": EmbedderSpec("ollama")}, "the ollama embedder of profile 'odd' names no model"),
         ({"embedder": EmbedderSpec("openai", "m", "127.0.0.1:8")}, "must begin with http:// or https://"),

@@ -42,7 +42,7 @@ async def test_a_build_runs_while_a_trial_does(house: House, tmp_path: Path) -> 
 
 
 async def test_a_stop_ends_every_job(house: House) -> None:
-    assert {worker.lane for worker in house.workers} == {"lab", "build", "embed", "codec", "planner"}
+    assert {worker.lane for worker in house.workers} == {"lab", "build", "embed", "codec", "planner", "gate"}
     await house.give_up_jobs()
     for actor in ("lab", "builder"):
         with pytest.raises(Transient, match="shut down"):

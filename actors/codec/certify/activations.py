@@ -10,19 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.codec.base import CodecError, Phase
-from actors.codec.certify.models import (
-    check_loaded_is,
-    context,
-    is_causal_lm,
-    libraries,
-    load_model,
-    load_tokenizer,
-    module_of,
-    quiet,
-)
-from actors.codec.certify.prompts import read_texts, tokenised
-from actors.codec.checkpoints.shard_writer import Written, write_arrays
+from actors.codec.certify.models import check_loaded_is, is_causal_lm, module_of
 from actors.codec.checkpoints.source import open_source
+from actors.prompts import read_texts, tokenised
+from actors.tensors.shard_writer import Written, write_arrays
+from actors.torch_models import context, libraries, load_model, load_tokenizer, quiet
 
 ROWS = 1024
 """Kept of each layer: a Hessian of some thousand columns needs no more to round well by."""

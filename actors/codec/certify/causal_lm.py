@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from actors.codec.certify import compare
 from actors.codec.certify.compare import Prompt
-from actors.codec.certify.models import libraries, module_of, quiet
+from actors.codec.certify.models import module_of
+from actors.torch_models import libraries, quiet
 from schemas.certificate import Agreement, CausalLmFunction, LayerError
 
 Tokens = NDArray[np.int64]  # (T,)

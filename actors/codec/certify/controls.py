@@ -16,14 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.codec.base import CodecError
-from actors.codec.checkpoints.dtypes import from_float32
-from actors.codec.checkpoints.header import Planned
-from actors.codec.checkpoints.shard_writer import Chunks, write_index, write_shard
 from actors.codec.checkpoints.source import Item, Source
-from actors.codec.checkpoints.stored import byte_chunks
 from actors.codec.families import pq
 from actors.codec.kernels import rotation
 from actors.codec.restore import INDEX, METADATA, SINGLE, stored_order
+from actors.tensors.dtypes import from_float32
+from actors.tensors.header import Planned
+from actors.tensors.shard_writer import Chunks, write_index, write_shard
+from actors.tensors.stored import byte_chunks
 from schemas.codec import CodecParams
 
 Name = Literal["row_rescaling", "global_rotation", "overfit_128_rows", "noise"]

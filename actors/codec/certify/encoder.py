@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from actors.codec.base import CodecError
 from actors.codec.certify import column, compare
-from actors.codec.certify.models import libraries, quiet
+from actors.torch_models import libraries, quiet
 from schemas.certificate import EncoderFunction, Estimate
 
 BATCH = 16

@@ -20,19 +20,13 @@ from actors.codec.certify import causal_lm, column, encoder, gates
 from actors.codec.certify.causal_lm import Runs, Tokens
 from actors.codec.certify.compare import NotFinite
 from actors.codec.certify.controls import DAMAGES, NAMES, write_damaged
-from actors.codec.certify.models import (
-    check_loaded_is,
-    context,
-    is_causal_lm,
-    libraries,
-    load_model,
-    load_tokenizer,
-)
-from actors.codec.certify.prompts import TextError, read_texts, tokenised
+from actors.codec.certify.models import check_loaded_is, is_causal_lm
 from actors.codec.checkpoints.architecture import Architecture
 from actors.codec.checkpoints.source import Source, open_source
 from actors.codec.params import split_rows
 from actors.codec.restore import decode_checkpoint
+from actors.prompts import TextError, read_texts, tokenised
+from actors.torch_models import context, libraries, load_model, load_tokenizer
 from schemas.certificate import (
     CausalLmFunction,
     CausalLmGate,

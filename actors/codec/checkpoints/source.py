@@ -11,12 +11,12 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.codec.checkpoints import stored
 from actors.codec.checkpoints.architecture import Architecture, parse_architecture
-from actors.codec.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from actors.codec.checkpoints.header import CheckpointError
-from actors.codec.checkpoints.stored import StoredTensor
 from actors.codec.core import Route, route_checkpoint
+from actors.tensors import stored
+from actors.tensors.checkpoint import Checkpoint, open_checkpoint
+from actors.tensors.header import CheckpointError
+from actors.tensors.stored import StoredTensor
 from schemas.codec import Override
 from schemas.names import Sha256
 

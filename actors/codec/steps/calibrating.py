@@ -9,13 +9,13 @@ from msgspec.structs import replace
 from actors.codec.artifact import extra_files, manifest_of
 from actors.codec.calibration import TensorOrder, calibrate_tensor
 from actors.codec.certify.activations import ActivationsOrder, collect_activations
-from actors.codec.checkpoints.shard_writer import Written
 from actors.codec.checkpoints.source import COLUMN_SUFFIX
 from actors.codec.steps.work import Work
 from actors.codec.store import ArtifactStore, tensor_key
 from actors.codec.targets import Local, Targets
 from actors.errors import Conflict
 from actors.ports import Buckets, Clock, Registry
+from actors.tensors.shard_writer import Written
 from schemas.codec import Manifest, TensorRow
 from schemas.documents.codec import CodecDocument, CodecJobDocument
 from schemas.events.codec import CalibrateTensor, CodecCalibrated, TensorCalibrated

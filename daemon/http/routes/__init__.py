@@ -6,6 +6,7 @@ from daemon.http.routes import (
     codecs,
     datasets,
     events,
+    gate,
     indexes,
     lance,
     lineage,
@@ -30,6 +31,7 @@ ROUTES = [
     *planner.ROUTES,
     *profiles.ROUTES,
     *codecs.ROUTES,
+    *gate.ROUTES,
     *admin.ROUTES,
     *events.ROUTES,
 ]

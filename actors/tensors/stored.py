@@ -14,8 +14,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.codec.checkpoints.dtypes import BITS, NUMPY, READABLE, to_float32
-from actors.codec.checkpoints.header import CheckpointError
+from actors.tensors.dtypes import BITS, NUMPY, READABLE, to_float32
+from actors.tensors.header import CheckpointError
 
 CHUNK_BYTES = 16 << 20
 """Of float32 rows, or of copied bytes, in memory at once."""

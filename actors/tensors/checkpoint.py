@@ -1,6 +1,6 @@
 """A checkpoint of one or many safetensors files: where its tensors lie.
 
-`open_checkpoint` reads headers alone and sorts tensors into those that can be read (by actors.codec.checkpoints.stored)
+`open_checkpoint` reads headers alone and sorts tensors into those that can be read (by actors.tensors.stored)
 and problems that name file and tensor.
 """
 
@@ -10,8 +10,8 @@ from pathlib import Path
 
 import msgspec
 
-from actors.codec.checkpoints.header import LENGTH_BYTES, CheckpointError, Header, header_bytes, parse_header
-from actors.codec.checkpoints.stored import StoredTensor
+from actors.tensors.header import LENGTH_BYTES, CheckpointError, Header, header_bytes, parse_header
+from actors.tensors.stored import StoredTensor
 
 INDEX_SUFFIX = ".safetensors.index.json"
 

@@ -17,8 +17,8 @@ from typing import Any
 
 import msgspec
 
-from actors.codec.base import CodecError
-from actors.codec.checkpoints.dtypes import BITS
+from actors.errors import Unfit
+from actors.tensors.dtypes import BITS
 
 LENGTH_BYTES = 8
 MOST_BYTES = 100_000_000
@@ -27,7 +27,7 @@ MOST_AXES = 64  # numpy's
 METADATA = "__metadata__"
 
 
-class CheckpointError(CodecError):
+class CheckpointError(Unfit):
     """A tensor, or a file, can't be used. That tensor, or the file's tensors, get a manifest row that says so; the
     rest of the checkpoint is done."""
 
@@ -167,10 +167,10 @@ class Planned(msgspec.Struct, frozen=True):
     @property
     def bytes(self) -> int:
         if self.dtype not in BITS:
-            raise CodecError(f"{self.name}: unsupported dtype {self.dtype!r}; safetensors has {', '.join(BITS)}")
+            raise Unfit(f"{self.name}: unsupported dtype {self.dtype!r}; safetensors has {', '.join(BITS)}")
         bits = prod(self.shape) * BITS[self.dtype]
         if bits % 8:
-            raise CodecError(f"{self.name}: {self.dtype} of shape {self.shape} ends within a byte")
+            raise Unfit(f"{self.name}: {self.dtype} of shape {self.shape} ends within a byte")
         return bits // 8
 
 
@@ -182,7 +182,7 @@ def lay_out(tensors: Sequence[Planned], metadata: Mapping[str, str]) -> tuple[tu
     begin = 0
     for tensor in ordered:
         if tensor.name in described or tensor.name == METADATA:
-            raise CodecError(f"two tensors of one file are named {tensor.name!r}")
+            raise Unfit(f"two tensors of one file are named {tensor.name!r}")
         offsets = [begin, begin + tensor.bytes]
         described[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": offsets}
         begin += tensor.bytes

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.codec.base import CodecError
+from actors.errors import Unfit
 
 BITS: Mapping[str, int] = {
     "BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64,
@@ -32,7 +32,7 @@ def name_of(array: NDArray[np.generic]) -> str:
     try:
         return _NAMES[array.dtype.newbyteorder("<")]
     except (KeyError, TypeError):
-        raise CodecError(f"safetensors has no type for numpy's {array.dtype}; it has {', '.join(NUMPY)}") from None
+        raise Unfit(f"safetensors has no type for numpy's {array.dtype}; it has {', '.join(NUMPY)}") from None
 
 
 def to_float32(raw: bytearray, dtype: str) -> NDArray[np.float32]:
@@ -44,7 +44,7 @@ def to_float32(raw: bytearray, dtype: str) -> NDArray[np.float32]:
 
 
 def from_float32(values: NDArray[np.float32], dtype: str) -> bytes:
-    """The stored bytes of finite values, rounded to the nearest, ties to even. Raises CodecError where one is too
+    """The stored bytes of finite values, rounded to the nearest, ties to even. Raises Unfit where one is too
     large for the type: an inf in a checkpoint is found long after."""
     if dtype == "F32":
         return values.astype("<f4", copy=False).tobytes()
@@ -58,9 +58,9 @@ def from_float32(values: NDArray[np.float32], dtype: str) -> bytes:
             stored = values.astype(NUMPY[dtype])
         _refuse_infinite(~np.isfinite(stored), values, dtype)
         return stored.tobytes()
-    raise CodecError(f"float32 can't be written as {dtype}; F16, BF16, F32 and F64 can")
+    raise Unfit(f"float32 can't be written as {dtype}; F16, BF16, F32 and F64 can")
 
 
 def _refuse_infinite(infinite: NDArray[np.bool_], values: NDArray[np.float32], dtype: str) -> None:
     if infinite.any():
-        raise CodecError(f"{values[infinite].ravel()[0]:.6g} is beyond what {dtype} holds")
+        raise Unfit(f"{values[infinite].ravel()[0]:.6g} is beyond what {dtype} holds")

@@ -16,9 +16,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.codec.base import CodecError
-from actors.codec.checkpoints.dtypes import name_of
-from actors.codec.checkpoints.header import Planned, lay_out
+from actors.errors import Unfit
+from actors.tensors.dtypes import name_of
+from actors.tensors.header import Planned, lay_out
 from schemas.names import Bytes, Sha256
 
 TEMPORARY = ".part-"
@@ -38,7 +38,7 @@ def write_shard(
     metadata: Mapping[str, str] | None = None,
 ) -> Written:
     """Asks `chunks_of` for each tensor's bytes in turn, in the order of the layout, and holds one chunk at a time.
-    Raises CodecError for a tensor that gives more or fewer bytes than its shape takes; then nothing is at `path`, or
+    Raises Unfit for a tensor that gives more or fewer bytes than its shape takes; then nothing is at `path`, or
     what was there before."""
     ordered, beginning = lay_out(tensors, metadata or {})
     digest = hashlib.sha256(beginning)
@@ -55,7 +55,7 @@ def write_shard(
                 file.write(chunk)
             if given != tensor.bytes:
                 amount = "more than" if given > tensor.bytes else f"{given} of"
-                raise CodecError(f"{path}: {tensor.name}: got {amount} {tensor.bytes} bytes")
+                raise Unfit(f"{path}: {tensor.name}: got {amount} {tensor.bytes} bytes")
             total += given
     return Written(digest.hexdigest(), total)
 
@@ -79,7 +79,7 @@ def write_index(path: Path, shards: Mapping[str, Sequence[Planned]]) -> Written:
     weight_map = {tensor.name: shard for shard, tensors in shards.items() for tensor in tensors}
     total = sum(tensor.bytes for tensors in shards.values() for tensor in tensors)
     if len(weight_map) != sum(map(len, shards.values())):
-        raise CodecError(f"{path}: a tensor is in two shards")
+        raise Unfit(f"{path}: a tensor is in two shards")
     content = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
     raw = msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n"
     with _replacing(path) as file:

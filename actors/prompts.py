@@ -1,4 +1,4 @@
-"""The held-out text of a certificate: prompts apart by blank lines."""
+"""Held-out text: prompts apart by blank lines."""
 
 import hashlib
 import re
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.codec.base import CodecError
+from actors.errors import Unfit
 from schemas.names import Sha256
 
 FEWEST = 8
@@ -20,8 +20,8 @@ SHORTEST = 2
 MOST_BYTES = 64 << 20
 
 
-class TextError(CodecError):
-    """The text is no basis for a certificate; says what it has and what it takes."""
+class TextError(Unfit):
+    """The text is no basis for a measurement; says what it has and what it takes."""
 
 
 def read_texts(path: Path, at_most: int) -> tuple[list[str], Sha256]:
@@ -37,7 +37,7 @@ def read_texts(path: Path, at_most: int) -> tuple[list[str], Sha256]:
     texts = [part.strip() for part in re.split(r"\n[ \t\r]*\n", text) if part.strip()][:at_most]
     if len(texts) < FEWEST:
         raise TextError(
-            f"{path.name} has {len(texts)} prompts, a certificate takes {FEWEST} or more: put blank lines between them"
+            f"{path.name} has {len(texts)} prompts, a measurement takes {FEWEST} or more: put blank lines between them"
         )
     return texts, hashlib.sha256(raw).hexdigest()
 

@@ -1,0 +1,186 @@
+"""What the gate decides: which corpus can be learnt from, what a mix is, whether a gate fits a profile, which weights
+are put in, which adapters a prompt gets. Values in, values out; the network is core_mlp, merging core_lora.
+
+With cross-entropy the mean of a trained gate is close to the class frequencies of its corpus (an output bias makes it
+exactly so at the optimum): as fixed weights, static_mean knows little beyond counts. static_loss is there for that.
+"""
+
+import hashlib
+import math
+import re
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actors.gate import core_mlp
+from schemas.documents.gate import GateEvent
+from schemas.events.gate import Routing
+from schemas.gate import AdapterWeight, Example, GateRun, MixSource
+from schemas.names import AdapterName, Timestamp
+from schemas.profile import Adapter, ModelProfile
+
+ADAPTER = re.compile(r"[a-z][a-z0-9_]{0,31}")
+MIX = "NAME:WEIGHT,NAME:WEIGHT"
+
+Mix = list[AdapterWeight]
+
+
+class NoMix(ValueError):
+    """Weights, examples or adapters that can't be used. The request is refused with this sentence."""
+
+
+def declared(profile: ModelProfile) -> list[AdapterName]:
+    """The adapters that a gate chooses between. Raises NoMix for fewer than two and for names a gate can't have."""
+    names = [adapter.name for adapter in profile.adapters]
+    if len(names) < 2:
+        raise NoMix(f"profile {profile.id!r} has {len(names)} adapters; a gate chooses between two or more")
+    for name in names:
+        if not ADAPTER.fullmatch(name):
+            raise NoMix(
+                f"a gate can't have the adapter {name!r} of profile {profile.id!r}: names are a letter a-z and up to 31"
+                " of a-z, 0-9 and _, the stem of the adapter's file"
+            )
+    return names
+
+
+def parse_mix(text: str, adapters: Sequence[AdapterName]) -> Mix:
+    """`name:w,…` as a weight for every declared adapter, in their order; one left out weighs 0. Raises NoMix."""
+    given: dict[str, float] = {}
+    for part in text.split(","):
+        name, colon, number = part.strip().partition(":")
+        if not colon:
+            raise NoMix(f"{part.strip()!r} of the adapter mix is no NAME:WEIGHT; {MIX} is meant")
+        if not ADAPTER.fullmatch(name):
+            raise NoMix(
+                f"{name!r} in the adapter mix is no adapter's name: a letter a-z, then a-z, 0-9 and _, 32 at most"
+            )
+        if name in given:
+            raise NoMix(f"the adapter mix names {name!r} twice")
+        if name not in adapters:
+            raise NoMix(f"the adapter mix names {name!r}; declared are {', '.join(adapters) or 'none'}")
+        try:
+            weight = float(number)
+        except ValueError:
+            weight = math.nan
+        if not (math.isfinite(weight) and weight >= 0):
+            raise NoMix(f"{name!r} in the adapter mix weighs {number!r}; a number from 0 on is meant")
+        given[name] = weight
+    if not any(given.values()):
+        raise NoMix("every weight of the adapter mix is 0; one adapter at least has to count")
+    return [AdapterWeight(name, given.get(name, 0.0)) for name in adapters]
+
+
+def labels(examples: Sequence[Example], adapters: Sequence[AdapterName]) -> NDArray[np.int64]:
+    """(n,) number of each example's adapter. Raises NoMix for no examples, and for undeclared adapters."""
+    if not examples:
+        raise NoMix(f"there are 0 examples, and {len(adapters)} adapters to learn: give (prompt, adapter) pairs")
+    strange = sorted({example.adapter for example in examples} - set(adapters))
+    if strange:
+        raise NoMix(f"examples name {', '.join(map(repr, strange))}; declared are {', '.join(adapters)}")
+    number = {name: place for place, name in enumerate(adapters)}
+    return np.array([number[example.adapter] for example in examples], np.int64)
+
+
+def corpus_sha256(examples: Sequence[Example]) -> str:
+    """Of the pairs in their order; the same pairs give the same."""
+    digest = hashlib.sha256()
+    for example in examples:
+        for text in (example.prompt, example.adapter):
+            raw = text.encode("utf-8", "surrogatepass")
+            digest.update(len(raw).to_bytes(8, "little") + raw)
+    return digest.hexdigest()
+
+
+def learnable(y: NDArray[np.int64], n: int) -> bool:
+    """Whether every adapter has prompts enough; otherwise the gate is uniform."""
+    return bool((np.bincount(y, minlength=n) >= core_mlp.FEWEST).all())
+
+
+def static_mean(outputs: NDArray[np.float64], n: int) -> NDArray[np.float64]:
+    """(N,) mean of the gate's outputs (m, N) over its prompts, not renormalised: rows that don't sum to 1 show in the
+    sum. Raises NoMix for no prompts and for another number of adapters."""
+    if outputs.ndim != 2 or outputs.shape[1] != n:
+        raise NoMix(f"the gate's outputs are {outputs.shape[-1]} wide, {n} adapters are declared")
+    if len(outputs) == 0:
+        raise NoMix(f"static_mean has 0 prompts to average the weights of {n} adapters over")
+    return np.asarray(outputs.mean(axis=0))
+
+
+def uniform(adapters: Sequence[AdapterName]) -> Mix:
+    return [AdapterWeight(name, 1 / len(adapters)) for name in adapters]
+
+
+def events_of(run: GateRun, time: Timestamp) -> list[GateEvent]:
+    """The rows that a training adds to `gate_events`."""
+    samples = sum(run.samples)
+    return [
+        GateEvent(run.run, name, math.nan if mean is None else mean, samples, run.mode, time, run.profile)
+        for name, mean in zip(run.adapters, run.mean_weights, strict=True)
+    ]
+
+
+def misfit(profile: ModelProfile, run: GateRun) -> str | None:
+    """Why a gate isn't the profile's any more, or None. Of the embedder, `other_embedder` has the word."""
+    names = [adapter.name for adapter in profile.adapters]
+    if names != run.adapters:
+        return (
+            f"it was trained for the adapters {', '.join(run.adapters)}, the profile has {', '.join(names) or 'none'}"
+        )
+    if profile.model != run.base_model:
+        return f"it was trained for the model {run.base_model}, the profile has {profile.model}"
+    return None
+
+
+def other_embedder(run: GateRun, identity: str, dim: int) -> str | None:
+    """Why an embedder isn't the one of the gate; widths that agree say nothing."""
+    if identity == run.embedder_identity:
+        return None
+    return (
+        f"it was trained on embeddings of {run.embedder_identity} ({run.input_dim} dimensions), "
+        f"the profile's embedder is {identity} ({dim} dimensions)"
+    )
+
+
+def resolve(
+    profile: ModelProfile, live: GateRun | None, events: Sequence[GateEvent], explicit: str | None = None
+) -> tuple[Mix, MixSource] | None:
+    """The weights to put in, in the declared order, and where they come from; None: there is no gate, fewer than two
+    adapters, or nothing trained that fits. An explicit mix always wins. A gate without recorded events is uniform.
+    Raises NoMix for an explicit mix that can't be."""
+    names = [adapter.name for adapter in profile.adapters]
+    if explicit is not None:
+        return parse_mix(explicit, names), "explicit"
+    if live is None or len(names) < 2 or live.mode == "diverged" or misfit(profile, live) is not None:
+        return None
+    if live.mode == "uniform":
+        return uniform(names), "uniform"
+    recorded = {event.adapter: event.mean_weight for event in events if event.run == live.run}
+    if recorded.keys() != set(names) or not all(math.isfinite(weight) for weight in recorded.values()):
+        return uniform(names), "uniform"
+    return [AdapterWeight(name, recorded[name]) for name in names], "static_mean"
+
+
+def banner(mix: Mix, source: MixSource, run: GateRun | None) -> str:
+    """One line that tells that a gate's weights were put in; empty for weights that somebody gave."""
+    if source == "explicit" or run is None:
+        return ""
+    over = f" over {sum(run.samples)} prompts" if source == "static_mean" else ""
+    return f"gate {run.run} puts in {words(mix)} ({source}{over})"
+
+
+def words(mix: Mix) -> str:
+    return ", ".join(f"{one.adapter} {one.weight:.3g}" for one in mix)
+
+
+def route(weights: Mix, adapters: Sequence[Adapter], routing: Routing, floor: float) -> Mix:
+    """The scale of every adapter for one prompt: top1, the best alone at its declared scale; floor, all that weigh
+    `floor` or more by their weight, not renormalised. Where none reaches the floor, the best does."""
+    scale = {adapter.name: adapter.scale for adapter in adapters}
+    best = max(weights, key=lambda one: one.weight)
+    if routing == "top1":
+        return [AdapterWeight(one.adapter, scale[one.adapter] if one is best else 0.0) for one in weights]
+    return [
+        AdapterWeight(one.adapter, one.weight * scale[one.adapter] if one.weight >= floor or one is best else 0.0)
+        for one in weights
+    ]

@@ -1,0 +1,166 @@
+"""An export: weights found, folders looked up, files made in the worker process and put where they are to be, whole or
+not at all."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+import msgspec
+
+from actors.base import Origin
+from actors.gate import core
+from actors.gate.config import SETTING, GateConfig
+from actors.gate.exporting import MANIFEST, ExportOrder, export_job
+from actors.gate.keeping import NoGate, change, gate_of, home, profile_of
+from actors.gate.store import GateStore
+from actors.gate.work import Work, run_id
+from actors.gate_ports import GateJournal
+from actors.ports import Buckets, Clock, Registry
+from actors.roots import real_path
+from schemas.documents.gate import MOST_EXPORTS, GateDocument
+from schemas.events.gate import ExportGate, GateExported
+from schemas.gate import AdapterWeight, ExportManifest, GateExport, MixSource
+from schemas.names import AdapterName
+from schemas.profile import ModelProfile
+
+
+class Exports:
+    def __init__(
+        self, registry: Registry, buckets: Buckets, journal: GateJournal, work: Work, clock: Clock, config: GateConfig
+    ) -> None:
+        self._registry = registry
+        self._buckets = buckets
+        self._journal = journal
+        self._work = work
+        self._clock = clock
+        self._config = config
+
+    async def export(self, command: ExportGate, origin: Origin) -> GateExported:
+        """Raises NoGate, OutsideRoots, OSError, and what the job raises."""
+        profile = await profile_of(self._registry, command.profile)
+        if command.target == "base" and command.base is None:
+            raise NoGate(
+                "nothing says where the base checkpoint is", "`base`: its folder on the machine that does the work"
+            )
+        document = await gate_of(self._registry, profile.id)
+        mix, source = await self._mix(command, profile, document)
+        gate = document.live if document else None
+        own = source in ("static_mean", "dynamic") or (source == "uniform" and command.weights != "uniform")
+        order = ExportOrder(
+            asked=command,
+            folders=self._folders(profile),
+            mix=mix,
+            source=source,
+            run=gate.run if gate and own else None,
+            model=profile.model,
+            base=self._path(command.base),
+            text=self._path(command.text),
+            created=self._clock.now(),
+        )
+        job = run_id(origin)
+        name = f"{command.target}-{job}"
+        target = None
+        if command.folder is not None:
+            target = real_path(command.folder, self._config.allowed_roots, SETTING)
+            if target.exists():
+                if origin.delivery > 1 and (target / MANIFEST).is_file():
+                    return await self._exported(command, profile, target / MANIFEST, str(target))
+                raise NoGate(f"{command.folder} is there already", "name a folder that isn't", "conflict")
+        with self._work.folder(target) as folder:
+            await self._work.run(job, profile.id, export_job, order, folder)
+            manifest = folder / MANIFEST
+            if target is not None:
+                await anyio.to_thread.run_sync(os.rename, folder, target)
+                return await self._exported(command, profile, target / MANIFEST, str(target))
+            store = GateStore(self._buckets, await home(self._registry, self._buckets, profile), profile.id)
+            files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path != manifest]
+            place = await store.put_export(
+                name, [(path.relative_to(folder).as_posix(), path) for path in [*files, manifest]]
+            )
+            return await self._exported(command, profile, manifest, place)
+
+    async def _mix(
+        self, command: ExportGate, profile: ModelProfile, document: GateDocument | None
+    ) -> tuple[list[AdapterWeight], MixSource]:
+        """The weights to start from. Raises NoGate, NoMix."""
+        names = [adapter.name for adapter in profile.adapters]
+        live = document.live if document else None
+        events = await self._journal.run(live.run) if live else []
+        found = core.resolve(profile, live, events, command.adapter_mix)
+        if command.adapter_mix is not None and found is not None:
+            return found
+        match command.weights:
+            case "explicit":
+                raise NoGate("explicit weights are asked for and none are given", f"adapter_mix {core.MIX}")
+            case "uniform":
+                return core.uniform(core.declared(profile)), "uniform"
+            case "static_loss":
+                if command.base is None or command.text is None:
+                    raise NoGate("static_loss needs `base`, a causal model's folder, and `text` that nobody trained on")
+                return found[0] if found else core.uniform(core.declared(profile)), "static_loss"
+            case "dynamic" if command.target != "llamacpp":
+                raise NoGate(f"{command.target} takes fixed weights: a gate is dynamic with llamacpp alone")
+        if found is None:
+            stale = core.misfit(profile, live) if live else None
+            why = f": {stale}" if stale else ""
+            raise NoGate(
+                f"profile {profile.id!r} has no gate of use{why}, and no weights were given for {', '.join(names)}",
+                f"train one (lakehouse gate train {profile.id}), or give --adapter-mix {core.MIX}",
+                "conflict",
+            )
+        return (found[0], "dynamic") if command.weights == "dynamic" else found
+
+    def _folders(self, profile: ModelProfile) -> dict[AdapterName, Path]:
+        """Raises NoGate, OutsideRoots."""
+        found = {}
+        for adapter in profile.adapters:
+            if adapter.folder is None:
+                raise NoGate(
+                    f"adapter {adapter.name!r} of profile {profile.id!r} has no folder, so its weights can't be merged",
+                    f"lakehouse profile set {profile.id} --adapter {adapter.name}=1@/path/of/its/folder",
+                )
+            found[adapter.name] = real_path(adapter.folder, self._config.allowed_roots, SETTING)
+        if not found:
+            raise NoGate(f"profile {profile.id!r} has 0 adapters: there is nothing to export")
+        return found
+
+    def _path(self, path: str | None) -> Path | None:
+        """Raises OutsideRoots, NoGate."""
+        if path is None:
+            return None
+        real = real_path(path, self._config.allowed_roots, SETTING)
+        if not real.exists():
+            raise NoGate(f"{path}: there is no such file or folder", "on the machine that does the work", "not_found")
+        return real
+
+    async def _exported(self, command: ExportGate, profile: ModelProfile, manifest: Path, place: str) -> GateExported:
+        raw = await anyio.Path(manifest).read_bytes()
+        told = msgspec.json.decode(raw, type=ExportManifest)
+        export = GateExport(
+            target=told.target,
+            gate_mode=told.gate_mode,
+            weights=told.weights,
+            place=place,
+            manifest_sha256=hashlib.sha256(raw).hexdigest(),
+            created=told.created,
+        )
+        await home(self._registry, self._buckets, profile)  # where the document is to lie, whatever the export does
+        after = await change(self._registry, profile, lambda document: _with_export(document, export))
+        return GateExported(
+            profile=profile.id,
+            export=export,
+            run=told.run,
+            error=told.merge.error,
+            rank=told.merge.rank,
+            arguments=told.arguments,
+            banner=core.banner(told.weights, told.gate_mode, after.live if told.run else None),
+            notes=told.notes,
+            asked_by=command.asked_by,
+        )
+
+
+def _with_export(document: GateDocument, export: GateExport) -> GateDocument:
+    others = [one for one in document.exports if one.place != export.place]
+    return msgspec.structs.replace(document, exports=[export, *others][:MOST_EXPORTS])

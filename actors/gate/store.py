@@ -1,0 +1,63 @@
+"""Where a gate lies in its profile's bucket: `gates/<profile>/<run>/` with `gate.json` (what it was trained on, for and
+how), `gate.safetensors` (its weights; a uniform one has none) and `embedder.bin` (the lexical embedder's model).
+Exports without a folder of their own lie in `gates/<profile>/exports/`.
+"""
+
+from pathlib import Path
+
+import msgspec
+
+from actors.ports import Artifact, Buckets
+from schemas.gate import GateFile, GateFiles, GateRun
+from schemas.names import BucketName, ProfileName
+
+METADATA, WEIGHTS, EMBEDDER = "gate.json", "gate.safetensors", "embedder.bin"
+
+
+def folder(profile: ProfileName) -> str:
+    return f"gates/{profile}"
+
+
+class GateStore:
+    def __init__(self, buckets: Buckets, bucket: BucketName, profile: ProfileName) -> None:
+        self._buckets = buckets
+        self._bucket = bucket
+        self._folder = folder(profile)
+
+    async def put(self, run: GateRun, weights: Path | None, embedder: bytes | None) -> GateFiles:
+        """The metadata last."""
+        place = f"{self._folder}/{run.run}"
+        stored_weights = stored_embedder = None
+        if weights is not None:
+            await self._buckets.delete(self._bucket, f"{place}/{WEIGHTS}")  # left by an attempt that was killed
+            stored_weights = _file(await self._buckets.upload(self._bucket, f"{place}/{WEIGHTS}", weights))
+        if embedder is not None:
+            stored = await self._buckets.put(self._bucket, f"{place}/{EMBEDDER}", embedder, overwrite=True)
+            stored_embedder = _file(stored)
+        raw = msgspec.json.format(msgspec.json.encode(run), indent=1)
+        metadata = await self._buckets.put(self._bucket, f"{place}/{METADATA}", raw, overwrite=True)
+        return GateFiles(_file(metadata), stored_weights, stored_embedder)
+
+    async def metadata(self, files: GateFiles) -> GateRun:
+        """Raises FileNotFoundError, CorruptState."""
+        path = await self.local(files.metadata)
+        return msgspec.json.decode(path.read_bytes(), type=GateRun)
+
+    async def local(self, file: GateFile) -> Path:
+        """A local, read-only file. Raises FileNotFoundError, CorruptState."""
+        return await self._buckets.fetch(self._bucket, file.key, file.sha256)
+
+    async def put_export(self, name: str, files: list[tuple[str, Path]]) -> str:
+        """Files by their keys, the manifest last. Returns where they are."""
+        prefix = f"{self._folder}/exports/{name}"
+        await self._buckets.delete_prefix(self._bucket, prefix)
+        for key, path in files:
+            await self._buckets.upload(self._bucket, f"{prefix}/{key}", path)
+        return f"bucket://{self._bucket}/{prefix}"
+
+    async def remove(self) -> None:
+        await self._buckets.delete_prefix(self._bucket, self._folder)
+
+
+def _file(artifact: Artifact) -> GateFile:
+    return GateFile(artifact.key, artifact.sha256, artifact.bytes)

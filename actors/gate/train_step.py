@@ -1,0 +1,164 @@
+"""A training: pairs found, prompts embedded, the gate trained in the worker process, and what came of it kept. Its
+events are rows of `gate_events` before its document says that it is there.
+"""
+
+import math
+from pathlib import Path
+
+import msgspec
+
+from actors.base import Origin
+from actors.gate import core
+from actors.gate.config import SETTING, GateConfig
+from actors.gate.core_lora import Unmergeable, read_config
+from actors.gate.core_mlp import HIDDEN, Recipe
+from actors.gate.embedding import PromptEmbedders, embed_all
+from actors.gate.keeping import NoGate, change, gate_of, home, profile_of
+from actors.gate.phase import Phase
+from actors.gate.store import GateStore
+from actors.gate.training import train_job
+from actors.gate.work import Work, run_id
+from actors.gate_ports import GateJournal
+from actors.ports import Buckets, Bus, Clock, Registry, TableRef, Tables
+from actors.roots import OutsideRoots, real_path
+from schemas.documents.dataset import DatasetDocument
+from schemas.documents.gate import GateDocument
+from schemas.events.gate import MOST_EXAMPLES, GateTrained, TrainGate
+from schemas.events.profile import GetSlot
+from schemas.gate import Example, GateFiles, GateRun
+from schemas.profile import ModelProfile
+
+
+class Training:
+    def __init__(
+        self,
+        registry: Registry,
+        tables: Tables,
+        buckets: Buckets,
+        embedders: PromptEmbedders,
+        journal: GateJournal,
+        work: Work,
+        bus: Bus,
+        clock: Clock,
+        config: GateConfig,
+    ) -> None:
+        self._registry = registry
+        self._tables = tables
+        self._buckets = buckets
+        self._embedders = embedders
+        self._journal = journal
+        self._work = work
+        self._bus = bus
+        self._clock = clock
+        self._config = config
+
+    async def train(self, command: TrainGate, origin: Origin) -> GateTrained:
+        """Raises NoGate, NoMix."""
+        profile = await profile_of(self._registry, command.profile)
+        adapters = core.declared(profile)
+        run = run_id(origin)
+        before = await gate_of(self._registry, profile.id)
+        if before is not None and before.last is not None and before.last.run == run:  # come again after its end
+            return _trained(before, before.last, command)
+        examples = command.examples or await self._examples(command)
+        y = core.labels(examples, adapters)
+        slot = await self._bus.ask(GetSlot(), cause=origin)
+        if unready := self._embedders.unready(profile, slot):
+            raise NoGate(unready.reason, unready.hint, unready.status)
+        prompts = [example.prompt for example in examples]
+        try:
+            embedder, model = await self._embedders.fit(profile, prompts)
+        except ValueError as error:
+            raise NoGate(f"the embedder of profile {profile.id!r} can't be used: {error}") from None
+        gate = GateRun(
+            run=run,
+            profile=profile.id,
+            mode="uniform",
+            adapters=adapters,
+            samples=[int((y == place).sum()) for place in range(len(adapters))],
+            base_model=profile.model,
+            base_revision=command.base_revision or self._revision(profile),
+            embedder=self._embedders.spec(profile),
+            embedder_identity=embedder.identity,
+            input_dim=embedder.dim,
+            hidden_dim=HIDDEN,
+            seed=command.seed,
+            steps=0,
+            corpus_sha256=core.corpus_sha256(examples),
+            train_loss=None,
+            held_out_loss=None,
+            uniform_loss=math.log(len(adapters)),
+            mean_weights=[1 / len(adapters)] * len(adapters),
+            created=self._clock.now(),
+        )
+        store = GateStore(self._buckets, await home(self._registry, self._buckets, profile), profile.id)
+        with self._work.folder() as folder:
+            weights: Path | None = None
+            if core.learnable(y, len(adapters)):
+                await self._work.tell(run, profile.id, Phase("embed", 0, len(prompts), "prompts"))
+                x = await embed_all(embedder, prompts)
+                await self._work.tell(run, profile.id, Phase("train", 0, Recipe().steps, "steps"))
+                weights = folder / "gate.safetensors"
+                (said,) = await self._work.run(run, profile.id, train_job, x, y, len(adapters), command.seed, weights)
+                gate = msgspec.structs.replace(
+                    gate,
+                    mode="diverged" if said.diverged else "trained",
+                    steps=Recipe().steps,
+                    train_loss=_finite(said.train_loss),
+                    held_out_loss=_finite(said.held_out_loss),
+                    mean_weights=[_finite(weight) for weight in said.mean_weights],
+                )
+            files = await store.put(gate, weights, model)
+        await self._journal.append(core.events_of(gate, gate.created))
+        after = await change(self._registry, profile, lambda document: _with_run(document, gate, files))
+        return _trained(after, gate, command)
+
+    async def _examples(self, command: TrainGate) -> list[Example]:
+        """The pairs of a dataset. Raises NoGate."""
+        if command.dataset is None:
+            return []
+        found = await self._registry.load(DatasetDocument, command.dataset)
+        if found is None:
+            raise NoGate(f"there is no dataset {command.dataset!r}", "lakehouse datasets", "not_found")
+        table = TableRef(found[0].bucket, found[0].path)
+        state = await self._tables.state(table)
+        columns = [command.prompt_column, command.adapter_column]
+        if state is None or not set(columns) <= set(state.schema.names):
+            has = ", ".join(state.schema.names) if state else "no rows yet"
+            raise NoGate(f"dataset {command.dataset!r} has no columns {' and '.join(columns)}", f"it has {has}")
+        if state.rows > MOST_EXAMPLES:
+            raise NoGate(
+                f"dataset {command.dataset!r} has {state.rows} rows; a gate learns from {MOST_EXAMPLES} at most"
+            )
+        rows = (await self._tables.read(table, columns)).select(columns).to_pylist()
+        try:
+            pairs = [{"prompt": row[columns[0]], "adapter": row[columns[1]]} for row in rows]
+            return msgspec.convert(pairs, list[Example])
+        except msgspec.ValidationError as error:
+            raise NoGate(f"dataset {command.dataset!r}: {error}", "a prompt and an adapter's name, both text") from None
+
+    def _revision(self, profile: ModelProfile) -> str:
+        """As the adapters' configurations tell it, those that can be read."""
+        told = set()
+        for adapter in profile.adapters:
+            try:
+                folder = real_path(adapter.folder or "", self._config.allowed_roots, SETTING)
+                told.add(read_config((folder / "adapter_config.json").read_bytes(), adapter.name).revision)
+            except (OutsideRoots, OSError, Unmergeable):
+                continue
+        return told.pop() if len(told) == 1 else ""
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _with_run(document: GateDocument, run: GateRun, files: GateFiles) -> GateDocument:
+    """A run that diverged is remembered, and nothing uses it."""
+    after = msgspec.structs.replace(document, last=run, last_files=files)
+    return after if run.mode == "diverged" else msgspec.structs.replace(after, live=run, files=files)
+
+
+def _trained(document: GateDocument, run: GateRun, command: TrainGate) -> GateTrained:
+    live = document.live is not None and document.live.run == run.run
+    return GateTrained(document.profile, document.bucket, run, live, command.asked_by)

@@ -1,0 +1,56 @@
+"""How the gate's jobs are done: in the worker process, with their progress told, and with a folder of their own that is
+gone afterwards."""
+
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import aclosing, contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from actors.base import Origin
+from actors.gate.phase import Phase
+from actors.ports import Bus, Compute
+from schemas.events.base import Progress
+
+
+class Work:
+    def __init__(self, compute: Compute, bus: Bus, cache: Path) -> None:
+        self._compute = compute
+        self._bus = bus
+        self._cache = cache
+
+    def sweep_out(self) -> None:
+        """What killed jobs left; called before any is at work."""
+        shutil.rmtree(self._cache, ignore_errors=True)
+
+    async def tell(self, job: str, about: str, phase: Phase) -> None:
+        await self._bus.signal(Progress(job, about, phase.phase, phase.done, phase.total, phase.unit))
+
+    async def run(self, job: str, about: str, work: Callable[..., Iterator[Any]], *args: Any) -> list[Any]:
+        """What a job yields beside its progress. Raises what the job raises, Transient when the worker died."""
+        results = []
+        async with aclosing(self._compute.stream(work, *args)) as items:  # type: ignore[type-var]
+            async for item in items:
+                if isinstance(item, Phase):
+                    await self.tell(job, about, item)
+                else:
+                    results.append(item)
+        return results
+
+    @contextmanager
+    def folder(self, beside: Path | None = None) -> Iterator[Path]:
+        """For a job's files, gone afterwards; beside where they are to be, so that renaming is enough."""
+        name = uuid4().hex
+        place = self._cache / name if beside is None else beside.with_name(f".{beside.name}-{name}")
+        place.mkdir(parents=True)
+        try:
+            yield place
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
+
+
+def run_id(origin: Origin) -> str:
+    """Of what a message asks for; the same at every delivery."""
+    return hashlib.sha256(origin.id.encode()).hexdigest()[:12]
