@@ -1,7 +1,9 @@
 """The port `VectorBackend`: one build of an index's vectors, open for search. HNSW in memory and Lance
 on disk or S3 implement it (actors/backends/); the lab measures through it and the index actors serve
-through it, so neither knows hnswlib or Lance. No type of either library crosses it: row numbers,
-vectors, distances, plain values.
+through it. No type of either library crosses it: row numbers, vectors, distances, plain values.
+
+What a build and a load need differs, so they stand beside the port: `HnswBackend.build` and `.load`,
+`lance_store.build_index` and `LanceBackend.load`.
 
 Synchronous and blocking: a worker calls it as it is, a searcher in a thread. Distances are those
 of `actors/hnsw.py` whatever the backend: cosine 1 - <q, v> of unit vectors, ip 1 - <q, v>, l2 squared.

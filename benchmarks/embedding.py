@@ -18,22 +18,13 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.docstrings import BATCH, fitted
 from daemon.demo.corpus import harvest, questions
 from daemon.embedding import lexical
-from daemon.embedding.lexical import KINDS, LexicalFit, LexicalModel
-
-BATCH = 512
+from daemon.embedding.lexical import KINDS, LexicalModel
 
 Vectors = NDArray[np.float32]
 Embed = Callable[[Sequence[str]], Vectors]
-
-
-def fitted(texts: Sequence[str]) -> LexicalModel:
-    fit = LexicalFit()
-    for start in range(0, len(texts), BATCH):
-        batch = texts[start : start + BATCH]
-        fit.add(len(batch), *lexical.document_frequency(batch))
-    return fit.model()
 
 
 def variant(model: LexicalModel, kinds: Sequence[int], *, s: int = 4, dim: int = 384, idf: bool = True) -> Embed:

@@ -28,6 +28,7 @@ from actors.gate import core, core_mlp
 from actors.gate.adapters import open_adapters
 from actors.gate.core_minimise import compass
 from actors.gate.merging import Merge, Weighted, write_adapter
+from benchmarks.docstrings import fitted
 from benchmarks.small_adapters import peft_mix, train_adapter
 from benchmarks.small_lm import small_lm
 
@@ -163,11 +164,7 @@ def _table(model: Any, of: dict[str, tuple[list[str], list[str]]]) -> list[tuple
 
 def _embedder(prompts: list[str]) -> Any:
     """The lexical embedder, its weights learnt from the prompts, as a gate's training does."""
-    from daemon.embedding import lexical
-
-    fit = lexical.LexicalFit()
-    fit.add(len(prompts), *lexical.document_frequency(prompts))
-    model = fit.model()
+    model = fitted(prompts)
     return lambda texts: model.embed(texts).astype(np.float64)
 
 

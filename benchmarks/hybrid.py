@@ -23,11 +23,8 @@ from actors.backends import lance_store
 from actors.backends.lance import LanceBackend
 from actors.backends.lance_store import Place
 from actors.index.fusion import DEPTH, fused
+from benchmarks.docstrings import embedded, fitted
 from daemon.demo.corpus import harvest, questions
-from daemon.embedding import lexical
-from daemon.embedding.lexical import LexicalFit
-
-BATCH = 512
 
 
 def reciprocal(rankings: list[list[int]], wanted: list[int]) -> NDArray[np.float64]:
@@ -45,12 +42,8 @@ def main() -> None:
     texts = [row.text for row in rows]
     asked = questions(rows, args.queries, args.seed)
     wanted, queries = [place for place, _ in asked], [text for _, text in asked]
-    fit = LexicalFit()
-    for start in range(0, len(texts), BATCH):
-        batch = texts[start : start + BATCH]
-        fit.add(len(batch), *lexical.document_frequency(batch))
-    model = fit.model()
-    vectors = np.vstack([model.embed(texts[start : start + BATCH]) for start in range(0, len(texts), BATCH)])
+    model = fitted(texts)
+    vectors = embedded(model, texts)
     near = hnsw.exact_topk(np.vstack([model.embed([query]) for query in queries]), vectors, DEPTH, "cosine")[0].tolist()
     with tempfile.TemporaryDirectory() as folder:
         place = Place(str(Path(folder) / "store"))
@@ -60,7 +53,7 @@ def main() -> None:
         columns = {"id": pa.array(numbers), "text": pa.array(texts)}
         lance_store.append(place, schema, [lance_store.batch_of(schema, numbers, None, columns)])
         lance_store.index_columns(place, None, "text")
-        store = LanceBackend.open(place, "cosine")
+        store = LanceBackend.load(place, "cosine")
         words = [store.texts(query, "text", DEPTH)[0].tolist() for query in queries]
     both = [[row for row, _ in fused([n, w], DEPTH)] for n, w in zip(near, words, strict=True)]
     base = reciprocal(near, wanted)

@@ -33,9 +33,7 @@ from actors.backends import lance_store
 from actors.backends.lance import LanceBackend
 from actors.backends.lance_rules import resolve
 from actors.backends.lance_store import Place
-from daemon.demo.corpus import harvest
-from daemon.embedding import lexical
-from daemon.embedding.lexical import LexicalFit
+from benchmarks.docstrings import docstrings
 from schemas.config import GraphConfig, LanceEffort, LanceType
 
 K, QUERIES = 10, 300
@@ -48,15 +46,6 @@ def clustered(n: int, dim: int) -> NDArray[np.float32]:
     centres, basis = rng.standard_normal((500, 40)), rng.standard_normal((40, dim)).astype(np.float32)
     low = (centres[rng.integers(0, 500, n)] + 0.7 * rng.standard_normal((n, 40))).astype(np.float32)
     return hnsw.normalise(low @ basis + np.float32(0.5) * rng.standard_normal((n, dim), dtype=np.float32))
-
-
-def docstrings() -> NDArray[np.float32]:
-    texts = [row.text for row in harvest(60_000).rows]
-    fit = LexicalFit()
-    for start in range(0, len(texts), 512):
-        fit.add(len(texts[start : start + 512]), *lexical.document_frequency(texts[start : start + 512]))
-    model = fit.model()
-    return np.vstack([model.embed(texts[start : start + 512]) for start in range(0, len(texts), 512)])
 
 
 def cpu_s() -> float:
@@ -165,7 +154,7 @@ def builds(corpus: Corpus) -> None:
         started, wall = cpu_s(), time.perf_counter()
         finished(lance_store.build_index(corpus.place, "cosine", build, build.name))
         cpu, took = cpu_s() - started, time.perf_counter() - wall
-        backend = LanceBackend.open(corpus.place, "cosine", build.name)
+        backend = LanceBackend.load(corpus.place, "cosine", build.name)
         ef = 64 if kind == "IVF_HNSW_SQ" else 0
         recall, p50, effort = cheapest(corpus, backend, build.partitions, refines[kind], ef)
         name = f"{build}{' (auto)' if kind == auto else ''}"
@@ -176,11 +165,11 @@ def builds(corpus: Corpus) -> None:
 
 
 def fetches(corpus: Corpus) -> None:
-    backend = LanceBackend.open(corpus.place, "cosine")
+    backend = LanceBackend.load(corpus.place, "cosine")
     ids = [f"row-{i}" for i in np.random.default_rng(1).integers(0, len(corpus.rows), 200)]
     without = median_ms(lambda i: backend.document("id", ids[i]), 50)
     lance_store.index_columns(corpus.place, "id", "title")
-    backend = LanceBackend.open(corpus.place, "cosine")
+    backend = LanceBackend.load(corpus.place, "cosine")
     with_tree = median_ms(lambda i: backend.document("id", ids[i]), 200)
     console.print(
         f"fetch by id: {without:.2f} ms without, {with_tree:.2f} ms with the B-tree: "
@@ -210,7 +199,7 @@ def overhead(corpus: Corpus, index: str) -> None:
     """Each pair interleaved on the same inputs, which goes first by turns."""
     # as many rows as were appended above lie outside the index: the bare call can't see them
     lance_store.optimise(corpus.place, [index], [index], False, 0.0)
-    backend = LanceBackend.open(corpus.place, "cosine", index)
+    backend = LanceBackend.load(corpus.place, "cosine", index)
     bare = lance.dataset(corpus.place.uri)
     segments = [s.uuid for one in bare.describe_indices() if one.name == index for s in one.segments]
     effort, columns = LanceEffort(16, 4), ["id", "title", "number"]
@@ -271,7 +260,7 @@ def main() -> None:
     parser.add_argument("--skip-builds", action="store_true")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        vectors = docstrings() if args.docstrings else clustered(args.rows + QUERIES, args.dim)
+        vectors = docstrings(60_000) if args.docstrings else clustered(args.rows + QUERIES, args.dim)
         corpus = Corpus(vectors, Path(folder))
         console.print(f"{len(corpus.rows):,} x {corpus.dim}, k {K}, {lance_store.library()}, {hnsw.LIBRARY}\n")
         migrate(corpus)

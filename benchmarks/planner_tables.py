@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from actors import hnsw
 from actors.planner.core_labels import FULL, LADDER, RUNGS
+from benchmarks.docstrings import embedded, fitted
 from benchmarks.tuning_surface import finish
 from schemas.config import GraphConfig
 
@@ -59,20 +60,14 @@ class Tables:
 def docstrings(rows: int, queries: int) -> tuple[F32, F32, NDArray[np.int64]]:
     """Vectors, queries and their topics: the package that a question is about."""
     from daemon.demo import corpus
-    from daemon.embedding.lexical import LexicalFit, document_frequency
 
     found = corpus.harvest(rows).rows
     texts = [row.text for row in found]
-    batches = [texts[i : i + 512] for i in range(0, len(texts), 512)]
-    fit = LexicalFit()
-    for batch in batches:
-        fit.add(len(batch), *document_frequency(batch))
-    model = fit.model()
+    model = fitted(texts)
     asked = corpus.questions(found, queries, 7)
     names = sorted({row.package for row in found})
     topic = np.array([names.index(found[place].package) for place, _ in asked])
-    vectors = np.concatenate([model.embed(batch) for batch in batches])
-    return vectors, np.concatenate([model.embed([text]) for _, text in asked]), topic
+    return embedded(model, texts), np.concatenate([model.embed([text]) for _, text in asked]), topic
 
 
 def clusters(rows: int, queries: int) -> tuple[F32, F32, NDArray[np.int64]]:

@@ -29,7 +29,8 @@ from actors.autotune.facts import Facts, policy
 from actors.autotune.proposer import exhausted, journal_champion, propose
 from actors.autotune.spaces import Ladder
 from actors.autotune.sweep import sweep
-from benchmarks.tuning_surface import EF_CONSTRUCTION_AXIS, EF_LADDER, M_AXIS, Surface, clustered, docstrings, measure
+from benchmarks.docstrings import docstrings
+from benchmarks.tuning_surface import EF_CONSTRUCTION_AXIS, EF_LADDER, M_AXIS, Surface, clustered, measure
 from schemas.config import HnswConfig
 from schemas.documents.trial import TrialPoint
 
@@ -294,7 +295,7 @@ def main() -> None:
     asked = parser.parse_args()
     surfaces = [measure(f"clustered-{asked.rows}x128", lambda: clustered(asked.rows, 128), asked.cache)]
     if asked.docstrings:
-        surfaces.append(measure("docstrings", docstrings, asked.cache))
+        surfaces.append(measure("docstrings", lambda: docstrings(25_000), asked.cache))
     for surface in surfaces:
         for target in (0.95, 0.99):
             report(Game(surface, target), asked.seeds)

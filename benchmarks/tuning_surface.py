@@ -55,20 +55,6 @@ def clustered(n: int, d: int, seed: int = 7) -> NDArray[np.float32]:
     return hnsw.normalise(vectors)
 
 
-def docstrings(rows: int = 25_000) -> NDArray[np.float32]:
-    """(n, 384) what the built-in lexical embedder makes of this machine's Python documentation."""
-    from daemon.demo import corpus
-    from daemon.embedding.lexical import LexicalFit, document_frequency
-
-    texts = [row.text for row in corpus.harvest(rows).rows]
-    batches = [texts[i : i + 512] for i in range(0, len(texts), 512)]
-    fit = LexicalFit()
-    for batch in batches:
-        fit.add(len(batch), *document_frequency(batch))
-    model = fit.model()
-    return np.concatenate([model.embed(batch) for batch in batches])
-
-
 def measure(name: str, vectors_of: Callable[[], NDArray[np.float32]], cache: Path, rounds: int = 3) -> Surface:
     """Builds and measures the grid, or loads it when it was measured before; `name` says of what."""
     path = cache / f"surface-{name}.npz"

@@ -16,11 +16,12 @@ import structlog
 from actors.autotune import agenda, basis, core
 from actors.autotune.config import AgentConfig
 from actors.autotune.progress import TrialProgress
-from actors.autotune.questions import Questions, no_index
+from actors.autotune.questions import Questions
 from actors.autotune.scheduler import AGENT, Scheduler
 from actors.base import Actor, Origin, every, handles
 from actors.errors import Conflict
 from actors.ports import Bus, Clock, Journal, Registry
+from actors.refusals import no_index
 from schemas.documents.agent import AgentDocument, Campaign, Emitted
 from schemas.documents.harness import HarnessDocument
 from schemas.documents.index import GenerationDocument, IndexDocument

@@ -158,12 +158,12 @@ def _fresh_lance(site: Site, build: LanceBuild) -> Generator[Phase, None, Built]
     name = lance_name(build, site.vectors.version)
     newest = msgspec.structs.replace(site.store, lance_version=None)
     started, cpu = time.perf_counter(), time.process_time()
-    known = name in LanceBackend.open(newest, site.vectors.metric).indexed_rows()
+    known = name in LanceBackend.load(newest, site.vectors.metric).indexed_rows()
     building = _in_percent(build_index(site.store, site.vectors.metric, build, name))
     lance_version = yield from _reported("build", building, PERCENT, "percent")
     took = (0.0, 0.0) if known else (time.perf_counter() - started, time.process_time() - cpu)
     place = msgspec.structs.replace(site.store, lance_version=lance_version)
-    backend = LanceBackend.open(place, site.vectors.metric, name, unindexed=False)
+    backend = LanceBackend.load(place, site.vectors.metric, name, unindexed=False)
     return Built(backend, name, backend.stats().bytes, library(), *took)
 
 
@@ -204,9 +204,9 @@ def _live_lance(site: Site, live: LiveLance) -> Built:
         raise ValueError(f"index {site.vectors.index!r} has no Lance store")
     metric = site.vectors.metric
     try:
-        backend = LanceBackend.open(site.store, metric, live.name)
+        backend = LanceBackend.load(site.store, metric, live.name)
     except FileNotFoundError:
-        backend = LanceBackend.open(msgspec.structs.replace(site.store, lance_version=None), metric, live.name)
+        backend = LanceBackend.load(msgspec.structs.replace(site.store, lance_version=None), metric, live.name)
     deleted = backend.stats().deleted
     added = max(0, len(site.rows) - live.rows + deleted)
     build = f"live-{live.name}-v{site.vectors.version}"

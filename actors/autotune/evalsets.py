@@ -16,6 +16,7 @@ from actors.autotune.measure import K
 from actors.errors import Conflict, Transient
 from actors.hnsw import normalise
 from actors.ports import Buckets, Clock, Compute, Embedders, QueryLog, Registry, Snapshots
+from actors.refusals import no_index
 from schemas.documents.harness import HarnessDocument
 from schemas.documents.index import IndexDocument
 from schemas.events.autotune import BuildHarness, HarnessInfo
@@ -69,7 +70,7 @@ class EvalSets:
         """Makes or replaces one."""
         found = await self._registry.load(IndexDocument, command.index)
         if found is None:
-            return Refusal("not_found", f"there is no index {command.index!r}", "lakehouse indexes lists them")
+            return no_index(command.index)
         index, name = found[0], command.harness or command.index
         before = await self._registry.load(HarnessDocument, name)
         if before is not None and before[0].index != index.index:

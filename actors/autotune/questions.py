@@ -10,11 +10,11 @@ from actors.autotune.progress import TrialProgress
 from actors.autotune.replay import replay
 from actors.autotune.scheduler import Scheduler
 from actors.ports import Clock, Journal, Registry
+from actors.refusals import no_index
 from schemas.documents.agent import AgentDocument
 from schemas.documents.index import IndexDocument
 from schemas.events.autotune import AgentStatus, ListTrials, Replay, ReplayReport, TrialList
 from schemas.events.base import Refusal
-from schemas.names import IndexName
 
 
 class Questions:
@@ -63,7 +63,3 @@ class Questions:
             facts = Facts(points[-1].target_recall, points[-1].config, False, points)
         report = replay(query.index, points, policy(facts.target_recall, self._config, facts))
         return msgspec.structs.replace(report, seconds=self._clock.monotonic() - started)
-
-
-def no_index(index: IndexName) -> Refusal:
-    return Refusal("not_found", f"there is no index {index!r}", "lakehouse indexes lists them")

@@ -61,7 +61,7 @@ class LanceBackend:
         self._take(opened(place))
 
     @classmethod
-    def open(cls, place: Place, metric: Metric, index: str = "", *, unindexed: bool = True) -> "LanceBackend":
+    def load(cls, place: Place, metric: Metric, index: str = "", *, unindexed: bool = True) -> "LanceBackend":
         """index: the name of one in the store; "": there is none, every row is scanned. unindexed: rows that the
         index doesn't cover are found too. Raises FileNotFoundError for a store, a version or an index that isn't
         there, CorruptState for one that can't be read, Transient when the bucket is away."""

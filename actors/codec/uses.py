@@ -11,6 +11,7 @@ from actors.codec import core_desk
 from actors.codec.store import ArtifactStore
 from actors.errors import Conflict
 from actors.ports import Buckets, Clock, Registry
+from actors.refusals import no_index
 from schemas.codec import ArtifactName
 from schemas.documents.codec import CodecDocument, IndexCodecDocument, ProfileCodecDocument
 from schemas.documents.index import IndexDocument
@@ -40,7 +41,7 @@ class Uses:
         document = found[0]
         index = await self._registry.load(IndexDocument, command.index) if command.index is not None else None
         if command.index is not None and index is None:
-            return Refusal("not_found", f"there is no index {command.index!r}", "lakehouse indexes lists them")
+            return no_index(command.index)
         if command.profile is not None and await self._registry.load(ProfileDocument, command.profile) is None:
             return Refusal("not_found", f"there is no profile {command.profile!r}", "lakehouse profile list")
         if objection := core_desk.misplaced(command, document, index[0] if index else None):

@@ -9,11 +9,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.backends import lance_store
 from actors.backends.lance import LanceBackend
 from actors.errors import CorruptState
 from actors.index.answer import Near, Stopwatch
 from actors.index.filters import Matching
+from actors.index.fitness import unfit
 from actors.index.fusion import DEPTH, fused
 from actors.index.heads import StoreHeads
 from actors.index.lance_served import LanceServed, StoreVectors
@@ -32,9 +32,11 @@ Ranked = tuple[NDArray[np.int64], NDArray[np.float32]]
 class TextSearch:
     """Keeps the stores that it has opened, one an index, at the version that their heads name."""
 
-    def __init__(self, heads: StoreHeads, buckets: Buckets) -> None:
+    def __init__(self, heads: StoreHeads, buckets: Buckets, full_text: bool) -> None:
+        """full_text: indexes of text columns get one without being asked."""
         self._heads = heads
         self._buckets = buckets
+        self._full_text = full_text
         self._opened: dict[IndexName, tuple[tuple[str, str, int], LanceBackend]] = {}
 
     def forget(self, index: IndexName) -> None:
@@ -74,13 +76,14 @@ class TextSearch:
         if column is None:
             hint = "an index over a text column has one, and one made with text_column"
             return Refusal("invalid", f"index {document.index!r} has no text to search", hint)
-        if not lance_store.available():
-            return Refusal("invalid", "text search needs pylance", "pip install 'lakehouse[lance]'")
+        wrong = await unfit(document.dataset, [index.columns.id_column, column], document.bucket, self._buckets)
+        if wrong is not None:
+            return wrong
         store = await self._heads.load(document.index)
-        if bad := lance_store.unfit_names([index.columns.id_column, column]):
-            reason = f"there is no full-text index of {document.index!r}: it can't have a column {bad[0]!r}"
-            return Refusal("invalid", reason, "ingest it under another name")
         if store is None or store.text_column != column:
+            if store is None and not self._full_text:
+                hint = f"set [index] full_text = true, or only here: lakehouse lance migrate {document.index}"
+                return Refusal("invalid", f"index {document.index!r} has no full-text index", hint)
             reason = f"the full-text index of {document.index!r} isn't there yet"
             return Refusal("unavailable", reason, "try again in a moment", retry_after_s=2.0)
         version = (document.bucket, store.key, store.lance_version)
@@ -88,7 +91,7 @@ class TextSearch:
         try:
             if known is None or known[0] != version:
                 place = await self._buckets.lance_place(document.bucket, store.key, store.lance_version)
-                opened = await anyio.to_thread.run_sync(LanceBackend.open, place, document.metric)
+                opened = await anyio.to_thread.run_sync(LanceBackend.load, place, document.metric)
                 known = self._opened[document.index] = (version, opened)
             backend = known[1]
 

@@ -22,6 +22,7 @@ from actors.index.migration import Migration, Said
 from actors.index.moving import IndexMoves
 from actors.mirror import Mirror
 from actors.ports import Buckets, Bus, Clock, Embedder, Embedders, Journal, Registry, Snapshots, TableRef, Tables
+from actors.refusals import no_index
 from schemas.documents.dataset import DatasetDocument
 from schemas.documents.index import GenerationDocument, IndexDocument
 from schemas.events.base import Refusal
@@ -87,7 +88,7 @@ class Catalog(Actor):
             registry, tables, buckets, embedders, bus, clock, default_target_recall, default_embedder
         )
         self._moves = IndexMoves(registry, tables, buckets, heads, mirror or Mirror(buckets))
-        self._chooser = BackendChooser(registry, journal, config.memory_budget_mb << 20)
+        self._chooser = BackendChooser(registry, buckets, journal, config.memory_budget_mb << 20)
         self._generations = Generations(registry, buckets, heads, self._chooser, clock, config.keep_generations)
         self._migration = Migration(registry, buckets, heads, self._creation, self._generations)
         self._loaded: dict[IndexName, tuple[float, Embedder]] = {}  # by index: when it was created, its embedder
@@ -122,7 +123,7 @@ class Catalog(Actor):
         async with self._lock(name):
             found = await self._registry.load(IndexDocument, name)
             if found is None:
-                return (IndexDropped(name) if origin.delivery > 1 else _unknown(name),)
+                return (IndexDropped(name) if origin.delivery > 1 else no_index(name),)
             document = found[0]
             for place in serving_names(name):
                 await self._registry.delete(GenerationDocument, place)
@@ -160,7 +161,7 @@ class Catalog(Actor):
         if isinstance(said, Refusal):
             return (said,)
         found = await self._registry.load(IndexDocument, command.index)
-        return [await self._info(found[0]) if found else _unknown(command.index), *said]
+        return [await self._info(found[0]) if found else no_index(command.index), *said]
 
     @handles
     @concurrent(4)
@@ -297,7 +298,7 @@ class Catalog(Actor):
                 if isinstance(beside, Refusal):
                     return (beside,)
                 said = [*said, *beside]
-        return said or (_unknown(name),)
+        return said or (no_index(name),)
 
     @handles
     async def on_built(self, event: GenerationBuilt) -> Sequence[GenerationReady]:
@@ -320,7 +321,7 @@ class Catalog(Actor):
     @concurrent(16)
     async def on_get(self, query: GetIndex) -> Sequence[IndexInfo | Refusal]:
         found = await self._registry.load(IndexDocument, query.name)
-        return (await self._info(found[0]) if found else _unknown(query.name),)
+        return (await self._info(found[0]) if found else no_index(query.name),)
 
     @handles
     @concurrent(16)
@@ -378,7 +379,3 @@ class Catalog(Actor):
     def _lock(self, name: IndexName) -> anyio.Lock:
         """Changes to one index come one after another."""
         return self._locks.setdefault(name, anyio.Lock())
-
-
-def _unknown(name: IndexName) -> Refusal:
-    return Refusal("not_found", f"there is no index {name!r}", "lakehouse indexes lists them")

@@ -5,8 +5,9 @@ from collections.abc import AsyncIterator, Sequence
 import msgspec
 import numpy as np
 
-from actors.backends import lance_rules, lance_store
+from actors.backends import lance_rules
 from actors.index import artifacts
+from actors.index.fitness import unfit
 from actors.index.store_making import column_names
 from actors.ports import ROW, Buckets, Bus, Clock, Embedders, Registry, TableRef, Tables
 from schemas.documents.dataset import DatasetDocument
@@ -81,10 +82,9 @@ class Creation:
         text = _text_column(command, column, dataset)
         if isinstance(text, Refusal):
             return text
-        if command.backend != "hnsw":
-            wrong = _unfit(command, dataset)
-            if wrong is not None:
-                return wrong
+        wrong = await unfit(dataset.dataset, column_names(dataset), bucket, self._buckets)
+        if wrong is not None and command.backend == "lance":
+            return wrong
         # What an index of the name has left there, on its way elsewhere, isn't this one's.
         await self._buckets.delete_prefix(bucket, f"indexes/{command.name}")
         fitted = await self._fit(command.name, spec, dataset, column, bucket)
@@ -112,7 +112,7 @@ class Creation:
             config=command.config,
             lance=command.lance,
             text_column=text,
-            companions=["lance"] if command.backend == "auto" and lance_store.available() else [],
+            companions=["lance"] if command.backend == "auto" and wrong is None else [],
             created=self._clock.now(),
         )
         await self._registry.save(command.name, document, expected=None, bucket=bucket)
@@ -183,16 +183,3 @@ def _text_column(command: CreateIndex, column: ColumnInfo, dataset: DatasetDocum
         reason = f"dataset {dataset.dataset!r} has no text column {command.text_column!r}"
         return Refusal("invalid", reason, f"it has {texts}" if texts else "none of its columns holds text")
     return found.name
-
-
-def _unfit(command: CreateIndex, dataset: DatasetDocument) -> Refusal | None:
-    """Why Lance can't serve it; for `auto` that only means that a graph does."""
-    if command.backend == "auto":
-        return None
-    if not lance_store.available():
-        return Refusal("invalid", "Lance needs pylance, which isn't installed", "pip install 'lakehouse[lance]'")
-    bad = lance_store.unfit_names(column_names(dataset))
-    if bad:
-        reason = f"dataset {dataset.dataset!r} has a column {bad[0]!r}, which a Lance store can't have"
-        return Refusal("invalid", reason, "ingest it under another name")
-    return None

@@ -14,6 +14,7 @@ from actors.index.core import Build, Reuse, next_generation, prunable, serves
 from actors.index.heads import StoreHeads, companion_name, indexed, renewed
 from actors.ports import Buckets, Clock, Registry
 from actors.promoted import Holds, config_or, own_on
+from actors.refusals import no_index
 from schemas.config import HnswConfig, LanceConfig
 from schemas.documents.index import GenerationDocument, IndexDocument
 from schemas.documents.store import VectorIndex
@@ -113,7 +114,7 @@ class Generations:
         built already, that order stands."""
         found = await self._registry.load(IndexDocument, name)
         if found is None:
-            return Refusal("not_found", f"there is no index {name!r}", "lakehouse indexes lists them")
+            return no_index(name)
         if rows == 0:
             return Refusal("invalid", f"index {name!r} has no rows to build from", "ingest some into its dataset")
         document, revision = found

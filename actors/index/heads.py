@@ -20,11 +20,6 @@ BESIDE = "="
 """Between an index's name and a companion's backend: in no name, and allowed in a key of NATS, as + isn't."""
 
 
-def head_name(index: IndexName, serving: Backend | None, wanted: Backend | None) -> str:
-    """The registry name of the generation that answers for `wanted`; None: what serves."""
-    return index if wanted in (None, serving) else companion_name(index, wanted)
-
-
 def companion_name(index: IndexName, backend: Backend) -> str:
     return f"{index}{BESIDE}{backend}"
 

@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.backends.lance import Allowed, LanceBackend
+from actors.backends.lance import FRESH_BYTES, Allowed, LanceBackend
 from actors.index import core
 from actors.index.answer import Near, Stopwatch
 from actors.index.filters import Matching
@@ -53,7 +53,7 @@ class StoreVectors:
         self.config = config
         self.masks: dict[str, Allowed] = {}  # by predicate
         self.rows = backend.rows
-        self.bytes = backend.stats().bytes
+        self.stats = backend.stats()
 
     def __len__(self) -> int:
         return self.rows
@@ -122,17 +122,17 @@ class LanceServed:
 
     @property
     def deleted(self) -> Rows:
-        return 0
+        return self.view.vectors.stats.deleted
 
     @property
     def bytes(self) -> Bytes:
         """Memory that unloading frees; the pages are Lance's cache."""
-        return self.fresh_rows * self.document.dim * 4
+        return min(self.fresh_rows * self.document.dim * 4, FRESH_BYTES)
 
     @property
     def stored_bytes(self) -> Bytes:
         """On disk, or S3: rows and indexes."""
-        return self.view.vectors.bytes
+        return self.view.vectors.stats.bytes
 
     def effort(self, query: Search, config: LanceConfig) -> LanceEffort:
         """What the configuration says, but for what the query says."""
@@ -224,7 +224,7 @@ async def view_of(document: IndexDocument, head: GenerationDocument, heads: Stor
     if store is None or store.key != head.key:
         raise FileNotFoundError(f"the Lance store of {document.index}")
     place = await buckets.lance_place(document.bucket, store.key, store.lance_version)
-    backend = await anyio.to_thread.run_sync(LanceBackend.open, place, document.metric, head.vector_index)
+    backend = await anyio.to_thread.run_sync(LanceBackend.load, place, document.metric, head.vector_index)
     return View(document.bucket, store, head, StoreVectors(backend, store.version, lance_config(head)))
 
 

@@ -21,6 +21,7 @@ from actors.index.sampling import RecallWindow
 from actors.index.served import ServedIndex
 from actors.index.vectors import VectorSet
 from actors.ports import Buckets, Clock, Embedder, Embedders, Registry, Snapshots, TableRef, Tables
+from actors.refusals import no_index
 from schemas.config import LanceConfig
 from schemas.documents.codec import IndexCodecDocument
 from schemas.documents.dataset import DatasetDocument
@@ -79,7 +80,7 @@ class Loader:
         found = await self._registry.load(IndexDocument, name)
         dataset = await self._registry.load(DatasetDocument, found[0].dataset) if found else None
         if found is None or dataset is None:
-            return Refusal("not_found", f"there is no index {name!r}", "lakehouse indexes lists them")
+            return no_index(name)
         document = found[0]
         head = await self._registry.load(GenerationDocument, place)
         if place != name and head is None:

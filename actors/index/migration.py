@@ -6,12 +6,14 @@ from typing import Literal
 
 import msgspec
 
-from actors.backends import lance_rules, lance_store
+from actors.backends import lance_rules
 from actors.index.creation import Creation
+from actors.index.fitness import unfit
 from actors.index.generations import Generations
 from actors.index.heads import StoreHeads, companion_name
 from actors.index.store_making import column_names
 from actors.ports import Buckets, Registry
+from actors.refusals import no_index
 from schemas.config import LanceConfig, LanceType
 from schemas.documents.dataset import DatasetDocument
 from schemas.documents.index import GenerationDocument, IndexDocument
@@ -24,8 +26,6 @@ from schemas.names import Backend, IndexName, MessageId, Rows
 
 Said = StoreQueued | BuildGeneration | GenerationReady | IndexCreated
 
-NEEDS_PYLANCE = Refusal("invalid", "Lance needs pylance, which isn't installed", "pip install 'lakehouse[lance]'")
-
 
 class Migration:
     def __init__(
@@ -36,10 +36,10 @@ class Migration:
         creation: Creation,
         generations: Generations,
     ) -> None:
-        self._creation = creation
         self._registry = registry
         self._buckets = buckets
         self._heads = heads
+        self._creation = creation
         self._generations = generations
 
     async def migrate(self, command: MigrateIndex | IndexStore, rows: Rows, cause: MessageId) -> list[Said] | Refusal:
@@ -48,18 +48,16 @@ class Migration:
         name = command.index
         found = await self._registry.load(IndexDocument, name)
         if found is None:
-            return await self._made(command, cause) if isinstance(command, MigrateIndex) else unknown(name)
+            return await self._made(command, cause) if isinstance(command, MigrateIndex) else no_index(name)
         document, revision = found
-        if not lance_store.available():
-            return NEEDS_PYLANCE
+        wrong = await self._unfit(document)
+        if wrong is not None:
+            return wrong
         if rows == 0:
             return Refusal("invalid", f"index {name!r} has no rows to build from", "ingest some into its dataset")
         if isinstance(command, IndexStore) and await self._heads.load(name) is None:
             hint = f"make one first: lakehouse lance migrate {name}"
             return Refusal("not_found", f"index {name!r} has no Lance store", hint)
-        wrong = await self._unfit(document)
-        if wrong is not None:
-            return wrong
         try:
             config = _asked(document, command.index_type, command.partitions, command.sub_vectors, rows)
         except ValueError as error:
@@ -112,16 +110,14 @@ class Migration:
     async def set_backend(self, command: SetBackend, rows: Rows) -> list[BuildGeneration | GenerationReady] | Refusal:
         found = await self._registry.load(IndexDocument, command.index)
         if found is None:
-            return Refusal("not_found", f"there is no index {command.index!r}", "lakehouse indexes lists them")
+            return no_index(command.index)
         document, revision = found
         if command.backend == "lance":
-            if not lance_store.available():
-                return NEEDS_PYLANCE
             wrong = await self._unfit(document)
             if wrong is not None:
                 return wrong
         changed = msgspec.structs.replace(document, backend=command.backend, why_backend="")
-        if command.backend == "auto" and lance_store.available() and await self._unfit(document) is None:
+        if command.backend == "auto" and await self._unfit(document) is None:
             changed = msgspec.structs.replace(changed, companions=list(dict.fromkeys([*document.companions, "lance"])))
         if changed != document:
             await self._registry.save(command.index, changed, expected=revision, bucket=document.bucket)
@@ -133,11 +129,9 @@ class Migration:
         """A profile needs this backend: beside what serves, unless it is that."""
         found = await self._registry.load(IndexDocument, name)
         if found is None:
-            return unknown(name)
+            return no_index(name)
         document, revision = found
         if backend == "lance":
-            if not lance_store.available():
-                return NEEDS_PYLANCE
             wrong = await self._unfit(document)
             if wrong is not None:
                 return wrong
@@ -151,7 +145,7 @@ class Migration:
         name = command.index
         found, store = await self._registry.load(IndexDocument, name), await self._heads.load(name)
         if found is None:
-            return Refusal("not_found", f"there is no index {name!r}", "lakehouse indexes lists them")
+            return no_index(name)
         if store is None:
             return Refusal(
                 "not_found", f"index {name!r} has no Lance store", f"lakehouse lance migrate {name} makes one"
@@ -180,15 +174,7 @@ class Migration:
         dataset = await self._registry.load(DatasetDocument, document.dataset)
         if dataset is None:
             return Refusal("not_found", f"dataset {document.dataset!r} is gone", "lakehouse datasets lists them")
-        bad = lance_store.unfit_names(column_names(dataset[0]))
-        if bad:
-            reason = f"dataset {document.dataset!r} has a column {bad[0]!r}, which a Lance store can't have"
-            return Refusal("invalid", reason, "ingest it under another name")
-        try:
-            await self._buckets.lance_place(document.bucket, "indexes")
-        except ValueError as error:
-            return Refusal("invalid", str(error), "move the index to another bucket: lakehouse index move")
-        return None
+        return await unfit(document.dataset, column_names(dataset[0]), document.bucket, self._buckets)
 
 
 def _asked(
@@ -202,7 +188,3 @@ def _asked(
     if wanted == "auto" and partitions is None and sub_vectors is None and document.lance is not None:
         return document.lance
     return lance_rules.first_config(lance_rules.resolve(rows, document.dim, wanted, partitions, sub_vectors))
-
-
-def unknown(name: IndexName) -> Refusal:
-    return Refusal("not_found", f"there is no index {name!r}", "lakehouse indexes lists them")

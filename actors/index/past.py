@@ -86,7 +86,7 @@ class Past:
             return None
         place = await self._buckets.lance_place(document.bucket, store.key, lance_version)
         try:
-            backend = await anyio.to_thread.run_sync(LanceBackend.open, place, document.metric)
+            backend = await anyio.to_thread.run_sync(LanceBackend.load, place, document.metric)
         except (FileNotFoundError, CorruptState):  # optimised away: the tables have it
             return None
         return StoreVectors(backend, version)

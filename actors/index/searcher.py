@@ -30,6 +30,7 @@ from actors.index.served import ServedIndex
 from actors.index.shelf import Served, Shelf
 from actors.planner_ports import QueryPlanner
 from actors.ports import Buckets, Bus, Clock, Embedders, QueryLog, Registry, Snapshots, Tables
+from actors.refusals import no_index
 from schemas.config import IndexConfig as AnyConfig
 from schemas.documents.index import GenerationDocument, IndexDocument
 from schemas.events.base import Refusal
@@ -93,7 +94,7 @@ class Searcher(Actor):
         self._loader = Loader(registry, tables, buckets, snapshots, embedders, codecs, heads, clock, config)
         self._shelf = Shelf(self._loader.load, config.memory_budget_mb << 20)
         self._filters = Filters(tables)
-        self._texts = TextSearch(heads, buckets)
+        self._texts = TextSearch(heads, buckets, config.full_text)
         self._past = Past(tables, buckets, snapshots, heads)
         self._planning = Planning(planner, self._shelf)
         self._recall = RecallWatch(self._shelf, self._planning, clock)
@@ -162,7 +163,7 @@ class Searcher(Actor):
             )
         found = await self._registry.load(IndexDocument, query.name)
         if found is None:
-            return (Refusal("not_found", f"there is no index {query.name!r}", "lakehouse indexes lists them"),)
+            return (no_index(query.name),)
         head = await self._registry.load(GenerationDocument, query.name)
         config: AnyConfig = head[0].config if head else found[0].config
         number, rows = (head[0].generation, head[0].rows) if head else (0, 0)

@@ -19,9 +19,11 @@ from actors.base import Actor, concurrent, every, handles
 from actors.errors import CorruptState, Refused, Transient
 from actors.index import core
 from actors.index.config import IndexConfig
-from actors.index.heads import StoreHeads, head_name, renewed
+from actors.index.fitness import unfit
+from actors.index.heads import StoreHeads, companion_name, renewed
 from actors.index.store_sync import StoreSync, Synced
 from actors.ports import Buckets, Bus, Registry, Snapshots, Tables
+from actors.refusals import no_index
 from schemas.documents.dataset import DatasetDocument
 from schemas.documents.index import GenerationDocument, IndexDocument
 from schemas.documents.store import StoreDocument
@@ -49,6 +51,9 @@ from schemas.events.lance import (
 from schemas.names import IndexName, Rows
 
 log = structlog.get_logger(__name__)
+
+WAIT_S = 30.0
+"""An append waits so long for its rows to be embedded and searchable."""
 
 Moved = StoreAdvanced | RunOptimize
 
@@ -201,7 +206,7 @@ class Stores(Actor):
             return [found]
         document, _, store, backend = found
         head = await self._registry.load(GenerationDocument, query.index)
-        beside = await self._registry.load(GenerationDocument, head_name(query.index, "hnsw", "lance"))
+        beside = await self._registry.load(GenerationDocument, companion_name(query.index, "lance"))
         serving = [one[0].vector_index for one in (head, beside) if one is not None and one[0].vector_index]
         stats = await anyio.to_thread.run_sync(backend.stats)
         covered = await anyio.to_thread.run_sync(backend.indexed_rows)
@@ -241,10 +246,13 @@ class Stores(Actor):
 
     async def _texts_of(self, name: IndexName) -> list[BuildTexts]:
         found = await self._registry.load(IndexDocument, name)
-        if found is None or found[0].text_column is None or not self._config.full_text or not lance_store.available():
+        if found is None or found[0].text_column is None or not self._config.full_text:
             return []
-        dataset = await self._registry.load(DatasetDocument, found[0].dataset)
-        if dataset is None or lance_store.unfit_names([dataset[0].id_column, found[0].text_column]):
+        index, column = found[0], found[0].text_column
+        dataset = await self._registry.load(DatasetDocument, index.dataset)
+        if dataset is None:
+            return []
+        if await unfit(index.dataset, [dataset[0].id_column, column], index.bucket, self._buckets):
             return []  # a search by text says so
         return [] if await self._heads.load(name) else [BuildTexts(name)]
 
@@ -307,7 +315,7 @@ class Stores(Actor):
             return await self._no_store(name)
         place = await self._buckets.lance_place(found[0].bucket, store.key, store.lance_version)
         try:
-            backend = await anyio.to_thread.run_sync(LanceBackend.open, place, found[0].metric)
+            backend = await anyio.to_thread.run_sync(LanceBackend.load, place, found[0].metric)
         except (FileNotFoundError, CorruptState) as error:
             hint = f"make it anew: lakehouse lance drop {name}, then lakehouse lance migrate {name}"
             return Refusal("unavailable", f"the Lance store of {name!r} can't be read: {error}", hint)
@@ -315,10 +323,6 @@ class Stores(Actor):
 
     async def _no_store(self, name: IndexName) -> Refusal:
         if await self._registry.load(IndexDocument, name) is None:
-            return Refusal("not_found", f"there is no index {name!r}", "lakehouse indexes lists them")
+            return no_index(name)
         hint = f"make one: lakehouse lance migrate {name}"
         return Refusal("not_found", f"index {name!r} has no Lance store", hint)
-
-
-WAIT_S = 30.0
-"""An append waits so long for its rows to be embedded and searchable."""

@@ -10,6 +10,7 @@ from actors.planner.config import PlannerConfig
 from actors.planner.core_gain import Gain, Interval
 from actors.planner.planners import Planned, Planners
 from actors.ports import Registry
+from actors.refusals import no_index
 from schemas.documents.index import IndexDocument
 from schemas.documents.planner import PlannerDocument
 from schemas.events.base import Refusal
@@ -43,7 +44,7 @@ class Keeper:
         if not self._config.enabled:
             return Refusal("conflict", "the planner is off", "[planner] enabled = true")
         if await self._registry.load(IndexDocument, name) is None:
-            return Refusal("not_found", f"there is no index {name!r}", "lakehouse indexes lists them")
+            return no_index(name)
         return None
 
     def adopt(self, name: IndexName, document: PlannerDocument) -> None:

@@ -13,6 +13,7 @@ from actors.base import Actor, Origin, concurrent, every, handles
 from actors.errors import Refused
 from actors.ports import Bus, Clock, ModelServer, Registry
 from actors.profile import core_profiles as core
+from actors.refusals import no_index
 from schemas.documents.codec import ProfileCodecDocument
 from schemas.documents.index import IndexDocument
 from schemas.documents.profile import ProfileDocument
@@ -157,12 +158,12 @@ class Profiles(Actor):
         if isinstance(name, Refusal):
             return (name,)
         if name is None and await self._index(str(query.index)) is None:
-            return (_no_index(str(query.index)),)
+            return (no_index(str(query.index)),)
         if name is None:
             return (core.forbidden(profile, str(query.index), list(self._known.values())),)
         index = self._indexes.get(name) or await self._index(name)
         if index is None:
-            return (_no_index(name),)
+            return (no_index(name),)
         wrong = core.check_backend(profile, query.backend)
         if wrong is not None:
             return (wrong,)
@@ -230,10 +231,6 @@ class Profiles(Actor):
             document.changed,
             codec[0].artifact if codec else None,
         )
-
-
-def _no_index(name: IndexName) -> Refusal:
-    return Refusal("not_found", f"there is no index {name!r}", "lakehouse indexes lists them")
 
 
 def _unknown(name: ProfileName) -> Refusal:

@@ -13,6 +13,7 @@ from actors.errors import Conflict
 from actors.ports import Clock, Journal, Registry, Tables
 from actors.promoted import own_config
 from actors.promotion import core, why
+from actors.refusals import no_index
 from schemas.documents.index import GenerationDocument, IndexDocument
 from schemas.documents.promotion import PromotionDocument, PromotionEntry
 from schemas.events.base import Refusal
@@ -203,7 +204,7 @@ class Promotion(Actor):
     async def _index(self, name: IndexName) -> IndexDocument | Refusal:
         found = await self._registry.load(IndexDocument, name)
         if found is None:
-            return Refusal(status="not_found", reason=f"there is no index {name}", hint="lakehouse indexes")
+            return no_index(name)
         return found[0]
 
 

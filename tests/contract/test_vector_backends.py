@@ -56,7 +56,7 @@ def store(
     lance_store.append(place, schema, [lance_store.batch_of(schema, rows, vectors, ids)])
     lance_store.index_columns(place, "id", None)
     made(lance_store.build_index(place, metric, build or resolve(len(rows), vectors.shape[1]), "v0"))
-    return LanceBackend.open(place, metric, "v0")
+    return LanceBackend.load(place, metric, "v0")
 
 
 @pytest.fixture(params=["hnsw", "lance", "lance-s3"])
@@ -215,10 +215,10 @@ def test_an_older_version_is_as_it_was_and_optimising_changes_no_answer(place: P
     before = backend.search(more[:20], 5, effort)[0]
     assert backend.stats().unindexed_rows == 300
     version = lance_store.optimise(place, ["v0"], ["v0"], False, 3600.0)
-    after = LanceBackend.open(place, "cosine", "v0")
+    after = LanceBackend.load(place, "cosine", "v0")
     assert (after.lance_version, after.stats().unindexed_rows, after.stats().rows) == (version, 0, N + 299)
     assert (after.search(more[:20], 5, effort)[0] == before).mean() >= 0.98
-    old = LanceBackend.open(Place(place.uri, place.options, then), "cosine", "v0")
+    old = LanceBackend.load(Place(place.uri, place.options, then), "cosine", "v0")
     assert (old.rows, 0 in old.search(vectors_of(N)[:1], 1, effort)[0]) == (N, True)
 
 
@@ -238,12 +238,12 @@ def test_a_commit_that_another_came_before_is_to_come_again_and_no_damage(place:
 
 def test_what_is_missing_is_said_so(place: Place) -> None:
     with pytest.raises(FileNotFoundError):
-        LanceBackend.open(place, "cosine", "v0")
+        LanceBackend.load(place, "cosine", "v0")
     store(place, vectors_of(N), np.arange(N), "cosine")
     with pytest.raises(FileNotFoundError, match="no vector index v9"):
-        LanceBackend.open(place, "cosine", "v9")
+        LanceBackend.load(place, "cosine", "v9")
     with pytest.raises(FileNotFoundError):
-        LanceBackend.open(Place(place.uri, place.options, 999), "cosine", "v0")
+        LanceBackend.load(Place(place.uri, place.options, 999), "cosine", "v0")
     with pytest.raises(FileExistsError):
         lance_store.create(place, lance_store.schema_of(pa.schema([("id", pa.string())]), DIM))
 

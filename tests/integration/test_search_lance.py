@@ -373,10 +373,36 @@ async def test_a_column_that_a_store_cannot_have_is_refused_and_a_graph_does_wit
         await house.create("docs", "odd", "vector", backend="lance")
     await house.create("docs", "odd", "vector", text_column=column)
     assert await house.ids("docs", VECTORS[4], 1) == ["r4"]
-    with pytest.raises(Refused, match="there is no full-text index of 'docs': it can't have a column"):
+    with pytest.raises(Refused, match="which a Lance store can't have"):
         await house.bus.ask(Search("docs", text="otter", mode="text"))
     waiting = house.bus.server.streams["LAKEHOUSE_CMD"].kept.values()
     assert "lakehouse.cmd.lance.build_texts" not in {kept.subject for kept in waiting}  # it could never be done
+
+
+async def test_in_a_bucket_that_lance_cannot_reach_a_graph_serves_and_the_answer_says_so(tmp_path: Path) -> None:
+    async with IndexHouse(tmp_path, {"heap": "memory://heap"}, sample_share=0.0, log_share=0.0).running() as house:
+        await house.dataset("notes", notes(0, VECTORS), "vector")
+        with pytest.raises(Refused, match="can't hold a Lance store: file:// and s3:// can"):
+            await house.create("docs", "notes", "vector", bucket="heap", backend="lance")
+        await house.create("docs", "notes", "vector", bucket="heap", backend="auto", text_column="body")
+        assert await house.ids("docs", VECTORS[4], 1) == ["r4"]
+        with pytest.raises(Refused, match="can't hold a Lance store"):
+            await house.bus.ask(Search("docs", text="otter", mode="text"))
+        assert not house.bus.server.streams["LAKEHOUSE_DEAD"].kept
+
+
+async def test_without_full_text_a_search_by_words_says_what_to_set(tmp_path: Path) -> None:
+    home = IndexHouse(tmp_path, full_text=False, sample_share=0.0, log_share=0.0)
+    async with home.running() as house:
+        await house.dataset("notes", notes(0, VECTORS), "vector")
+        await house.create("docs", "notes", "vector", text_column="body")
+        with pytest.raises(Refused, match="has no full-text index") as refused:
+            await house.bus.ask(Search("docs", text="otter", mode="text"))
+        assert "full_text = true" in str(refused.value.refusal.hint)
+        await house.bus.ask(MigrateIndex("docs"))
+        await house.until(lambda: companion_is_ready(house))
+        found = await house.bus.ask(Search("docs", text="otter", mode="text"))
+        assert "otter" in str(found.queries[0][0].columns["body"])
 
 
 async def test_a_store_whose_rows_are_damaged_is_made_anew(tmp_path: Path) -> None:

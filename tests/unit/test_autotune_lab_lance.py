@@ -50,7 +50,7 @@ class LanceBench(Bench):
         await self.registry.save("docs", document, expected=found[1] if found else None)
 
     async def delete(self, rows: np.ndarray, version: int) -> None:
-        backend = LanceBackend.open(await self.buckets.lance_place("primary", KEY), "l2")
+        backend = LanceBackend.load(await self.buckets.lance_place("primary", KEY), "l2")
         backend.delete(rows)
         await self.head(backend.lance_version, version)
 
@@ -127,7 +127,7 @@ async def test_recall_is_what_brute_force_says(bench: LanceBench) -> None:
     await bench.trial("t-1", fresh("IVF_RQ", extra=[effort]))
     row = next(row for row in bench.journal.rows if row.effort == effort)
     place = await bench.buckets.lance_place("primary", KEY)
-    backend = LanceBackend.open(place, "l2", "IVF_RQ-p8-v1")
+    backend = LanceBackend.load(place, "l2", "IVF_RQ-p8-v1")
     _, eval_set = await bench.eval_set()
     recalls = []
     for own, query in zip(eval_set.query_rows, eval_set.queries, strict=True):

@@ -42,7 +42,7 @@ class Shop:
     def __init__(self, folder):
         self.buckets = ObjectBuckets({"primary": "memory://"}, folder)
         self.registry = DocumentRegistry(self.buckets, MemoryHeads())
-        chooser = BackendChooser(self.registry, NoTrials(), 1 << 30)
+        chooser = BackendChooser(self.registry, self.buckets, NoTrials(), 1 << 30)
         self.generations = Generations(
             self.registry, self.buckets, StoreHeads(self.registry), chooser, SystemClock(), keep=3
         )
