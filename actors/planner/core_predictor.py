@@ -54,8 +54,9 @@ def nearest(similar: F32) -> list[int]:
 def smoothed(similar: list[float], effort: list[float], labels: list[float]) -> tuple[float, float]:
     """The first two features, from the nearest patterns."""
     total = mean = square = 0.0
+    exp = math.exp
     for s, e, told in zip(similar, effort, labels, strict=True):
-        weight = math.exp(BETA * (s - 1)) * (told + 0.5)
+        weight = exp(BETA * (s - 1)) * (told + 0.5)
         total += weight
         mean += weight * e
         square += weight * e * e

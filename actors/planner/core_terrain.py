@@ -8,6 +8,7 @@ fresh one.
 Notation: d dimensions, p axes, c centroids, n rows of the sample.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -25,7 +26,7 @@ ITERATIONS = 20
 
 
 class Terrain(NamedTuple):
-    matrix: F32  # (p + c, d)
+    matrix: F32  # (p + c + 1, d): axes, centroids, the centroids' mean
     offset: F32  # (p,) the mean's products with the axes
 
     @classmethod
@@ -44,7 +45,7 @@ class Terrain(NamedTuple):
         first = axes[:, np.argsort(-values)[: min(AXES[-1], d)]].T.astype(np.float32)  # (p, d)
         centroids = kmeans(some, CENTROIDS, rng, ITERATIONS).centroids
         centroids = centroids / np.maximum(np.linalg.norm(centroids, axis=1, keepdims=True), 1e-12)
-        return cls(np.concatenate([first, centroids]), first @ mean)
+        return cls(np.concatenate([first, centroids, centroids.mean(axis=0, keepdims=True)]), first @ mean)
 
     def features(self, query: F32) -> tuple[float, ...]:
         """(6,) floats of a query (d,); zeros while there is no terrain."""
@@ -52,14 +53,16 @@ class Terrain(NamedTuple):
         if p == 0:
             return NOWHERE
         product = self.matrix.dot(query)
-        axes = product[:p]
+        axes, near, mean = product[:p], product[p:-1], product.item(-1)
         axes -= self.offset
-        few, near = axes[: AXES[0]], product[p:].tolist()
-        total = sum(near) / len(near)
-        spread = max(0.0, float(product[p:].dot(product[p:])) / len(near) - total * total) ** 0.5
-        best = max(near)
-        near.remove(best)
-        return float(few.dot(few)), float(axes.dot(axes)), best, best - max(near, default=best), total, spread
+        few = axes[: AXES[0]]
+        spread = math.sqrt(max(0.0, float(near.dot(near)) / len(near) - mean * mean))
+        first = near.argmax()
+        best = near.item(first)
+        near[first] = -math.inf
+        second = near.item(near.argmax())
+        gap = best - second if second > -math.inf else 0.0
+        return float(few.dot(few)), float(axes.dot(axes)), best, gap, mean, spread
 
 
 NOWHERE = (0.0,) * FEATURES

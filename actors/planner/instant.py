@@ -22,13 +22,13 @@ from actors.planner.core_labels import FULL, RUNGS, Labels, between
 from actors.planner.core_lora import Lora
 from actors.planner.core_predictor import nearest, smoothed
 from actors.planner.core_ring import UNKNOWN, Ring, quality_of
-from actors.planner.core_terrain import NOWHERE, Terrain
+from actors.planner.core_terrain import Terrain
 
 F32 = NDArray[np.float32]
 
 SURE = 0.8
 ALIKE = 0.7
-"""A pattern supplies the effort when it is surer than the one and as like as the other."""
+"""Of the nearest patterns, the first that is surer than the one and as like as the other supplies the effort."""
 LEAST, MOST = float(RUNGS[0]), float(RUNGS[-1])
 EXACT = frozenset({"exact", "exact_all"})
 
@@ -45,12 +45,12 @@ class Choice(NamedTuple):
     strategy: str
     default_strategy: str
     decade: int  # of the filter's selectivity
-    similarity: float  # to the nearest pattern; 0 without one
-    confidence: float
+    similarity: float  # to the pattern that was applied, or else the nearest; 0 without one
+    confidence: float  # of that one
     pattern: int  # -1: none applied
     predicted: float  # log2 of the effort for full recall, before calibration
     plan: F32  # (h,)
-    static: tuple[float, ...]  # features, core_terrain
+    query: F32  # (d,)
 
 
 class Instant:
@@ -105,34 +105,33 @@ class Instant:
             strategy = self.bandit.choose(decade, strategies, EXACT, default_strategy, self.target)
         self.default_effort = default_effort
         calibration, m = self.learned.calibration, len(self._efforts)
-        if selectivity < 1:  # its effort follows from the filter: the graph is widened until enough match
+        if selectivity < 1 or calibration is None or m == 0:  # a filter's effort follows from it: the graph is widened
             return Choice(
                 "Default", default_effort, default_effort, strategy, default_strategy, decade, 0.0, 0.0, -1,
-                default_effort, plan, NOWHERE,
-            )  # fmt: skip
-        static = self.terrain.features(query)
-        if calibration is None or m == 0:
-            return Choice(
-                "Default", default_effort, default_effort, strategy, default_strategy, decade, 0.0, 0.0, -1,
-                default_effort, plan, static,
+                default_effort, plan, query,
             )  # fmt: skip
         product = self._matrix.dot(plan)  # (m + r + r',): similarities, then both adapters' down x
         places = nearest(product[:m])
-        similar = product[places].tolist()
-        best, pattern = places[0], -1
-        if self._confidences[best] > SURE and similar[0] >= ALIKE:
-            kind: Kind = "PatternApplied"
-            pattern, predicted = best, self._efforts[best]
+        similar = [product.item(place) for place in places]
+        kind: Kind = "DefaultWithAdaptation"
+        pattern, likeness, confidence = -1, similar[0], self._confidences[places[0]]
+        for place, alike in zip(places, similar, strict=True):
+            if alike < ALIKE:
+                break
+            if self._confidences[place] > SURE:
+                kind, pattern, likeness, confidence = "PatternApplied", place, alike, self._confidences[place]
+                break
+        if pattern >= 0:
+            predicted = self._efforts[pattern]
         else:
-            kind = "DefaultWithAdaptation"
             efforts, labels = [self._efforts[p] for p in places], [self._labels[p] for p in places]
-            f = (*smoothed(similar, efforts, labels), *static)
+            f = (*smoothed(similar, efforts, labels), *self.terrain.features(query))
             predicted = self.learned.weights.b + sum(map(mul, self._w, f)) + float(product[m:].dot(self._read))
         effort = calibration.shift + calibration.slope * predicted
         effort = min(max(effort, LEAST), MOST)
         return Choice(
-            kind, effort, default_effort, strategy, default_strategy, decade, similar[0], self._confidences[best],
-            pattern, predicted, plan, static,
+            kind, effort, default_effort, strategy, default_strategy, decade, likeness, confidence, pattern, predicted,
+            plan, query,
         )  # fmt: skip
 
     def after(
@@ -162,7 +161,7 @@ class Instant:
 
     def told(self, choice: Choice, recall: F32, us: F32, own_us: float) -> None:
         """A label: recall and time (e,) of the query at every rung. `own_us`: what choosing took."""
-        self.labels = self.labels.with_one(choice.plan, recall, us, choice.static)
+        self.labels = self.labels.with_one(choice.plan, recall, us, self.terrain.features(choice.query))
         if choice.kind == "Default":  # nothing was chosen: nothing to compare, nothing to learn at once
             return
         efforts = np.array([choice.default_effort, choice.effort])

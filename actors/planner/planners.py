@@ -3,6 +3,7 @@ actor beside it runs the background cycles and keeps the state. Its clock is the
 microseconds.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from time import perf_counter
 
@@ -97,7 +98,7 @@ class Planners:
         rows = max(1, situation.rows)
         matching = rows if situation.matching is None else situation.matching
         scale = max(1.0, situation.k / 10)  # labels are of recall@10
-        default = float(np.log2(max(1.0, situation.effort / scale)))
+        default = math.log2(max(1.0, situation.effort / scale))
         choice = planned.instant.before(
             situation.query,
             situation.operators,
@@ -120,7 +121,7 @@ class Planners:
         instant.after(
             ticket.choice,
             outcome.steps,
-            float(np.log2(outcome.effort)) if outcome.effort > 0 else 0.0,
+            math.log2(outcome.effort) if outcome.effort > 0 else 0.0,
             outcome.total_us,
             outcome.bytes / (1 << 20),
             outcome.cache_hits,
