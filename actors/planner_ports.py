@@ -5,7 +5,8 @@
     planner.label(plan, ladder)            later, of a sampled one: run again at every effort of `planner.ladder`
     planner.compare(plan, runs)            of a sampled filtered one: run again by every strategy
 
-Efforts are ef_search of a graph, or ten times the nprobes of a Lance index.
+An effort is the ef_search of a graph, or ten times the nprobes of a Lance index, whose refine factor and ef grow with
+it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -62,9 +63,14 @@ class Run(NamedTuple):
     recall: Share
 
 
+def scale(k: int) -> float:
+    """More hits take more effort in proportion: efforts are learnt as those of ten hits."""
+    return max(1.0, k / 10)
+
+
 class QueryPlanner(Protocol):
     ladder: tuple[int, ...]
-    """Efforts that a label is measured at, ascending."""
+    """Efforts that a label is measured at, ascending; each times `scale(k)`."""
 
     def wants(self, index: IndexName, surely: bool) -> bool:
         """Whether it wants to see the next query of an index. `surely`: it is run again, or is to be explained."""

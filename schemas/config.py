@@ -15,6 +15,7 @@ EF_CONSTRUCTION_BOUNDS = (10, 400)
 EF_SEARCH_BOUNDS = (10, 400)
 PARTITION_BOUNDS = (1, 32_768)
 REFINE_BOUNDS = (1, 100)
+EF_BOUNDS = (1, 4000)
 
 LanceType = Literal["IVF_RQ", "IVF_FLAT", "IVF_PQ", "IVF_HNSW_SQ"]
 
@@ -35,7 +36,7 @@ class GraphConfig(msgspec.Struct, frozen=True, order=True):
 class HnswEffort(msgspec.Struct, frozen=True, order=True, tag_field="backend", tag="hnsw"):
     """How hard a graph is searched."""
 
-    ef_search: Annotated[int, Meta(ge=1, le=4000)]
+    ef_search: Annotated[int, Meta(ge=EF_BOUNDS[0], le=EF_BOUNDS[1])]
 
     def __str__(self) -> str:
         return f"ef_search {self.ef_search}"
@@ -90,7 +91,7 @@ class LanceEffort(msgspec.Struct, frozen=True, order=True, tag_field="backend", 
 
     nprobes: Partitions  # cells looked into, the nearest first
     refine_factor: Annotated[int, Meta(ge=REFINE_BOUNDS[0], le=REFINE_BOUNDS[1])] = 1  # candidates rescored per hit
-    ef: Annotated[int, Meta(ge=0, le=4000)] = 0  # of IVF_HNSW_SQ; 0 otherwise
+    ef: Annotated[int, Meta(ge=0, le=EF_BOUNDS[1])] = 0  # of IVF_HNSW_SQ; 0 otherwise
 
     def __str__(self) -> str:
         of = f", ef {self.ef}" if self.ef else ""
@@ -105,7 +106,7 @@ class LanceConfig(msgspec.Struct, frozen=True, order=True, tag_field="backend", 
     sub_vectors: Annotated[int, Meta(ge=0, le=4096)] = 0
     nprobes: Partitions = 1
     refine_factor: Annotated[int, Meta(ge=REFINE_BOUNDS[0], le=REFINE_BOUNDS[1])] = 1
-    ef: Annotated[int, Meta(ge=0, le=4000)] = 0
+    ef: Annotated[int, Meta(ge=0, le=EF_BOUNDS[1])] = 0
 
     @classmethod
     def of(cls, build: LanceBuild, effort: LanceEffort) -> "LanceConfig":

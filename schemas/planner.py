@@ -34,12 +34,12 @@ class PlannerExplanation(msgspec.Struct, frozen=True):
     mode: PlannerMode
     acted: bool
     decided: Decided
-    effort: int  # ef_search, or nprobes
+    effort: int  # ef_search, or ten times the nprobes of a Lance index
     default_effort: int
     strategy: str
     default_strategy: str
     pattern: int | None  # number of the pattern applied
-    similarity: float  # to the nearest pattern; 0 without one
+    similarity: float  # to the pattern that was applied, or else the nearest; 0 without one
     confidence: Share  # of that pattern
     own_us: Micros  # that choosing took
     operators: list[Criticality] = []

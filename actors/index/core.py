@@ -11,8 +11,8 @@ from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 
+from schemas.config import EF_BOUNDS, REFINE_BOUNDS, HnswEffort, IndexConfig, LanceConfig, LanceEffort
 from schemas.config import Build as BuildConfig
-from schemas.config import IndexConfig
 from schemas.documents.index import GenerationDocument
 from schemas.events.index import GenerationBuilt, Strategy
 from schemas.names import Backend, Bytes, Rows, Share, TrialId, VectorBackend
@@ -113,6 +113,27 @@ def widened_probes(nprobes: int, matching: Rows, rows: Rows, partitions: int) ->
     """Cells to look into for a filter: the nearest hits lie further out as fewer rows match, in proportion to
     the square root while the filter is neither for nor against the query."""
     return min(partitions, math.ceil(nprobes * math.sqrt(rows / max(1, matching))))
+
+
+PROBES = 10
+"""A planner counts cells by tenths: its ladder of efforts, which is of ef_search, does for them too."""
+
+
+def counted(effort: HnswEffort | LanceEffort | None) -> int:
+    """An effort as a planner counts it; 0: exact."""
+    if effort is None:
+        return 0
+    return effort.ef_search if isinstance(effort, HnswEffort) else PROBES * effort.nprobes
+
+
+def planned_effort(config: LanceConfig, planned: int) -> LanceEffort:
+    """The Lance effort of one number: all that the configuration spends, cells looked into, candidates rescored and ef,
+    grows and shrinks in proportion to it."""
+    own, share = config.effort, planned / counted(config.effort)
+    nprobes = min(max(1, round(own.nprobes * share)), config.partitions)
+    refine = 1 if config.index_type == "IVF_FLAT" else min(max(1, round(own.refine_factor * share)), REFINE_BOUNDS[1])
+    ef = min(max(1, round(own.ef * share)), EF_BOUNDS[1]) if own.ef else 0
+    return LanceEffort(nprobes, refine, ef)
 
 
 def grown_capacity(rows: Rows) -> Rows:

@@ -156,8 +156,8 @@ class LanceServed:
         assert isinstance(vectors, StoreVectors)
         config = vectors.config or self.config
         effort, rows = self.effort(query, config), len(vectors)
-        if plan is not None and plan.acting:  # its efforts are tenths of a probe
-            effort = msgspec.structs.replace(effort, nprobes=min(max(1, plan.effort // 10), config.partitions))
+        if plan is not None and plan.acting:
+            effort = core.planned_effort(config, plan.effort)
         if matching is not None and core.store_exact(len(matching), rows, self.exact_below_rows):
             found = await anyio.to_thread.run_sync(vectors.exact, queries, k, matching.rows, limiter=THREADS)
             watch.step("exact", "%d rows", len(matching))

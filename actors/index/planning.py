@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 
 import anyio.lowlevel
 import anyio.to_thread
-import msgspec
 import numpy as np
 import structlog
 from numpy.typing import NDArray
@@ -21,18 +20,15 @@ from actors.index.filters import Matching
 from actors.index.heads import companion_name
 from actors.index.lance_served import LanceServed
 from actors.index.live import THREADS
-from actors.index.sampling import TIE, WAITING, K
+from actors.index.sampling import TIE, WAITING
 from actors.index.served import ServedIndex
 from actors.index.shelf import Served, Shelf
-from actors.planner_ports import Outcome, Plan, QueryPlanner, Run, Situation
-from schemas.config import HnswEffort, LanceEffort
+from actors.planner_ports import Outcome, Plan, QueryPlanner, Run, Situation, scale
 from schemas.events.index import Search
 from schemas.planner import PlannerExplanation
 
 SMALL = 2000
 """Rows of an index that exact search over all of it is worth a try in."""
-PROBES = 10
-"""The planner counts nprobes by tenths."""
 UNBOUND = core.ROWS_PER_EF * core.EF_LIMIT + 1
 """Rows that no graph search is dearer than."""
 
@@ -100,7 +96,7 @@ class Planning:
         steps = watch.laps
         search_us = sum(us for name, us in steps if name in ("graph", "exact", "lance"))
         scanned = len(index.vectors) if near.strategy == "exact" else 0
-        effort = effort_of(near.effort)
+        effort = core.counted(near.effort)
         self._asked(
             self._planner.observe,
             plan,
@@ -143,22 +139,23 @@ class Planning:
                 await self.compare(index, plan, query, k, filtered)
 
     async def label(self, index: Served, plan: Plan, query: NDArray[np.float32], truth: NDArray[np.float32]) -> None:
-        """Tells the planner what a sampled query (1, d), whose `truth` are the exact distances of its first K,
+        """Tells the planner what a sampled query (1, d), whose `truth` (k,) are the exact distances of its hits,
         needed."""
         runs: list[Run] = []
+        k = len(truth)
         for effort in self._planner.ladder:
             if runs and runs[-1].recall == 1.0:  # more effort changes nothing but the time, which is in proportion
                 runs.append(Run(runs[-1].us * effort / self._planner.ladder[len(runs) - 1], 1.0))
                 continue
             await anyio.lowlevel.checkpoint()  # short searches await nothing, and there are many
             started = perf_counter()
-            distances = await _again(index, query, effort)
+            distances = await _again(index, query, k, min(round(effort * scale(k)), core.EF_LIMIT))
             if distances is None:
                 return
             us = (perf_counter() - started) * 1e6
             runs.append(Run(us, _recall(distances, truth)))
         self._asked(self._planner.label, plan, runs)
-        if isinstance(index, ServedIndex) and (run := await self._by_lance(index, query, K, None, truth)) is not None:
+        if isinstance(index, ServedIndex) and (run := await self._by_lance(index, query, k, None, truth)) is not None:
             self._asked(self._planner.compare, plan, {"lance": run})
 
     async def compare(self, index: Served, plan: Plan, query: NDArray[np.float32], k: int, filtered: Matching) -> None:
@@ -203,7 +200,7 @@ class Planning:
 def _would(index: Served, k: int, rows: int, left: int | None) -> tuple[str, tuple[str, ...], int]:
     """The strategy without a planner, those that may answer, and the effort without a planner."""
     if isinstance(index, LanceServed):
-        return "lance", ("lance",), PROBES * index.config.effort.nprobes
+        return "lance", ("lance",), core.counted(index.config.effort)
     effort = max(index.config.ef_search, k)
     chosen: str = core.strategy(k, effort, rows, left, index.exact_below_rows)
     if left is None:
@@ -219,25 +216,16 @@ def _worth_a_graph(k: int, rows: int, left: int) -> bool:
     return left > 0 and core.widened(k, 1, rows, left)[1] <= core.EF_LIMIT
 
 
-async def _again(index: Served, query: NDArray[np.float32], effort: int) -> NDArray[np.float32] | None:
-    """(<= K,) distances with that effort; None when there is no graph to ask any more."""
+async def _again(index: Served, query: NDArray[np.float32], k: int, effort: int) -> NDArray[np.float32] | None:
+    """(<= k,) distances with that effort; None when there is no graph to ask any more."""
     if isinstance(index, LanceServed):
-        probes = min(max(1, effort // PROBES), index.config.partitions)
-        wanted = msgspec.structs.replace(index.config.effort, nprobes=probes)
-        backend = index.vectors.backend
-        found = await anyio.to_thread.run_sync(backend.near, query[0], K, wanted, None, [], limiter=THREADS)
+        wanted, backend = core.planned_effort(index.config, effort), index.vectors.backend
+        found = await anyio.to_thread.run_sync(backend.near, query[0], k, wanted, None, [], limiter=THREADS)
         return np.asarray(found[1], np.float32)
     if index.graph is None:
         return None
-    near, _ = await index.graph.search(query, K, effort)
+    near, _ = await index.graph.search(query, k, max(effort, k))
     return np.empty(0, np.float32) if near is None else near[1][0]
-
-
-def effort_of(effort: HnswEffort | LanceEffort | None) -> int:
-    """As the planner counts it; 0: exact."""
-    if effort is None:
-        return 0
-    return effort.ef_search if isinstance(effort, HnswEffort) else PROBES * effort.nprobes
 
 
 def _recall(distances: NDArray[np.float32], truth: NDArray[np.float32]) -> float:

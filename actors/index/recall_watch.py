@@ -20,6 +20,9 @@ STORE_SAMPLES = 32
 STORE_CHECK_S = 30.0
 """Sampled queries of a Lance store are checked once there are so many, or after so long."""
 
+MOST_HITS = 100
+"""Queries for more aren't run again for the planner: the ladder would take too long."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -43,10 +46,11 @@ class RecallWatch:
         only says something to the planner."""
         own = query.ef_search is None and query.nprobes is None and query.refine_factor is None
         comparable = answer.strategy in ("graph", "codes", "lance") and answer.matching is None and own
-        if comparable and query.mode == "vector" and query.k >= K and len(answer.vectors):
+        plan = answer.plan if query.k <= MOST_HITS else None
+        if comparable and query.mode == "vector" and (query.k >= K or plan is not None) and len(answer.vectors):
             for vector, distances in zip(answer.queries, answer.found[1], strict=True):
                 sample = Sample(
-                    answer.result.generation, vector, distances[:K], answer.vectors, answer.codec, answer.plan
+                    answer.result.generation, vector, distances[:K], answer.vectors, answer.codec, query.k, plan
                 )
                 self._samples.append((index.place, sample))
         else:
@@ -63,7 +67,7 @@ class RecallWatch:
         for name, sample, truth in checked:
             served = self._shelf.loaded(name)
             if sample.plan is not None and served is not None:
-                await self._planning.label(served, sample.plan, sample.query[None], truth)
+                await self._planning.label(served, sample.plan, sample.query[None], truth[: sample.k])
         for index in self._shelf.all():
             mine = [(sample, truth) for name, sample, truth in checked if name == index.place]
             index.window.add([recall_of(sample, truth) for sample, truth in mine if index.window.is_of(sample)])

@@ -41,6 +41,7 @@ class Sample(msgspec.Struct, frozen=True):
     distances: NDArray[np.float32]  # (<= K,) ascending, as answered
     vectors: ExactSearch  # what it was answered from
     codec: ArtifactName | None = None  # by whose codes; None: by the graph
+    k: int = K  # hits that were asked for
     plan: Plan | None = None  # what the planner said of it, and wants to hear more of
 
 
@@ -55,7 +56,9 @@ class RecallWindow:
         self._recalls: deque[float] = deque(maxlen=WINDOW)
 
     def is_of(self, sample: Sample) -> bool:
-        """A codec's answers are its own, whatever generation waits behind it."""
+        """A codec's answers are its own, whatever generation waits behind it. Fewer hits than K are the planner's."""
+        if sample.k < K:
+            return False
         if sample.codec is not None or self._codec is not None:
             return sample.codec == self._codec
         return sample.generation == self._generation
@@ -89,7 +92,7 @@ class Checker:
         self._thread = ThreadPoolExecutor(1, "recall", initializer=_be_nice)
 
     async def truths(self, samples: list[Sample]) -> list[NDArray[np.float32] | None]:
-        """(<= K,) exact distances of each sample, in order. See `truths_of`."""
+        """(<= max(k, K),) exact distances of each sample, in order. See `truths_of`."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._thread, truths_of, samples)
 
@@ -100,8 +103,9 @@ class Checker:
 
 
 def truths_of(samples: list[Sample]) -> list[NDArray[np.float32] | None]:
-    """Of each, the distances of the K true nearest rows (of all, if there are fewer). There must be rows. Samples of
-    the same vectors are asked together: a store is read once for all. None where the vectors can't be read any more."""
+    """Of each, the distances of the K true nearest rows, and of as many as a planner wants to hear of (of all, if there
+    are fewer). There must be rows. Samples of the same vectors are asked together: a store is read once for all.
+    None where the vectors can't be read any more."""
     together: dict[int, list[int]] = {}
     for place, sample in enumerate(samples):
         together.setdefault(id(sample.vectors), []).append(place)
@@ -109,7 +113,8 @@ def truths_of(samples: list[Sample]) -> list[NDArray[np.float32] | None]:
     for places in together.values():
         some = [samples[place] for place in places]
         try:
-            _, truth = some[0].vectors.exact(np.stack([sample.query for sample in some]), K)
+            k = max([K, *(sample.k for sample in some if sample.plan is not None)])
+            _, truth = some[0].vectors.exact(np.stack([sample.query for sample in some]), k)
         except (FileNotFoundError, CorruptState, Transient):  # of a store that was optimised or dropped since
             continue
         for place, line in zip(places, truth, strict=True):
@@ -119,7 +124,8 @@ def truths_of(samples: list[Sample]) -> list[NDArray[np.float32] | None]:
 
 def recall_of(sample: Sample, truth: NDArray[np.float32]) -> float:
     """Share of the true nearest that it answered, a row as near as the last of them being as good."""
-    return int(np.count_nonzero(sample.distances <= truth[-1] + TIE)) / len(truth)
+    nearest = truth[:K]
+    return int(np.count_nonzero(sample.distances <= nearest[-1] + TIE)) / len(nearest)
 
 
 def _be_nice() -> None:

@@ -26,6 +26,8 @@ OPERATORS = ("embed", "filter", "graph", "filtered_graph", "exact", "exact_all",
 OPERATOR_WEIGHT = 0.35
 QUERY_WEIGHT = 1.0
 NUMBER_WEIGHT = 0.25
+VERSION = 2
+"""Of this and of the static features (core_terrain.py): raised when the same query gets other numbers."""
 MANY = 1024
 """Plans and figures that are remembered, so that one is added up once."""
 

@@ -15,7 +15,7 @@ from actors.planner.core_gain import Gain, Pair
 from actors.planner.core_labels import LADDER
 from actors.planner.core_slack import slacks
 from actors.planner.instant import EXACT, Choice, Instant
-from actors.planner_ports import Outcome, Plan, Run, Situation
+from actors.planner_ports import Outcome, Plan, Run, Situation, scale
 from schemas.names import Backend, IndexName
 from schemas.planner import Criticality, PlannerExplanation, PlannerMode
 
@@ -48,10 +48,10 @@ class Planned:
 class Ticket:
     """What a plan must be remembered with."""
 
-    __slots__ = ("choice", "of", "own_us")
+    __slots__ = ("choice", "default_effort", "of", "own_us")
 
-    def __init__(self, of: Planned, choice: Choice, own_us: float) -> None:
-        self.of, self.choice, self.own_us = of, choice, own_us
+    def __init__(self, of: Planned, choice: Choice, default_effort: int, own_us: float) -> None:
+        self.of, self.choice, self.default_effort, self.own_us = of, choice, default_effort, own_us
 
 
 class Planners:
@@ -97,8 +97,7 @@ class Planners:
             return None
         rows = max(1, situation.rows)
         matching = rows if situation.matching is None else situation.matching
-        scale = max(1.0, situation.k / 10)  # labels are of recall@10
-        default = math.log2(max(1.0, situation.effort / scale))
+        default = math.log2(max(1.0, situation.effort / scale(situation.k)))
         choice = planned.instant.before(
             situation.query,
             situation.operators,
@@ -108,12 +107,12 @@ class Planners:
             situation.strategy,
             situation.strategies,
         )
-        effort = situation.effort if choice.kind == "Default" else round(2**choice.effort * scale)
+        effort = situation.effort if choice.kind == "Default" else round(2**choice.effort * scale(situation.k))
         own_us = (perf_counter() - started) * 1e6
         planned.own_us += own_us
         planned.chosen += 1
         acting = planned.mode == "on"
-        return Plan(acting, max(effort, situation.k), choice.strategy, Ticket(planned, choice, own_us))
+        return Plan(acting, effort, choice.strategy, Ticket(planned, choice, situation.effort, own_us))
 
     def observe(self, plan: Plan, outcome: Outcome) -> None:
         ticket = _ticket(plan)
@@ -156,7 +155,7 @@ class Planners:
             acted=plan.acting,
             decided=choice.kind,
             effort=plan.effort,
-            default_effort=round(2**choice.default_effort),
+            default_effort=ticket.default_effort,
             strategy=choice.strategy,
             default_strategy=choice.default_strategy,
             pattern=choice.pattern if choice.pattern >= 0 else None,

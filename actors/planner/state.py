@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.planner import core_ewc, core_lora
+from actors.planner import core_embedding, core_ewc, core_lora
 from actors.planner.config import PlannerConfig
 from actors.planner.core_bandit import Arm
 from actors.planner.core_cycle import Learned
@@ -62,6 +62,7 @@ def document_of(index: IndexName, planned: Planned, config: PlannerConfig) -> Pl
         dim=instant.embedding.dim,
         hidden_dim=config.hidden_dim,
         seed=config.seed,
+        embedding=core_embedding.VERSION,
         mode=planned.mode,
         backend=planned.backend,
         why=planned.why,
@@ -83,6 +84,8 @@ def planned_of(document: PlannerDocument, config: PlannerConfig) -> Planned:
     """Raises Unfit."""
     if (document.hidden_dim, document.seed) != (config.hidden_dim, config.seed):
         raise Unfit(f"it is of hidden_dim {document.hidden_dim} and seed {document.seed}")
+    if document.embedding != core_embedding.VERSION:
+        raise Unfit(f"its plans are embedded by version {document.embedding}, here it is {core_embedding.VERSION}")
     planned = Planned(config, document.dim, document.target, document.mode)
     instant, arrays = planned.instant, {name: _array(block) for name, block in document.arrays.items()}
     try:

@@ -24,6 +24,7 @@ class PlannerDocument(Document, frozen=True, kw_only=True, tag="planner"):
     dim: int
     hidden_dim: int
     seed: int
+    embedding: int = 1  # version of the plan embedding and the static features: another's numbers mean nothing
     mode: PlannerMode
     backend: Backend | None = None  # whose efforts it has learnt
     why: str = ""  # it has this mode

@@ -11,7 +11,7 @@ from actors.planner.config import PlannerConfig
 from actors.planner.core_gain import Pair
 from schemas.config import HnswConfig
 from schemas.documents.planner import PlannerDocument
-from schemas.events.index import DropIndex, Search
+from schemas.events.index import DropIndex, GetIndexStats, Search
 from schemas.events.lance import MigrateIndex
 from schemas.events.planner import (
     ExportPlanner,
@@ -114,6 +114,24 @@ async def test_it_learns_from_queries_that_were_run_again_and_is_kept(tmp_path):
         assert after.gain.speed.value == pytest.approx(before.gain.speed.value, rel=1e-5)
         again = (await ask(house, 1, 5)).explain.planner
         assert (again.decided, again.effort) == (explained.decided, explained.effort)
+
+
+async def test_a_query_is_labelled_for_the_hits_that_it_wanted(house):
+    await ask(house, 30, 2, k=5)
+    await house.searcher.on_check()
+    planned = house.planners.indexes["docs"]
+    assert planned.instant.labels.size == 30
+    assert (await house.bus.ask(GetIndexStats("docs"))).live_recall is None  # which is of ten hits
+    await ask(house, 30, 2, k=40)
+    await house.searcher.on_check()
+    few, many = planned.instant.labels.recall[:30], planned.instant.labels.recall[30:]
+    assert np.allclose(few * 5, np.round(few * 5), atol=1e-4)
+    assert np.allclose(many * 40, np.round(many * 40), atol=1e-4)
+    assert not np.allclose(many * 10, np.round(many * 10), atol=1e-4)
+    assert (await house.bus.ask(GetIndexStats("docs"))).live_recall.samples == 30
+    await ask(house, 30, 2, k=200)  # too many
+    await house.searcher.on_check()
+    assert planned.instant.labels.size == 60
 
 
 async def test_on_it_acts_and_what_is_sampled_is_not_acted_on(house):

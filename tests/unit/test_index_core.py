@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from actors.index import core
-from schemas.config import HnswConfig
+from schemas.config import HnswConfig, LanceConfig, LanceEffort
 from schemas.documents.index import GenerationDocument
 from schemas.events.index import GenerationBuilt
 
@@ -82,6 +82,22 @@ def test_what_is_live_needs_nothing_but_another_trial_gets_a_number_of_its_own()
     live = head(first, trial="t1")
     assert core.next_generation(HnswConfig(), "t1", live, [first], 1000) is None
     assert core.next_generation(HnswConfig(), "t2", live, [first], 1000) == core.Reuse(first)
+
+
+@pytest.mark.parametrize(
+    ("config", "planned", "effort"),
+    [
+        (LanceConfig("IVF_PQ", 64, 8, nprobes=8, refine_factor=10), 80, LanceEffort(8, 10)),
+        (LanceConfig("IVF_PQ", 64, 8, nprobes=8, refine_factor=10), 160, LanceEffort(16, 20)),
+        (LanceConfig("IVF_PQ", 64, 8, nprobes=8, refine_factor=10), 10, LanceEffort(1, 1)),
+        (LanceConfig("IVF_PQ", 64, 8, nprobes=1, refine_factor=10), 905, LanceEffort(64, 100)),
+        (LanceConfig("IVF_FLAT", 64, nprobes=8), 160, LanceEffort(16, 1)),
+        (LanceConfig("IVF_HNSW_SQ", 1, nprobes=1, refine_factor=2, ef=64), 20, LanceEffort(1, 4, 128)),
+    ],
+)
+def test_one_number_scales_all_that_a_lance_search_spends(config, planned, effort):
+    assert core.planned_effort(config, planned) == effort
+    assert core.counted(config.effort) == 10 * config.nprobes
 
 
 def test_pruning_keeps_the_live_graph_the_newest_and_what_is_being_built():

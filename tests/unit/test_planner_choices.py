@@ -345,6 +345,8 @@ def test_what_is_kept_is_what_was(tmp_path):
         state.planned_of(cut, config)
     with pytest.raises(state.Unfit, match="hidden_dim"):
         state.planned_of(document, PlannerConfig(hidden_dim=128))
+    with pytest.raises(state.Unfit, match="version 1"):
+        state.planned_of(msgspec.structs.replace(document, embedding=1), config)
 
 
 def test_in_shadow_a_share_of_the_queries_is_looked_at():
