@@ -2,7 +2,7 @@
 
     plan = planner.choose(situation)       before a search, in tens of microseconds
     planner.observe(plan, outcome)         after it
-    planner.label(plan, ladder)            later, of a sampled one: run again at every effort of `planner.ladder`
+    planner.label(plan, ladder, …)         later, of a sampled one: run again at every effort of `planner.ladder`
     planner.compare(plan, runs)            of a sampled filtered one: run again by every strategy
 
 An effort is the ef_search of a graph, or ten times the nprobes of a Lance index, whose refine factor and ef grow with
@@ -33,6 +33,7 @@ class Situation(NamedTuple):
     effort: int  # without a planner
     strategy: str  # without a planner
     strategies: tuple[str, ...]  # that may answer
+    since: float  # when planning it began, by the performance counter
 
 
 class Plan(NamedTuple):
@@ -41,6 +42,7 @@ class Plan(NamedTuple):
     acting: bool
     effort: int
     strategy: str
+    default_effort: int  # without a planner
     ticket: object  # the planner's own
 
 
@@ -50,10 +52,10 @@ class Outcome(NamedTuple):
     steps: Sequence[tuple[str, float]]  # operators and their times in microseconds, in order
     total_us: float
     search_us: float  # of the strategy alone
-    strategy: str  # that answered
     effort: int  # that it took; 0: exact
     bytes: int  # of working memory
     cache_hits: Share  # of the columns that were in memory
+    since: float  # when telling it began, by the performance counter
 
 
 class Run(NamedTuple):
@@ -82,8 +84,9 @@ class QueryPlanner(Protocol):
 
     def observe(self, plan: Plan, outcome: Outcome) -> None: ...
 
-    def label(self, plan: Plan, runs: Sequence[Run]) -> None:
-        """`runs`: one for each effort of the ladder, in order."""
+    def label(self, plan: Plan, ladder: Sequence[Run], default: Run, planned: Run, answered: Share) -> None:
+        """`ladder`: a run for each of its efforts, in order; `default` and `planned`: without the planner, and as it
+        chose; `answered`: the recall of what the user got."""
         ...
 
     def compare(self, plan: Plan, runs: Mapping[str, Run]) -> None:
@@ -105,7 +108,7 @@ class NoPlanner:
         return None
 
     def observe(self, plan: Plan, outcome: Outcome) -> None: ...
-    def label(self, plan: Plan, runs: Sequence[Run]) -> None: ...
+    def label(self, plan: Plan, ladder: Sequence[Run], default: Run, planned: Run, answered: Share) -> None: ...
     def compare(self, plan: Plan, runs: Mapping[str, Run]) -> None: ...
     def explain(self, plan: Plan, steps: Sequence[tuple[str, float]]) -> PlannerExplanation:
         raise LookupError("there is no planner")

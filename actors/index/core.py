@@ -23,6 +23,9 @@ ROWS_PER_EF = 7
 EF_LIMIT = 4000
 """Filtered search doesn't widen the graph search beyond this."""
 
+UNBOUND = ROWS_PER_EF * EF_LIMIT + 1
+"""Rows that no graph search is dearer than."""
+
 OVERFETCH = 2.0
 """Filtered search first asks for this many times k / selectivity: a filter that is neither
 for nor against the query leaves twice the hits needed."""

@@ -4,7 +4,7 @@ anything. What isn't planned: several vectors at once, hybrid search, old versio
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from time import perf_counter
 from typing import Any, TypeVar
 
@@ -20,18 +20,16 @@ from actors.index.filters import Matching
 from actors.index.heads import companion_name
 from actors.index.lance_served import LanceServed
 from actors.index.live import THREADS
-from actors.index.sampling import TIE, WAITING
+from actors.index.sampling import WAITING, recall_against
 from actors.index.served import ServedIndex
 from actors.index.shelf import Served, Shelf
 from actors.planner_ports import Outcome, Plan, QueryPlanner, Run, Situation, scale
 from schemas.events.index import Search
+from schemas.names import Share
 from schemas.planner import PlannerExplanation
 
 SMALL = 2000
 """Rows of an index that exact search over all of it is worth a try in."""
-UNBOUND = core.ROWS_PER_EF * core.EF_LIMIT + 1
-"""Rows that no graph search is dearer than."""
-
 
 T = TypeVar("T")
 
@@ -43,6 +41,7 @@ class Planning:
         self._planner = planner
         self._shelf = shelf
         self._broken = False
+        self._turn = False
         self._filtered: deque[tuple[Served, Plan, NDArray[np.float32], int, Matching, int]] = deque(maxlen=WAITING)
 
     def before(
@@ -58,6 +57,7 @@ class Planning:
             return None
         if self._broken or not self._planner.wants(index.place, sampled or query.explain):
             return None
+        since = perf_counter()
         rows, left = len(index.vectors), None if matching is None else len(matching)
         strategy, strategies, effort = _would(index, query.k, rows, left)
         if isinstance(index, ServedIndex) and strategy != "exact_all" and self.beside(index) is not None:
@@ -78,6 +78,7 @@ class Planning:
                 effort,
                 strategy,
                 strategies,
+                since,
             ),
         )
         return plan._replace(acting=False) if sampled and plan is not None else plan
@@ -93,7 +94,7 @@ class Planning:
         return self.beside(index) if lance else None
 
     def after(self, plan: Plan, index: Served, near: Near, query: Search, watch: Stopwatch) -> None:
-        steps = watch.laps
+        since, steps = perf_counter(), watch.laps
         search_us = sum(us for name, us in steps if name in ("graph", "exact", "lance"))
         scanned = len(index.vectors) if near.strategy == "exact" else 0
         effort = core.counted(near.effort)
@@ -104,10 +105,10 @@ class Planning:
                 steps,
                 watch.total_us,
                 search_us,
-                "exact_all" if near.strategy == "exact" and query.filter is None else near.strategy,
                 effort,
                 12 * max(effort, near.found[0].size) + 4 * scanned,
                 1.0 if isinstance(index, ServedIndex) else 0.0,
+                since,
             ),
         )
 
@@ -138,25 +139,39 @@ class Planning:
             if index.vectors.version == version:
                 await self.compare(index, plan, query, k, filtered)
 
-    async def label(self, index: Served, plan: Plan, query: NDArray[np.float32], truth: NDArray[np.float32]) -> None:
+    async def label(
+        self, index: Served, plan: Plan, query: NDArray[np.float32], truth: NDArray[np.float32], answered: Share
+    ) -> None:
         """Tells the planner what a sampled query (1, d), whose `truth` (k,) are the exact distances of its hits,
-        needed."""
-        runs: list[Run] = []
+        needed; `answered` is the recall that it had."""
         k = len(truth)
-        for effort in self._planner.ladder:
-            if runs and runs[-1].recall == 1.0:  # more effort changes nothing but the time, which is in proportion
-                runs.append(Run(runs[-1].us * effort / self._planner.ladder[len(runs) - 1], 1.0))
-                continue
-            await anyio.lowlevel.checkpoint()  # short searches await nothing, and there are many
+        ladder = [min(round(effort * scale(k)), core.EF_LIMIT) for effort in self._planner.ladder]
+        try:
+            runs = [run async for run in _climbed(index, query, truth, ladder)]
+            others = await self._others(index, query, truth)
+            self._turn = not self._turn  # neither is always the first, or always warm
+            default, planned = plan.default_effort, plan.effort
+            first, second = (planned, default) if self._turn else (default, planned)
+            timed = {first: await _run(index, query, truth, first)}
+            if second != first:
+                timed[second] = await _run(index, query, truth, second)
+        except NoGraphError:
+            return
+        chosen = others.get(plan.strategy, timed[planned])
+        self._asked(self._planner.label, plan, _filled(runs, ladder), timed[default], chosen, answered)
+        self._asked(self._planner.compare, plan, others)
+
+    async def _others(self, index: Served, query: NDArray[np.float32], truth: NDArray[np.float32]) -> dict[str, Run]:
+        """How the other strategies do on a query (1, d) without a filter."""
+        runs: dict[str, Run] = {}
+        k = len(truth)
+        if isinstance(index, ServedIndex) and len(index.vectors) <= SMALL:
             started = perf_counter()
-            distances = await _again(index, query, k, min(round(effort * scale(k)), core.EF_LIMIT))
-            if distances is None:
-                return
-            us = (perf_counter() - started) * 1e6
-            runs.append(Run(us, _recall(distances, truth)))
-        self._asked(self._planner.label, plan, runs)
-        if isinstance(index, ServedIndex) and (run := await self._by_lance(index, query, k, None, truth)) is not None:
-            self._asked(self._planner.compare, plan, {"lance": run})
+            index.vectors.exact(query, k, None)
+            runs["exact_all"] = Run((perf_counter() - started) * 1e6, 1.0)
+        if (run := await self._by_lance(index, query, k, None, truth)) is not None:
+            runs["lance"] = run
+        return runs
 
     async def compare(self, index: Served, plan: Plan, query: NDArray[np.float32], k: int, filtered: Matching) -> None:
         """Tells the planner how every strategy does on a sampled filtered query (1, d)."""
@@ -168,10 +183,12 @@ class Planning:
         runs = {"exact": Run((perf_counter() - started) * 1e6, 1.0)}
         if _worth_a_graph(k, rows, len(filtered)):
             started = perf_counter()
-            near = await index.by_filtered_graph(query, k, index.config.ef_search, filtered, Stopwatch(False), UNBOUND)
+            near = await index.by_filtered_graph(
+                query, k, index.config.ef_search, filtered, Stopwatch(False), core.UNBOUND
+            )
             us = (perf_counter() - started) * 1e6
             if near is not None:  # else it is what exact search would have had to answer
-                runs["filtered_graph"] = Run(us, _recall(near.found[1][0], truth[0]))
+                runs["filtered_graph"] = Run(us, recall_against(near.found[1][0], truth[0]))
             else:
                 runs["filtered_graph"] = Run(us + runs["exact"].us, 1.0)
         if (run := await self._by_lance(index, query, k, filtered, truth[0])) is not None:
@@ -194,7 +211,7 @@ class Planning:
         asked = Search(index.document.index, k=k)
         started = perf_counter()
         near = await lance.neighbours(lance.vectors, query, k, asked, rows, [], Stopwatch(False))
-        return Run((perf_counter() - started) * 1e6, _recall(near.found[1][0], truth))
+        return Run((perf_counter() - started) * 1e6, recall_against(near.found[1][0], truth))
 
 
 def _would(index: Served, k: int, rows: int, left: int | None) -> tuple[str, tuple[str, ...], int]:
@@ -216,20 +233,43 @@ def _worth_a_graph(k: int, rows: int, left: int) -> bool:
     return left > 0 and core.widened(k, 1, rows, left)[1] <= core.EF_LIMIT
 
 
-async def _again(index: Served, query: NDArray[np.float32], k: int, effort: int) -> NDArray[np.float32] | None:
-    """(<= k,) distances with that effort; None when there is no graph to ask any more."""
+class NoGraphError(Exception):
+    """There is no graph to ask any more: the query is not a label."""
+
+
+async def _climbed(
+    index: Served, query: NDArray[np.float32], truth: NDArray[np.float32], ladder: Sequence[int]
+) -> AsyncIterator[tuple[int, Run]]:
+    """Runs at every effort until one has full recall, and at the last: more effort changes nothing but the time."""
+    full = False
+    for place, effort in enumerate(ladder):
+        if not full or place == len(ladder) - 1:
+            await anyio.lowlevel.checkpoint()  # short searches await nothing, and there are many
+            run = await _run(index, query, truth, effort)
+            full = full or run.recall == 1.0
+            yield effort, run
+
+
+def _filled(runs: Sequence[tuple[int, Run]], ladder: Sequence[int]) -> list[Run]:
+    """Of every effort: what wasn't run has full recall, and a time between its neighbours', linear in effort."""
+    known = dict(runs)
+    us = np.interp(ladder, list(known), [run.us for run in known.values()])
+    return [known.get(effort, Run(float(time), 1.0)) for effort, time in zip(ladder, us, strict=True)]
+
+
+async def _run(index: Served, query: NDArray[np.float32], truth: NDArray[np.float32], effort: int) -> Run:
+    """A search with that effort. Raises NoGraphError."""
+    k, started = len(truth), perf_counter()
     if isinstance(index, LanceServed):
         wanted, backend = core.planned_effort(index.config, effort), index.vectors.backend
         found = await anyio.to_thread.run_sync(backend.near, query[0], k, wanted, None, [], limiter=THREADS)
-        return np.asarray(found[1], np.float32)
-    if index.graph is None:
-        return None
-    near, _ = await index.graph.search(query, k, max(effort, k))
-    return np.empty(0, np.float32) if near is None else near[1][0]
-
-
-def _recall(distances: NDArray[np.float32], truth: NDArray[np.float32]) -> float:
-    return int(np.count_nonzero(distances[: len(truth)] <= truth[-1] + TIE)) / len(truth)
+        distances = np.asarray(found[1], np.float32)
+    elif index.graph is not None:
+        near, _ = await index.graph.search(query, k, max(effort, k))
+        distances = np.empty(0, np.float32) if near is None else near[1][0]
+    else:
+        raise NoGraphError
+    return Run((perf_counter() - started) * 1e6, recall_against(distances, truth))
 
 
 def _unit(query: NDArray[np.float32], metric: str) -> NDArray[np.float32]:

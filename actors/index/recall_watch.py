@@ -9,7 +9,7 @@ import structlog
 from actors.index.answer import Answer
 from actors.index.lance_served import LanceServed
 from actors.index.planning import Planning
-from actors.index.sampling import WAITING, Checker, K, Sample, recall_of
+from actors.index.sampling import WAITING, Checker, K, Sample, recall_against, recall_of
 from actors.index.shelf import Served, Shelf
 from actors.index.vectors import VectorSet
 from actors.ports import Clock
@@ -50,7 +50,7 @@ class RecallWatch:
         if comparable and query.mode == "vector" and (query.k >= K or plan is not None) and len(answer.vectors):
             for vector, distances in zip(answer.queries, answer.found[1], strict=True):
                 sample = Sample(
-                    answer.result.generation, vector, distances[:K], answer.vectors, answer.codec, query.k, plan
+                    answer.result.generation, vector, distances, answer.vectors, answer.codec, query.k, plan
                 )
                 self._samples.append((index.place, sample))
         else:
@@ -66,8 +66,10 @@ class RecallWatch:
         checked = [(*pair, truth) for pair, truth in zip(taken, truths, strict=True) if truth is not None]
         for name, sample, truth in checked:
             served = self._shelf.loaded(name)
-            if sample.plan is not None and served is not None:
-                await self._planning.label(served, sample.plan, sample.query[None], truth[: sample.k])
+            if sample.plan is not None and served is not None and served.vectors.version == sample.vectors.version:
+                nearest = truth[: sample.k]
+                answered = recall_against(sample.distances, nearest)
+                await self._planning.label(served, sample.plan, sample.query[None], nearest, answered)
         for index in self._shelf.all():
             mine = [(sample, truth) for name, sample, truth in checked if name == index.place]
             index.window.add([recall_of(sample, truth) for sample, truth in mine if index.window.is_of(sample)])

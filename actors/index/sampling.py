@@ -38,7 +38,7 @@ class Sample(msgspec.Struct, frozen=True):
 
     generation: int
     query: NDArray[np.float32]  # (d,)
-    distances: NDArray[np.float32]  # (<= K,) ascending, as answered
+    distances: NDArray[np.float32]  # (<= k,) ascending, as answered
     vectors: ExactSearch  # what it was answered from
     codec: ArtifactName | None = None  # by whose codes; None: by the graph
     k: int = K  # hits that were asked for
@@ -123,9 +123,13 @@ def truths_of(samples: list[Sample]) -> list[NDArray[np.float32] | None]:
 
 
 def recall_of(sample: Sample, truth: NDArray[np.float32]) -> float:
-    """Share of the true nearest that it answered, a row as near as the last of them being as good."""
-    nearest = truth[:K]
-    return int(np.count_nonzero(sample.distances <= nearest[-1] + TIE)) / len(nearest)
+    """recall@K of what it answered."""
+    return recall_against(sample.distances, truth[:K])
+
+
+def recall_against(distances: NDArray[np.float32], truth: NDArray[np.float32]) -> float:
+    """Share of k true nearest (k,) that ascending distances hold, one as near as the last of them being as good."""
+    return int(np.count_nonzero(distances[: len(truth)] <= truth[-1] + TIE)) / len(truth)
 
 
 def _be_nice() -> None:

@@ -76,6 +76,8 @@ async def search(
         hits = await past.hits(index, query.version, near.found, columns)
     elif query.mode == "vector":
         plan = planning.before(index, query, queries, matching, sampled)
+        if plan is not None:
+            watch.step("plan", "%s, effort %d", plan.strategy, plan.effort)
         lance = planning.elsewhere(index, plan)
         if lance is not None:
             rows = None if matching is None else Matching(matching.rows, matching.rows)

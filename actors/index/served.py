@@ -179,7 +179,7 @@ class ServedIndex:
         ef, limit = max(query.ef_search or self.config.ef_search, k), left or 0
         chosen = core.strategy(k, ef, rows, left, self.exact_below_rows)
         if plan is not None and plan.acting:
-            ef, limit, chosen = max(plan.effort, k), core.ROWS_PER_EF * core.EF_LIMIT + 1, STRATEGIES[plan.strategy]
+            ef, limit, chosen = max(plan.effort, k), core.UNBOUND, STRATEGIES[plan.strategy]
         if graph is not None and chosen == "graph":
             for wide in (ef, min(4 * ef, core.EF_LIMIT)):
                 found, view = await graph.search(queries, k, wide)

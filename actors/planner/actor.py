@@ -16,12 +16,11 @@ from actors.base import Actor, concurrent, every, handles
 from actors.errors import Conflict, CorruptState, Transient
 from actors.planner import core_boundary, core_gain, state
 from actors.planner.config import PlannerConfig
-from actors.planner.core_boundary import Shift
-from actors.planner.core_gain import Gain
+from actors.planner.core_labels import Labels
 from actors.planner.core_ring import Trajectories
 from actors.planner.keeping import Keeper
 from actors.planner.learning import LearningOrder, Lesson, learn
-from actors.planner.planners import Planned, Planners
+from actors.planner.planners import FORGET, Planned, Planners
 from actors.ports import Clock, Compute, Registry, Snapshots
 from schemas.documents.index import IndexDocument
 from schemas.documents.planner import PlannerDocument
@@ -42,10 +41,8 @@ from schemas.events.planner import (
     SetPlanner,
 )
 from schemas.names import IndexName
-from schemas.planner import PlannerMode
+from schemas.planner import PlannerGain, PlannerMode
 
-FORGET = 0.3
-"""What strategies were seen to do counts so much after a shift."""
 log = structlog.get_logger(__name__)
 
 Lessons = PlannerLearned | PatternShift | PlannerModeChanged
@@ -79,7 +76,7 @@ class Planner(Actor):
 
     async def start(self) -> Sequence[Never]:
         for name, document, _ in await self._registry.all(PlannerDocument):
-            self._keeper.adopt(name, document)
+            await self._keeper.adopt(name, document)
         return ()
 
     async def stop(self) -> None:
@@ -92,22 +89,23 @@ class Planner(Actor):
     @every("cycle_s")
     async def on_cycle(self) -> Sequence[Lessons]:
         said: list[Lessons] = []
-        for name in list(self._planners.indexes):
-            lessons = await self._learn(name)
-            said += [] if isinstance(lessons, Refusal) else lessons
+        for name, _ in self._active():
+            said += await self._lessons(name)
         return said
 
     @every("watch_s")
     async def on_watch(self) -> Sequence[Lessons]:
         """Looks whether the planner helps, and whether the queries have shifted: then a cycle runs at once."""
         said: list[Lessons] = []
-        for name, planned in list(self._planners.indexes.items()):
+        for name, planned in self._active():
             said += await self._judge(name, planned)
-            shift = await self._shifted(planned)
-            if shift is not None and shift.shifted and name not in self._learning:
-                lessons = await self._learn(name)
-                said += [] if isinstance(lessons, Refusal) else lessons
+            recent = await self._shifted(planned)
+            if recent:
+                said += await self._lessons(name, recent)
         return said
+
+    def _active(self) -> list[tuple[IndexName, Planned]]:
+        return [(name, planned) for name, planned in self._planners.indexes.items() if planned.mode != "off"]
 
     @handles
     async def on_learn(
@@ -120,10 +118,11 @@ class Planner(Actor):
 
     @handles
     async def on_drift(self, event: RecallDrifted) -> Sequence[Lessons]:
-        if event.index not in self._planners.indexes:
+        planned = self._planners.indexes.get(event.index)
+        if planned is None or planned.mode == "off":
             return ()
-        lessons = await self._learn(event.index)
-        return () if isinstance(lessons, Refusal) else lessons
+        planned.instant.bandit.discount(FORGET)
+        return await self._lessons(event.index)
 
     @handles
     async def on_learned(self, event: PlannerLearned) -> Sequence[Never]:
@@ -182,7 +181,7 @@ class Planner(Actor):
         if (missing := await self._keeper.missing(query.index)) is not None:
             return (missing,)
         planned = await self._keeper.planned(query.index)
-        document = state.document_of(query.index, planned, self._config)
+        document = await self._keeper.document(query.index, planned)
         return (PlannerExport(query.index, await anyio.to_thread.run_sync(state.exported, document)),)
 
     @handles
@@ -191,7 +190,7 @@ class Planner(Actor):
             return (missing,)
         try:
             document = await anyio.to_thread.run_sync(state.imported, command.state)
-            planned = state.planned_of(document, self._config)
+            planned = await anyio.to_thread.run_sync(state.planned_of, document, self._config)
         except ValueError as error:
             return (
                 Refusal("invalid", f"this is no planner's state: {error}", "what `lakehouse planner export` wrote"),
@@ -202,14 +201,20 @@ class Planner(Actor):
             return (Refusal("invalid", reason, "import it into an index of as many"),)
         planned.mode, planned.why = "shadow", "imported"
         planned.instant.target = own.instant.target
-        planned.instant.pairs, planned.compared = np.empty((0, 4)), 0  # what it did elsewhere proves nothing here
+        planned.instant.pairs = planned.instant.pairs[:0]  # what it did elsewhere proves nothing here
+        planned.compared = planned.judged = planned.looks = 0
         self._planners.indexes[command.index] = planned
         await self._keeper.save(command.index)
         return (PlannerForgot(command.index, True, self._process_id), await self._keeper.status(command.index))
 
     # --- learning ---
 
-    async def _learn(self, name: IndexName) -> list[Lessons] | Refusal:
+    async def _lessons(self, name: IndexName, recent: int = 0) -> list[Lessons]:
+        """Those of a cycle that nobody asked for: there may be none."""
+        lessons = await self._learn(name, recent)
+        return [] if isinstance(lessons, Refusal) else lessons
+
+    async def _learn(self, name: IndexName, recent: int = 0) -> list[Lessons] | Refusal:
         planned = await self._keeper.planned(name)
         instant = planned.instant
         if instant.ring.size < self._config.min_trajectories:  # before anything is taken out of it
@@ -220,43 +225,42 @@ class Planner(Actor):
             return Refusal("busy", f"index {name!r} is being learnt from", "wait for it to end", retry_after_s=5.0)
         self._learning.add(name)
         try:
-            return await self._lesson(name, planned)
+            return await self._lesson(name, planned, recent)
         finally:
             self._learning.discard(name)
 
-    async def _lesson(self, name: IndexName, planned: Planned) -> list[Lessons]:
+    async def _lesson(self, name: IndexName, planned: Planned, recent: int) -> list[Lessons]:
         instant = planned.instant
         started, seen, upto = self._clock.monotonic(), instant.ring.look(), instant.ring.seen
-        asked = instant.labels.size
-        lesson = await self._taught(name, planned, seen)
+        labels, labelled = instant.labels, instant.labelled
+        lesson = await self._taught(name, planned, seen, labels, recent)
         made = lesson.cycle
         instant.ring.forget(upto)  # not before: a worker that dies takes nothing with it
-        fresh = instant.labels.size - asked  # labels that came meanwhile
-        instant.labels = made.labels.with_all(instant.labels.newest(fresh)) if fresh > 0 else made.labels
+        instant.labels = made.labels.with_all(instant.labels.newest(instant.labelled - labelled))  # and those meanwhile
         if lesson.terrain is not None:
             instant.terrain = lesson.terrain
         instant.adopt(made.learned)
         shifted = made.shift is not None and made.shift.shifted
         if shifted:
-            instant.bandit.discount(FORGET)
+            planned.shifted()
         planned.cycles += 1
         planned.learned, planned.cycle_s = self._clock.now(), self._clock.monotonic() - started
         said = await self._judge(name, planned)
         await self._keeper.save(name)
         bank = made.learned.bank.size
-        log.info("planner learnt", index=name, queries=seen.size, labels=asked, patterns=bank, s=planned.cycle_s)
+        log.info("planner learnt", index=name, queries=seen.size, labels=labels.size, patterns=bank, s=planned.cycle_s)
         if shifted and made.shift is not None:
             said.append(PatternShift(name, made.shift.z, made.shift.p, seen.size))
-        learned = PlannerLearned(name, seen.size, asked, made.clusters, bank, planned.cycle_s, self._process_id)
+        learned = PlannerLearned(name, seen.size, labels.size, made.clusters, bank, planned.cycle_s, self._process_id)
         return [learned, *said]
 
-    async def _taught(self, name: IndexName, planned: Planned, seen: Trajectories) -> Lesson:
+    async def _taught(
+        self, name: IndexName, planned: Planned, seen: Trajectories, labels: Labels, recent: int
+    ) -> Lesson:
         instant = planned.instant
 
         async def run(rows: Path | None) -> Lesson:
-            order = LearningOrder(
-                instant.learned, seen, instant.labels, instant.target, instant.default_effort, self._config, rows
-            )
+            order = LearningOrder(instant.learned, seen, labels, instant.target, self._config, recent, rows)
             async with aclosing(self._compute.stream(learn, order)) as lessons:  # type: ignore[type-var]
                 async for lesson in lessons:
                     return lesson
@@ -268,20 +272,28 @@ class Planner(Actor):
         except FileNotFoundError:  # of a companion, or being dropped
             return await run(None)
 
-    async def _shifted(self, planned: Planned) -> Shift | None:
-        instant = planned.instant
-        new = instant.ring.seen - planned.tested
-        if new < core_boundary.MIN_SAMPLES or instant.ring.size < self._config.min_trajectories:
-            return None
-        planned.tested = instant.ring.seen
-        plans, threshold = instant.ring.look().plans, self._config.ewc_boundary_threshold
-        rng = np.random.default_rng(self._config.seed)
-        return await anyio.to_thread.run_sync(core_boundary.shift, instant.learned.reference, plans, threshold, rng)
+    async def _shifted(self, planned: Planned) -> int:
+        """How many of the newest queries came after a shift; 0: there was none."""
+        ring, (before, last) = planned.instant.ring, planned.tested
+        seen = ring.seen
+        if seen - last < core_boundary.MIN_SAMPLES:
+            return 0
+        planned.tested = (last, seen)
+        plans, first = ring.look().plans, seen - ring.size
+        windows = plans[max(0, before - first) : max(0, last - first)], plans[max(0, last - first) :]
+        rng, threshold = np.random.default_rng(self._config.seed), self._config.ewc_boundary_threshold
+        reference = planned.instant.learned.reference
+        moved = await anyio.to_thread.run_sync(core_boundary.watched, reference, *windows, threshold, rng)
+        return sum(len(window) for window in windows) if moved else 0
 
     # --- modes ---
 
     async def _judge(self, name: IndexName, planned: Planned) -> list[Lessons]:
-        gain = planned.gain()
+        due = core_gain.LEAST if planned.mode == "shadow" else 1
+        if planned.compared - planned.judged < due:
+            return []
+        planned.judged, planned.looks = planned.compared, planned.looks + 1
+        gain = await anyio.to_thread.run_sync(planned.gain)
         mode = core_gain.next_mode(planned.mode, gain)
         if mode == planned.mode or gain is None:
             return []
@@ -294,7 +306,7 @@ class Planner(Actor):
         return [PlannerModeChanged(name, mode, before, why, self._process_id)] if mode != before else []
 
 
-def _said(gain: Gain) -> str:
+def _said(gain: PlannerGain) -> str:
     speed, recall = gain.speed, gain.recall
     return (
         f"{speed.value:.2f} times as fast ({speed.low:.2f} to {speed.high:.2f}), "

@@ -2,12 +2,13 @@
 
     choose the arm with the greatest  x̄ + sqrt(2 ln t / n),  every arm once first
 
-A reward is t_ref / (t_ref + time), in (0, 1) and falling with time, t_ref being the context's own best mean time when
-the reward is read: so it tells arms apart at 50 µs as at 50 ms. Recall is a constraint, not part of the reward: an arm
-whose lower bound on sampled recall is under target can't be chosen; one that is exact needs no sample. After a drift
+x̄ is t_best / t, in (0, 1] and falling with time: t is the geometric mean of the arm's times, t_best the least of the
+context's, so it tells arms apart at 50 µs as at 50 ms. Recall is a constraint, not part of the reward: an arm whose
+lower bound on sampled recall is under target can't be chosen; one that is exact needs no sample, and what answers
+without a planner may run until its *upper* bound is under target. After a drift
 all that was seen counts less (as in discounted UCB, Garivier & Moulines 2011), so that it is tried anew.
 
-A context is a decade of selectivity, of one index.
+A context is a decade of selectivity, of one index; queries without a filter have one of their own.
 """
 
 import math
@@ -36,11 +37,17 @@ class Arm(msgspec.Struct):
 
     def recall_lower(self) -> Share:
         """One-sided 95 % bound on mean recall, with one more sample of 0 (as actors/index/core.py has it)."""
-        if not self.samples:
-            return 0.0
+        return self._recall_bound(0.0) if self.samples else 0.0
+
+    def recall_upper(self) -> Share:
+        """The other one, with one more sample of 1."""
+        return self._recall_bound(1.0) if self.samples else 1.0
+
+    def _recall_bound(self, one_more: Share) -> Share:
         n = self.samples + 1
-        mean = self.recall / n
-        return max(0.0, mean - Z_95 * math.sqrt(max(0.0, self.squares / n - mean**2) / n))
+        mean = (self.recall + one_more) / n
+        spread = Z_95 * math.sqrt(max(0.0, (self.squares + one_more) / n - mean**2) / n)
+        return min(1.0, mean + spread) if one_more else max(0.0, mean - spread)
 
 
 class Bandit(msgspec.Struct):
@@ -63,16 +70,18 @@ class Bandit(msgspec.Struct):
         arm.squares += recall * recall
 
     def choose(self, context: int, names: Sequence[str], exact: frozenset[str], default: str, target: Share) -> str:
-        """Of `names`, `default` among them, which always may run: it is what answers without a planner."""
+        """Of `names`, `default` among them; that where no arm may run."""
         known = self.contexts.get(context, {})
         arms = [(name, known.get(name)) for name in names if self._may(known.get(name), name, exact, default, target)]
+        if not arms:
+            return default
         fresh = next((name for name, arm in arms if arm is None or arm.n < 1), None)
         if fresh is not None:
             return fresh
         tried = [(name, arm) for name, arm in arms if arm is not None]
         total = math.log(max(math.e, sum(arm.n for _, arm in tried)))
         best = min(arm.us for _, arm in tried)
-        return max(tried, key=lambda one: best / (best + one[1].us) + math.sqrt(2 * total / one[1].n))[0]
+        return max(tried, key=lambda one: best / one[1].us + math.sqrt(2 * total / one[1].n))[0]
 
     def discount(self, factor: float) -> None:
         """The world has changed."""
@@ -82,4 +91,8 @@ class Bandit(msgspec.Struct):
                     setattr(arm, field, getattr(arm, field) * factor)
 
     def _may(self, arm: Arm | None, name: str, exact: frozenset[str], default: str, target: Share) -> bool:
-        return name in exact or name == default or (arm is not None and arm.recall_lower() >= target)
+        if name in exact:
+            return True
+        if arm is None:
+            return name == default
+        return (arm.recall_upper() if name == default else arm.recall_lower()) >= target

@@ -3,6 +3,9 @@
 boundary test → quality filter → k-means → patterns → upsert, consolidate, evict → efforts and weights from the labels →
 BaseLoRA on what is left over, by the quantile loss, held by EWC++ → calibration to the recall that is to be held.
 
+After a shift labels of the queries before it tell nothing of those after it: nothing is chosen until there are enough
+new ones, and of the old ones some are kept to see whether their task is forgotten.
+
 Values in, values out; the same input and seed give the same output.
 """
 
@@ -11,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.planner import core_ewc, core_lora
+from actors.planner import core_ewc, core_lora, core_predictor
 from actors.planner.config import PlannerConfig
 from actors.planner.core_boundary import Shift, shift
 from actors.planner.core_ewc import Memory
@@ -19,7 +22,7 @@ from actors.planner.core_kmeans import kmeans
 from actors.planner.core_labels import RUNGS, Calibration, Labels, calibrated
 from actors.planner.core_lora import Lora, quantile_loss, quantile_slope
 from actors.planner.core_patterns import Bank, confidence_of, consolidated, evicted, upserted
-from actors.planner.core_predictor import Weights, fitted
+from actors.planner.core_predictor import Weights
 from actors.planner.core_ring import Trajectories
 
 F32 = NDArray[np.float32]
@@ -29,12 +32,13 @@ TAU = 0.75
 """An undershoot of the effort costs three times an overshoot."""
 EPOCHS = 5
 BATCH = 32
-LEAST_LABELS = 30
-"""Fewer say nothing about effort: the planner then chooses what would be chosen without it."""
+LEAST_LABELS = 100
+"""Fewer say too little about effort (their mean recall is known to ±0.01): the planner then chooses what would be
+chosen without it."""
 REFERENCE = 1000
 """Plans that are kept of a cycle, to tell a shift of the next one's from."""
-AFTER_SHIFT = 200
-"""Labels that outlive a shift: the newest."""
+EARLIER = 200
+"""Labels of earlier tasks that are kept: the newest before the last shift."""
 STEP = 256  # labels whose gradients are in memory at a time
 
 
@@ -47,6 +51,7 @@ class Learned(NamedTuple):
     memory: Memory
     calibration: Calibration | None  # None until there are labels enough
     reference: F32  # (r, h) plans of the last cycle
+    earlier: Labels  # of the task before
 
     @classmethod
     def untrained(cls, config: PlannerConfig) -> "Learned":
@@ -54,7 +59,7 @@ class Learned(NamedTuple):
         adapter = core_lora.base(hidden, rank, np.random.default_rng(config.seed))
         memory = core_ewc.Memory.empty(2 * rank * hidden, config.ewc_lambda)
         none = np.empty((0, hidden), np.float32)
-        return cls(Bank.empty(hidden), Weights.untrained(), adapter, memory, None, none)
+        return cls(Bank.empty(hidden), Weights.untrained(), adapter, memory, None, none, Labels.empty(hidden))
 
 
 class Cycle(NamedTuple):
@@ -62,9 +67,6 @@ class Cycle(NamedTuple):
     labels: Labels
     shift: Shift | None
     clusters: int
-    stored: int  # patterns of this cycle that were confident enough
-    loss_before: float  # quantile loss over the labels, without the adapter's step and with it
-    loss_after: float
 
 
 def readout(hidden: int, seed: int) -> F32:
@@ -73,69 +75,76 @@ def readout(hidden: int, seed: int) -> F32:
 
 
 def cycle(
-    learned: Learned, seen: Trajectories, labels: Labels, target: float, default: float, config: PlannerConfig
+    learned: Learned, seen: Trajectories, labels: Labels, target: float, config: PlannerConfig, recent: int = 0
 ) -> Cycle:
-    """`default`: log2 of the effort without a planner; the recall that it has on the labels is what is held, but no
-    more than `target` needs. `seen` mustn't be empty."""
+    """`target`: recall of the index; `recent`: so many of the newest came after a shift that the watch has told, 0: it
+    told of none. `seen` mustn't be empty."""
     rng = np.random.default_rng(config.seed)
-    moved = shift(learned.reference, seen.plans, config.ewc_boundary_threshold, rng)
-    bank, memory = learned.bank, learned.memory
+    newest = seen.plans[-recent:]
+    moved = shift(learned.reference, newest, config.ewc_boundary_threshold, rng)
     if moved is not None and moved.shifted:
-        memory = memory.consolidated(learned.adapter.flat())
-        bank = bank._replace(weight=bank.weight / 2)
-        labels = Labels(*(values[-AFTER_SHIFT:] for values in labels))
+        learned = learned._replace(
+            memory=learned.memory.consolidated(learned.adapter.flat()),
+            bank=learned.bank._replace(weight=learned.bank.weight / 2),
+            calibration=None,
+            earlier=labels.newest(EARLIER) if labels.size else learned.earlier,
+        )
+        labels = Labels.empty(config.hidden_dim)
+    bank = learned.bank
     good = seen.where(seen.quality >= config.quality_threshold)
     new, clusters = patterns(good, config, rng) if good.size else (Bank.empty(config.hidden_dim), 0)
     bank = consolidated(upserted(bank, new, config.consolidation_threshold), config.consolidation_threshold)
     bank = evicted(bank, config.pattern_clusters)
-    step = learned._replace(bank=bank, memory=memory, reference=seen.plans[-REFERENCE:])
-    before = after = 0.0
+    learned = learned._replace(bank=bank, reference=newest[-REFERENCE:])
     if labels.size >= LEAST_LABELS and bank.size:
-        told, weights, predicted = fitted(labels, bank)
-        wanted, v = labels.sufficient(), readout(config.hidden_dim, config.seed)
-        before = quantile_loss(predicted + learned.adapter.delta(labels.plans) @ v, wanted, TAU)
-        adapter, memory = trained(learned.adapter, memory, labels.plans, predicted, wanted, v, config, rng)
-        predicted = predicted + adapter.delta(labels.plans) @ v
-        after = quantile_loss(predicted, wanted, TAU)
-        memory = memory.adapted(before, after, config.ewc_max_lambda)
-        hold = held(labels, default, target)
-        step = step._replace(
-            bank=told,
-            weights=weights,
-            adapter=adapter,
-            memory=memory,
-            calibration=calibrated(labels, predicted, hold),
+        learned = taught(learned, labels, held(labels, target), config, rng)
+    return Cycle(learned, labels, moved, clusters)
+
+
+def taught(learned: Learned, labels: Labels, recall: float, config: PlannerConfig, rng: np.random.Generator) -> Learned:
+    """With everything that labels tell: the patterns' efforts, weights, adapter, λ, calibration. `recall`: the mean to
+    hold."""
+    told, weights, predicted, by_pattern = core_predictor.fitted(labels, learned.bank, recall)
+    wanted, v = labels.sufficient(), readout(config.hidden_dim, config.seed)
+    adapter, memory = trained(learned.adapter, learned.memory, labels.plans, predicted, wanted, v, config, rng)
+    predicted = predicted + adapter.delta(labels.plans) @ v
+    earlier = learned.earlier
+    if earlier.size:
+        base = core_predictor.predicted(earlier, told, weights)
+        before, after = (
+            quantile_loss(base + one.delta(earlier.plans) @ v, earlier.sufficient(), TAU)
+            for one in (learned.adapter, adapter)
         )
-    return Cycle(step, labels, moved, clusters, new.size, before, after)
+        memory = memory.adapted(before, after, config.ewc_max_lambda)
+    others = ~by_pattern if np.count_nonzero(~by_pattern) >= LEAST_LABELS else np.ones(labels.size, np.bool_)
+    calibration = calibrated(labels.where(others), predicted[others], recall)
+    return learned._replace(bank=told, weights=weights, adapter=adapter, memory=memory, calibration=calibration)
 
 
-def held(labels: Labels, default: float, target: float) -> float:
-    """The mean recall that the planner is to hold: that of the default effort. It was tuned to the target, and who
-    set it higher wants more."""
-    return float(max(labels.at(np.full(labels.size, default))[0].mean(), min(target, labels.recall[:, -1].mean())))
+def held(labels: Labels, target: float) -> float:
+    """The mean recall that the planner is to hold: that without it. It was tuned to the target, and who set it higher
+    wants more."""
+    return float(max(labels.at(labels.default.astype(np.float64))[0].mean(), min(target, labels.recall[:, -1].mean())))
 
 
 def patterns(seen: Trajectories, config: PlannerConfig, rng: np.random.Generator) -> tuple[Bank, int]:
-    """Patterns that are confident enough, and how many clusters there were. Their effort is that of their queries
-    until labels tell what it should have been."""
+    """Patterns that are confident enough, and how many clusters there were. Their effort is for labels to tell."""
     found = kmeans(seen.plans, config.pattern_clusters, rng, config.kmeans_max_iterations, config.kmeans_convergence)
-    kept: list[tuple[F32, float, float, int, float, float]] = []
+    kept: list[tuple[F32, float, int, float, float]] = []
     for number, centroid in enumerate(found.centroids):
         own = seen.where(found.labels == number)
         confidence = confidence_of(own.quality)
         length = float(np.linalg.norm(centroid))
         if own.size and length > 0 and confidence >= config.pattern_confidence_threshold:
-            effort = own.effort[own.effort > 0]
-            used = float(np.quantile(effort, 0.5)) if len(effort) else float(RUNGS[0])
             kept.append(
-                (centroid / length, used, confidence, own.size, float(own.quality.mean()), float(own.latency_us.mean()))
+                (centroid / length, confidence, own.size, float(own.quality.mean()), float(own.latency_us.mean()))
             )
     if not kept:
         return Bank.empty(config.hidden_dim), len(found.centroids)
-    centroids, efforts, confidences, counts, qualities, latencies = zip(*kept, strict=True)
+    centroids, confidences, counts, qualities, latencies = zip(*kept, strict=True)
     bank = Bank(
         np.stack(centroids).astype(np.float32),
-        np.array(efforts, np.float32),
+        np.full(len(kept), RUNGS[-1], np.float32),
         np.array(confidences, np.float32),
         np.array(counts, np.float64),
         np.zeros(len(kept)),

@@ -1,10 +1,11 @@
 """A query plan as a vector, so that plans can be compared by cosine.
 
-    x = normalise( Σ_i e(operator_i)/(i+1) · a  +  P q · b  +  log2(k)/10 · u · c  +  log10(1/selectivity)/4 · v · c )
+    x = normalise( a Σ_i e(operator_i)/(i+1) / Σ_i 1/(i+1)  +  b P q/|P q|  +  c u log2(k)/10  +  c v decade/4 )
 
-e, u and v are fixed unit vectors drawn from a seed. P folds a query of any dimension into h: component i gets a
-random sign and place i mod h (count sketch, Charikar, Chen & Farach-Colton 2002, balanced). It keeps inner products up
-to 1/sqrt(h); for d <= h it keeps them exactly.
+i counts operators from 0, decade is -log10 of the filter's selectivity, rounded down. e, u and v are fixed unit vectors
+drawn from a seed. P folds a query of any dimension into h: component i gets a random sign and place i mod h (count
+sketch, Charikar, Chen & Farach-Colton 2002, balanced). It keeps inner products up to 1/sqrt(h); for d <= h it keeps
+them exactly.
 
 The query weighs most: operators tell few plans apart, and a pattern is to be of queries.
 
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 
 F32 = NDArray[np.float32]
 
-OPERATORS = ("embed", "filter", "graph", "filtered_graph", "exact", "exact_all", "lance", "codes", "rescore", "fetch")
+OPERATORS = ("embed", "read", "filter", "plan", "graph", "exact", "exact_all", "lance", "fetch")
 OPERATOR_WEIGHT = 0.35
 QUERY_WEIGHT = 1.0
 NUMBER_WEIGHT = 0.25

@@ -64,8 +64,8 @@ class Memory(NamedTuple):
         return self._replace(tasks=tasks, fisher=np.zeros_like(self.fisher))
 
     def adapted(self, before: float, after: float, most: float) -> "Memory":
-        """λ after a cycle: doubled where the loss on what was known rose by a tenth, else a tenth less; within
-        [100, `most`]."""
+        """λ after a cycle, `before` and `after` which the loss on labels of earlier tasks was so much: doubled where it
+        rose by a tenth (they were being forgotten), else a tenth less; within [100, `most`]."""
         strength = self.strength * (2.0 if after > 1.1 * before else 0.9)
         return self._replace(strength=float(np.clip(strength, min(LEAST_LAMBDA, most), most)))
 

@@ -22,38 +22,51 @@ MOST = 2000
 """Labels that are kept: the newest."""
 
 
+class Label(NamedTuple):
+    """Of one query, field by field as in Labels."""
+
+    plan: F32
+    recall: F32
+    us: F32
+    default: float
+    static: Sequence[float]
+
+
 class Labels(NamedTuple):
     """Oldest first."""
 
     plans: F32  # (n, h)
     recall: F32  # (n, e) at each rung
     us: F32  # (n, e) time at each rung
+    default: F32  # (n,) log2 of the effort that it would have had without a planner
     static: F32  # (n, s) static features, see core_terrain
 
     @classmethod
     def empty(cls, hidden: int) -> "Labels":
         rungs = (0, len(LADDER))
         none = np.empty(rungs, np.float32)
-        return cls(np.empty((0, hidden), np.float32), none, none, np.empty((0, STATIC), np.float32))
+        return cls(
+            np.empty((0, hidden), np.float32), none, none, np.empty(0, np.float32), np.empty((0, STATIC), np.float32)
+        )
+
+    @classmethod
+    def of(cls, many: Sequence["Label"]) -> "Labels":
+        """At least one."""
+        return cls._make(np.array(values, np.float32) for values in zip(*many, strict=True))
 
     @property
     def size(self) -> int:
         return len(self.plans)
 
-    def with_one(self, plan: F32, recall: F32, us: F32, static: Sequence[float]) -> "Labels":
-        return Labels(
-            np.concatenate([self.plans, plan[None]])[-MOST:],
-            np.concatenate([self.recall, recall[None]])[-MOST:],
-            np.concatenate([self.us, us[None]])[-MOST:],
-            np.concatenate([self.static, np.array([static], np.float32)])[-MOST:],
-        )
+    def where(self, keep: NDArray[np.bool_]) -> "Labels":
+        return Labels._make(values[keep] for values in self)
 
     def newest(self, n: int) -> "Labels":
-        return Labels(*(values[len(values) - n :] for values in self))
+        return Labels._make(values[max(0, len(values) - n) :] for values in self)
 
     def with_all(self, other: "Labels") -> "Labels":
-        """These, then the other ones."""
-        return Labels(*(np.concatenate([mine, its])[-MOST:] for mine, its in zip(self, other, strict=True)))
+        """These, then the other ones; the newest MOST of them."""
+        return Labels._make(np.concatenate([mine, its])[-MOST:] for mine, its in zip(self, other, strict=True))
 
     def sufficient(self) -> F64:
         """(n,) log2 of the smallest effort of full recall; of the last rung where none is."""

@@ -25,7 +25,7 @@ class Bank(NamedTuple):
     """Sorted by nothing; equal values have equal meaning."""
 
     centroids: F32  # (m, h) unit length
-    effort: F32  # (m,) log2 of the effort that held recall
+    effort: F32  # (m,) log2 of the effort that holds recall; means nothing before labels told (core_predictor)
     confidence: F32  # (m,)
     weight: F64  # (m,) queries that it was made from
     labels: F64  # (m,) of which so many told the effort they needed
@@ -94,24 +94,23 @@ def evicted(bank: Bank, capacity: int) -> Bank:
 
 
 def _merged(group: Bank) -> Bank:
-    """One pattern of several: everything by weight of queries; the effort by weight of labels."""
+    """One pattern of several: everything by weight of queries."""
     group = _sorted(group)
     part = group.weight / group.weight.sum()
-    told = group.labels + 1e-3 * part  # where none told, by queries
     centroid = part @ group.centroids
     centroid = centroid / max(float(np.linalg.norm(centroid)), 1e-12)
 
-    def mean(values: F32, by: F64) -> F32:
-        return np.array([by @ values / by.sum()], np.float32)
+    def mean(values: F32) -> F32:
+        return np.array([part @ values], np.float32)
 
     return Bank(
         centroid[None].astype(np.float32),
-        mean(group.effort, told),
-        mean(group.confidence, part),
+        mean(group.effort),
+        mean(group.confidence),
         np.minimum(group.weight.sum(keepdims=True), MOST_WEIGHT),
         np.minimum(group.labels.sum(keepdims=True), MOST_WEIGHT),
-        mean(group.quality, part),
-        mean(group.latency_us, part),
+        mean(group.quality),
+        mean(group.latency_us),
     )
 
 

@@ -1,7 +1,7 @@
 """How critical each operator of a query plan is: the critical path method (Kelley & Walker 1959) over the plan's DAG.
 
     embed ─┐
-           ├→ search → rescore → fetch
+           ├→ plan → search → fetch
     filter ┘
 
 Slack is the time by which an operator could be slower without the query being slower, were everything that may run at
@@ -11,19 +11,17 @@ the same time to do so. An operator without slack is critical.
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-SEARCHES = ("graph", "exact", "lance", "codes", "text")
+SEARCHES = ("graph", "exact", "lance")
 AFTER: Mapping[str, tuple[str, ...]] = {
     "embed": (),
     "read": (),
     "filter": (),
-    **dict.fromkeys(("graph", "lance", "codes"), ("embed", "read", "filter")),
-    "exact": ("embed", "read", "filter", "graph", "lance"),
-    "text": ("filter",),
-    "fuse": ("graph", "exact", "lance", "codes", "text"),
-    "rescore": SEARCHES,
-    "fetch": (*SEARCHES, "fuse", "rescore"),
+    "plan": ("embed", "read", "filter"),
+    **dict.fromkeys(("graph", "lance"), ("embed", "read", "filter", "plan")),
+    "exact": ("embed", "read", "filter", "plan", "graph", "lance"),
+    "fetch": SEARCHES,
 }
-"""What an operator waits for, of those that are in a plan."""
+"""What an operator waits for, of those that are in a plan. Rescoring is part of Lance's search."""
 
 
 class Slack(NamedTuple):

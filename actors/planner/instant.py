@@ -6,7 +6,7 @@ label. No clock and no chance: the same calls give the same choices.
 
 from collections.abc import Sequence
 from operator import mul
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,33 +18,30 @@ from actors.planner.core_cycle import TAU, Learned, readout
 from actors.planner.core_embedding import OPERATORS, PlanEmbedding, decade_of
 from actors.planner.core_gain import MOST as MOST_PAIRS
 from actors.planner.core_gain import Pair
-from actors.planner.core_labels import FULL, RUNGS, Labels, between
+from actors.planner.core_labels import FULL, RUNGS, Label, Labels
 from actors.planner.core_lora import Lora
-from actors.planner.core_predictor import nearest, smoothed
+from actors.planner.core_predictor import applied, nearest, smoothed
 from actors.planner.core_ring import UNKNOWN, Ring, quality_of
 from actors.planner.core_terrain import Terrain
+from schemas.planner import Decided
 
 F32 = NDArray[np.float32]
 
-SURE = 0.8
-ALIKE = 0.7
-"""Of the nearest patterns, the first that is surer than the one and as like as the other supplies the effort."""
 LEAST, MOST = float(RUNGS[0]), float(RUNGS[-1])
+NO_FILTER = -1
+"""Decade of a query without one."""
 EXACT = frozenset({"exact", "exact_all"})
-
-Kind = Literal["PatternApplied", "DefaultWithAdaptation", "Default"]
-"""Default: there are no labels yet to choose an effort by, or it has a filter."""
 
 
 class Choice(NamedTuple):
     """What was decided for one query."""
 
-    kind: Kind
+    kind: Decided  # Default: there are no labels yet to choose an effort by, or it has a filter
     effort: float  # log2
     default_effort: float  # log2, without the planner
     strategy: str
     default_strategy: str
-    decade: int  # of the filter's selectivity
+    decade: int  # of the filter's selectivity, or NO_FILTER
     similarity: float  # to the pattern that was applied, or else the nearest; 0 without one
     confidence: float  # of that one
     pattern: int  # -1: none applied
@@ -60,13 +57,14 @@ class Instant:
         self.embedding = PlanEmbedding(dim, config.hidden_dim, config.seed)
         self.ring = Ring(config.max_trajectories, config.hidden_dim)
         self.bandit = Bandit({})
-        self.labels = Labels.empty(config.hidden_dim)
+        self.labelled = 0  # queries that were
+        self._labels = Labels.empty(config.hidden_dim)
+        self._newest: list[Label] = []
         self.pairs = np.empty((0, 4))  # (n, 4), see Pair
         self.micro = core_lora.micro(config.hidden_dim, config.micro_lora_rank, np.random.default_rng(config.seed + 2))
         self.queries = 0
         self.hits = 0  # by a pattern
         self.latency_us = 0.0  # sum
-        self.default_effort = float(RUNGS[4])  # log2, that queries came with last
         self.terrain = Terrain.unknown(dim)
         self._readout = readout(config.hidden_dim, config.seed)
         self.adopt(Learned.untrained(config))
@@ -76,7 +74,7 @@ class Instant:
         self.learned = learned
         bank = learned.bank
         self._efforts, self._confidences = bank.effort.tolist(), bank.confidence.tolist()
-        self._labels = bank.labels.tolist()
+        self._counts = bank.labels.tolist()
         self._w = learned.weights.w.tolist()
         self.micro = core_lora.micro(
             self.config.hidden_dim, self.config.micro_lora_rank, np.random.default_rng(self.config.seed + 2)
@@ -99,11 +97,10 @@ class Instant:
         strategies: Sequence[str] = (),
     ) -> Choice:
         plan = self.embedding.embed(query, operators, k, selectivity)
-        decade = decade_of(selectivity)
+        decade = decade_of(selectivity) if selectivity < 1 else NO_FILTER
         strategy = default_strategy
         if len(strategies) > 1:
             strategy = self.bandit.choose(decade, strategies, EXACT, default_strategy, self.target)
-        self.default_effort = default_effort
         calibration, m = self.learned.calibration, len(self._efforts)
         if selectivity < 1 or calibration is None or m == 0:  # a filter's effort follows from it: the graph is widened
             return Choice(
@@ -113,31 +110,26 @@ class Instant:
         product = self._matrix.dot(plan)  # (m + r + r',): similarities, then both adapters' down x
         places = nearest(product[:m])
         similar = [product.item(place) for place in places]
-        kind: Kind = "DefaultWithAdaptation"
-        pattern, likeness, confidence = -1, similar[0], self._confidences[places[0]]
-        for place, alike in zip(places, similar, strict=True):
-            if alike < ALIKE:
-                break
-            if self._confidences[place] > SURE:
-                kind, pattern, likeness, confidence = "PatternApplied", place, alike, self._confidences[place]
-                break
+        pattern = applied(places, similar, self._confidences)
         if pattern >= 0:
-            predicted = self._efforts[pattern]
+            kind: Decided = "PatternApplied"
+            predicted = effort = self._efforts[pattern]
+            nearest_one = pattern
         else:
-            efforts, labels = [self._efforts[p] for p in places], [self._labels[p] for p in places]
+            kind, nearest_one = "DefaultWithAdaptation", places[0]
+            efforts, labels = [self._efforts[p] for p in places], [self._counts[p] for p in places]
             f = (*smoothed(similar, efforts, labels), *self.terrain.features(query))
             predicted = self.learned.weights.b + sum(map(mul, self._w, f)) + float(product[m:].dot(self._read))
-        effort = calibration.shift + calibration.slope * predicted
-        effort = min(max(effort, LEAST), MOST)
+            effort = calibration.shift + calibration.slope * predicted
         return Choice(
-            kind, effort, default_effort, strategy, default_strategy, decade, likeness, confidence, pattern, predicted,
-            plan, query,
+            kind, min(max(effort, LEAST), MOST), default_effort, strategy, default_strategy, decade,
+            similar[places.index(nearest_one)], self._confidences[nearest_one], pattern, predicted, plan, query,
         )  # fmt: skip
 
     def after(
         self,
         choice: Choice,
-        us: Sequence[tuple[str, float]],  # operators' times
+        us: Sequence[tuple[str, float]],  # operators and their times, microseconds
         effort: float,  # log2, that it took; 0: exact
         latency_us: float,
         megabytes: float,
@@ -159,14 +151,23 @@ class Instant:
         """A strategy answered."""
         self.bandit.timed(choice.decade, strategy, us)
 
-    def told(self, choice: Choice, recall: F32, us: F32, own_us: float) -> None:
-        """A label: recall and time (e,) of the query at every rung. `own_us`: what choosing took."""
-        self.labels = self.labels.with_one(choice.plan, recall, us, self.terrain.features(choice.query))
-        if choice.kind == "Default":  # nothing was chosen: nothing to compare, nothing to learn at once
+    @property
+    def labels(self) -> Labels:
+        if self._newest:
+            self._labels, self._newest = self._labels.with_all(Labels.of(self._newest)), []
+        return self._labels
+
+    @labels.setter
+    def labels(self, labels: Labels) -> None:
+        self._labels, self._newest = labels, []
+
+    def told(self, choice: Choice, recall: F32, us: F32) -> None:
+        """A label: recall and time (e,) of the query at every rung."""
+        self.labelled += 1
+        static = self.terrain.features(choice.query)
+        self._newest.append(Label(choice.plan, recall, us, choice.default_effort, static))
+        if choice.kind != "DefaultWithAdaptation":  # the adapter had no part in it
             return
-        efforts = np.array([choice.default_effort, choice.effort])
-        recalls, times = (between(np.stack([values, values]), efforts) for values in (recall, us))
-        self.compared(Pair(times[0], times[1] + own_us, recalls[0], recalls[1]))
         full = recall > FULL
         wanted = float(RUNGS[int(full.argmax()) if full.any() else -1])
         slope = float(core_lora.quantile_slope(np.array([choice.predicted]), np.array([wanted]), TAU)[0])
@@ -175,6 +176,7 @@ class Instant:
         self._stack()
 
     def compared(self, pair: Pair) -> None:
+        """A query was run again with and without what was chosen."""
         self.pairs = np.concatenate([self.pairs, np.array(pair)[None]])[-MOST_PAIRS:]
 
     def _stack(self) -> None:

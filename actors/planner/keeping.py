@@ -2,12 +2,12 @@
 processes; and what is said of one to whoever asks.
 """
 
+import anyio.to_thread
 import structlog
 
 from actors.errors import Conflict
 from actors.planner import state
 from actors.planner.config import PlannerConfig
-from actors.planner.core_gain import Gain, Interval
 from actors.planner.planners import Planned, Planners
 from actors.ports import Registry
 from actors.refusals import no_index
@@ -16,7 +16,6 @@ from schemas.documents.planner import PlannerDocument
 from schemas.events.base import Refusal
 from schemas.events.planner import PlannerStatus
 from schemas.names import IndexName
-from schemas.planner import Estimate, PlannerGain
 
 TRIES = 5
 """At a document that other processes change too."""
@@ -47,9 +46,11 @@ class Keeper:
             return no_index(name)
         return None
 
-    def adopt(self, name: IndexName, document: PlannerDocument) -> None:
+    async def adopt(self, name: IndexName, document: PlannerDocument) -> None:
+        if not self._config.enabled:
+            return
         try:
-            self._planners.indexes[name] = state.planned_of(document, self._config)
+            self._planners.indexes[name] = await anyio.to_thread.run_sync(state.planned_of, document, self._config)
         except state.Unfit as error:
             log.warning("the planner starts anew", index=name, why=str(error))
 
@@ -61,7 +62,7 @@ class Keeper:
         if found is None:
             return
         own = self._planners.indexes.get(name)
-        self.adopt(name, found[0])
+        await self.adopt(name, found[0])
         taken = self._planners.indexes.get(name)
         if own is not None and taken is not None and taken is not own:
             own.instant.terrain = taken.instant.terrain
@@ -74,7 +75,7 @@ class Keeper:
         index = await self._registry.load(IndexDocument, name)
         if planned is None or index is None:
             return
-        document = state.document_of(name, planned, self._config)
+        document = await self.document(name, planned)
         for attempt in range(TRIES):
             found = await self._registry.load(PlannerDocument, name)
             try:
@@ -84,9 +85,13 @@ class Keeper:
                 if attempt == TRIES - 1:
                     raise
 
+    async def document(self, name: IndexName, planned: Planned) -> PlannerDocument:
+        moment = state.Moment.of(planned.instant)
+        return await anyio.to_thread.run_sync(state.document_of, name, planned, self._config, moment)
+
     async def status(self, name: IndexName) -> PlannerStatus:
         planned = await self.planned(name)
-        instant, gain = planned.instant, planned.gain()
+        instant, gain = planned.instant, await anyio.to_thread.run_sync(planned.gain)
         return PlannerStatus(
             index=name,
             enabled=self._config.enabled,
@@ -104,13 +109,5 @@ class Keeper:
             ewc_tasks=len(instant.learned.memory.tasks),
             learned=planned.learned,
             cycle_s=planned.cycle_s,
-            gain=None if gain is None else _gain(gain),
+            gain=gain,
         )
-
-
-def _gain(gain: Gain) -> PlannerGain:
-    return PlannerGain(gain.pairs, _estimate(gain.speed), _estimate(gain.recall), _estimate(gain.missed), gain.verdict)
-
-
-def _estimate(interval: Interval) -> Estimate:
-    return Estimate(*interval)

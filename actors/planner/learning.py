@@ -19,8 +19,8 @@ class LearningOrder:
     seen: Trajectories
     labels: Labels
     target: float
-    default: float  # log2 effort without a planner
     config: PlannerConfig
+    recent: int  # trajectories since a shift that the watch told of
     rows: Path | None  # (n, d) float32 .npy; None: the terrain stays as it is
 
 
@@ -39,5 +39,5 @@ def learn(order: LearningOrder) -> Iterator[Lesson]:
             rng = np.random.default_rng(order.config.seed)
             places = np.sort(rng.choice(len(rows), min(SAMPLE, len(rows)), replace=False))
             terrain = Terrain.of(np.asarray(rows[places], np.float32), rng)
-    made = cycle(order.learned, order.seen, order.labels, order.target, order.default, order.config)
+    made = cycle(order.learned, order.seen, order.labels, order.target, order.config, order.recent)
     yield Lesson(made, terrain)

@@ -11,13 +11,16 @@ import numpy as np
 
 from actors.planner import core_gain
 from actors.planner.config import PlannerConfig
-from actors.planner.core_gain import Gain, Pair
+from actors.planner.core_gain import Pair
 from actors.planner.core_labels import LADDER
 from actors.planner.core_slack import slacks
 from actors.planner.instant import EXACT, Choice, Instant
 from actors.planner_ports import Outcome, Plan, Run, Situation, scale
-from schemas.names import Backend, IndexName
-from schemas.planner import Criticality, PlannerExplanation, PlannerMode
+from schemas.names import Backend, IndexName, Share
+from schemas.planner import Criticality, PlannerExplanation, PlannerGain, PlannerMode
+
+FORGET = 0.3
+"""What strategies were seen to do counts so much after a shift, or when recall drifts."""
 
 
 class Planned:
@@ -31,27 +34,39 @@ class Planned:
         self.cycles = 0
         self.learned: float | None = None
         self.cycle_s = 0.0
-        self.own_us = 0.0  # sum of what choosing took
+        self.own_us = 0.0  # sum of what choosing and remembering took
         self.chosen = 0  # since start
-        self.tested = 0  # trajectories when the queries were last tested for a shift
-        self._gain: tuple[int, Gain | None] = (-1, None)
-        self.compared = 0
+        self.tested = (0, 0)  # trajectories seen when the last two windows of the watch for shifts ended
+        self.compared = 0  # queries run again with and without what was chosen
+        self.judged = 0  # of them when it was last looked at whether it helps
+        self.looks = 0
+        self._gain: tuple[tuple[int, int], PlannerGain | None] = ((0, 0), None)
         self.passed = 0  # queries since one was looked at
 
-    def gain(self) -> Gain | None:
-        """Measured anew when there are new pairs."""
-        if self._gain[0] != self.compared:
-            self._gain = (self.compared, core_gain.measured(self.instant.pairs, self.instant.target))
-        return self._gain[1]
+    def gain(self) -> PlannerGain | None:
+        """Measured anew when there are new pairs: some 20 ms, so not on the event loop."""
+        now, known = (self.compared, self.looks), self._gain
+        if known[0] != now:
+            gain = core_gain.measured(self.instant.pairs, self.instant.target, max(1, self.looks))
+            self._gain = known = (now, gain)
+        return known[1]
+
+    def shifted(self) -> None:
+        """The queries are of another kind now: what was measured on the former ones proves nothing."""
+        self.instant.bandit.discount(FORGET)
+        self.instant.pairs = self.instant.pairs[:0]
+        self.judged = self.looks = 0
+        self.compared = 0
 
 
 class Ticket:
     """What a plan must be remembered with."""
 
-    __slots__ = ("choice", "default_effort", "of", "own_us")
+    __slots__ = ("choice", "number", "of", "own_us")
 
-    def __init__(self, of: Planned, choice: Choice, default_effort: int, own_us: float) -> None:
-        self.of, self.choice, self.default_effort, self.own_us = of, choice, default_effort, own_us
+    def __init__(self, of: Planned, choice: Choice, own_us: float) -> None:
+        self.of, self.choice, self.own_us = of, choice, own_us
+        self.number = -1  # of its trajectory
 
 
 class Planners:
@@ -91,7 +106,6 @@ class Planners:
         return False
 
     def choose(self, situation: Situation) -> Plan | None:
-        started = perf_counter()
         planned = self.of(situation.index_name, len(situation.query), situation.target, situation.backend)
         if planned.mode == "off":
             return None
@@ -108,16 +122,16 @@ class Planners:
             situation.strategies,
         )
         effort = situation.effort if choice.kind == "Default" else round(2**choice.effort * scale(situation.k))
-        own_us = (perf_counter() - started) * 1e6
-        planned.own_us += own_us
         planned.chosen += 1
         acting = planned.mode == "on"
-        return Plan(acting, effort, choice.strategy, Ticket(planned, choice, situation.effort, own_us))
+        own_us = (perf_counter() - situation.since) * 1e6
+        planned.own_us += own_us
+        return Plan(acting, effort, choice.strategy, situation.effort, Ticket(planned, choice, own_us))
 
     def observe(self, plan: Plan, outcome: Outcome) -> None:
         ticket = _ticket(plan)
         instant = ticket.of.instant
-        instant.after(
+        ticket.number = instant.after(
             ticket.choice,
             outcome.steps,
             math.log2(outcome.effort) if outcome.effort > 0 else 0.0,
@@ -125,14 +139,23 @@ class Planners:
             outcome.bytes / (1 << 20),
             outcome.cache_hits,
         )
-        instant.played(ticket.choice, outcome.strategy, outcome.search_us)
+        # a strategy that gave up and left it to another took that time: it is the one that is chosen, or not
+        instant.played(
+            ticket.choice, plan.strategy if plan.acting else ticket.choice.default_strategy, outcome.search_us
+        )
+        own_us = (perf_counter() - outcome.since) * 1e6
+        ticket.own_us += own_us
+        ticket.of.own_us += own_us
 
-    def label(self, plan: Plan, runs: Sequence[Run]) -> None:
+    def label(self, plan: Plan, ladder: Sequence[Run], default: Run, planned: Run, answered: Share) -> None:
         ticket = _ticket(plan)
-        recall = np.array([run.recall for run in runs], np.float32)
-        us = np.array([run.us for run in runs], np.float32)
-        ticket.of.instant.told(ticket.choice, recall, us, ticket.own_us)
-        ticket.of.compared += 1
+        choice, instant = ticket.choice, ticket.of.instant
+        recall = np.array([run.recall for run in ladder], np.float32)
+        us = np.array([run.us for run in ladder], np.float32)
+        instant.told(choice, recall, us)
+        instant.ring.grade(ticket.number, answered, instant.target)
+        if choice.kind != "Default" or choice.strategy != choice.default_strategy:
+            self._pair(ticket, default, planned)
 
     def compare(self, plan: Plan, runs: Mapping[str, Run]) -> None:
         ticket = _ticket(plan)
@@ -140,12 +163,18 @@ class Planners:
         for name, run in runs.items():
             if name not in EXACT:
                 instant.bandit.sampled(choice.decade, name, run.recall)
-            if name != choice.strategy or not plan.acting:  # what answered was timed then
+            if name != choice.default_strategy:  # that was timed when it answered: what is run again isn't acted on
                 instant.bandit.timed(choice.decade, name, run.us)
         default, planned = runs.get(choice.default_strategy), runs.get(choice.strategy)
-        if default is not None and planned is not None:
-            instant.compared(Pair(default.us, planned.us + ticket.own_us, default.recall, planned.recall))
-            ticket.of.compared += 1
+        if default is not None:
+            instant.ring.grade(ticket.number, default.recall, instant.target)
+            if planned is not None:
+                self._pair(ticket, default, planned)
+
+    def _pair(self, ticket: Ticket, default: Run, planned: Run) -> None:
+        """The planner's own time is charged to what it chose."""
+        ticket.of.instant.compared(Pair(default.us, planned.us + ticket.own_us, default.recall, planned.recall))
+        ticket.of.compared += 1
 
     def explain(self, plan: Plan, steps: Sequence[tuple[str, float]]) -> PlannerExplanation:
         ticket = _ticket(plan)
@@ -155,7 +184,7 @@ class Planners:
             acted=plan.acting,
             decided=choice.kind,
             effort=plan.effort,
-            default_effort=ticket.default_effort,
+            default_effort=plan.default_effort,
             strategy=choice.strategy,
             default_strategy=choice.default_strategy,
             pattern=choice.pattern if choice.pattern >= 0 else None,

@@ -3,7 +3,7 @@ labels, trajectories and the reference, and what is remembered of earlier tasks.
 """
 
 import zlib
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -20,6 +20,7 @@ from actors.planner.core_predictor import FEATURES, Weights
 from actors.planner.core_ring import Trajectories
 from actors.planner.core_terrain import FEATURES as STATIC
 from actors.planner.core_terrain import Terrain
+from actors.planner.instant import Instant
 from actors.planner.planners import Planned
 from schemas.documents.planner import ArmState, PlannerDocument
 from schemas.names import IndexName
@@ -32,12 +33,30 @@ class Unfit(ValueError):
     """The document is of other dimensions, or of another configuration; the planner starts anew."""
 
 
-def document_of(index: IndexName, planned: Planned, config: PlannerConfig) -> PlannerDocument:
-    instant = planned.instant
-    learned, labels, seen = instant.learned, instant.labels, instant.ring.look()
+class Moment(NamedTuple):
+    """What the next search may change, copied: the rest are values."""
+
+    seen: Trajectories
+    labels: Labels
+    arms: dict[str, dict[str, ArmState]]
+
+    @classmethod
+    def of(cls, instant: Instant) -> "Moment":
+        arms = {
+            str(decade): {name: ArmState(**msgspec.structs.asdict(arm)) for name, arm in contexts.items()}
+            for decade, contexts in instant.bandit.contexts.items()
+        }
+        return cls(instant.ring.look(), instant.labels, arms)
+
+
+def document_of(index: IndexName, planned: Planned, config: PlannerConfig, moment: Moment) -> PlannerDocument:
+    """Some 15 ms, so not on the event loop; the moment is to be taken there."""
+    instant, (seen, labels, arms) = planned.instant, moment
+    learned = instant.learned
     arrays = {f"bank.{name}": _block(values) for name, values in learned.bank._asdict().items()}
     arrays |= {f"seen.{name}": _block(values, half=name == "plans") for name, values in seen._asdict().items()}
-    arrays |= {f"labels.{name}": _block(values, half=name == "plans") for name, values in labels._asdict().items()}
+    for kind, some in (("labels", labels), ("earlier", learned.earlier)):
+        arrays |= {f"{kind}.{name}": _block(values, half=name == "plans") for name, values in some._asdict().items()}
     arrays |= {
         "adapter": _block(learned.adapter.flat()),
         "micro": _block(instant.micro.flat()),
@@ -53,10 +72,6 @@ def document_of(index: IndexName, planned: Planned, config: PlannerConfig) -> Pl
         arrays[f"task.{number}.fisher"] = _block(task.fisher)
     if learned.calibration is not None:
         arrays["calibration"] = _block(np.array(learned.calibration))
-    arms = {
-        str(decade): {name: ArmState(**msgspec.structs.asdict(arm)) for name, arm in contexts.items()}
-        for decade, contexts in instant.bandit.contexts.items()
-    }
     return PlannerDocument(
         index=index,
         dim=instant.embedding.dim,
@@ -77,6 +92,7 @@ def document_of(index: IndexName, planned: Planned, config: PlannerConfig) -> Pl
         cycles=planned.cycles,
         learned=planned.learned,
         cycle_s=planned.cycle_s,
+        looks=planned.looks,
     )
 
 
@@ -100,7 +116,8 @@ def planned_of(document: PlannerDocument, config: PlannerConfig) -> Planned:
         weights = Weights(arrays["weights"][:-1], float(arrays["weights"][-1]))
         calibration = Calibration(*arrays["calibration"].tolist()) if "calibration" in arrays else None
         instant.terrain = Terrain(arrays["terrain.matrix"], arrays["terrain.offset"])
-        instant.adopt(Learned(bank, weights, adapter, memory, calibration, arrays["reference"]))
+        earlier = Labels(**{name: arrays[f"earlier.{name}"] for name in Labels._fields})
+        instant.adopt(Learned(bank, weights, adapter, memory, calibration, arrays["reference"], earlier))
         instant.adapt(core_lora.of_flat(arrays["micro"], config.micro_lora_rank))
         instant.labels = Labels(**{name: arrays[f"labels.{name}"] for name in Labels._fields})
         instant.pairs = arrays["pairs"].astype(np.float64)
@@ -113,7 +130,8 @@ def planned_of(document: PlannerDocument, config: PlannerConfig) -> Planned:
     instant.ring.dropped = document.dropped
     planned.backend = document.backend
     planned.why, planned.cycles = document.why, document.cycles
-    planned.learned, planned.cycle_s, planned.compared = document.learned, document.cycle_s, len(instant.pairs)
+    planned.learned, planned.cycle_s, planned.looks = document.learned, document.cycle_s, document.looks
+    planned.compared = planned.judged = len(instant.pairs)
     return planned
 
 
@@ -149,14 +167,20 @@ def imported(state: bytes) -> PlannerDocument:
 def _check(arrays: dict[str, NDArray[Any]], dim: int, config: PlannerConfig) -> None:
     """Shapes, once, at the border. Raises ValueError, KeyError."""
     h, rungs = config.hidden_dim, len(LADDER)
-    m, n, seen = (len(arrays[name]) for name in ("bank.effort", "labels.plans", "seen.quality"))
+    m, n, old, seen = (len(arrays[name]) for name in ("bank.effort", "labels.plans", "earlier.plans", "seen.quality"))
     wanted: dict[str, tuple[int, ...]] = {
         "bank.centroids": (m, h),
         **{f"bank.{name}": (m,) for name in Bank._fields if name != "centroids"},
         "labels.plans": (n, h),
         "labels.recall": (n, rungs),
         "labels.us": (n, rungs),
+        "labels.default": (n,),
         "labels.static": (n, STATIC),
+        "earlier.plans": (old, h),
+        "earlier.recall": (old, rungs),
+        "earlier.us": (old, rungs),
+        "earlier.default": (old,),
+        "earlier.static": (old, STATIC),
         "seen.plans": (seen, h),
         "seen.us": (seen, len(OPERATORS)),
         "weights": (FEATURES + 1,),

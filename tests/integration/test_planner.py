@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from actors.errors import Refused
+from actors.index.core import counted, planned_effort
 from actors.planner.config import PlannerConfig
 from actors.planner.core_gain import Pair
 from schemas.config import HnswConfig
@@ -76,7 +77,7 @@ async def test_in_shadow_it_is_told_everything_and_changes_nothing(house):
     assert (explained.mode, explained.acted, explained.decided) == ("shadow", False, "Default")
     assert (explained.effort, explained.default_effort, answer.explain.ef_search) == (20, 20, 20)
     operators = {one.operator: one for one in explained.operators}
-    assert set(operators) == {"read", "graph", "fetch"}
+    assert set(operators) == {"read", "plan", "graph", "fetch"}
     assert operators["graph"].criticality == 1
     status = await house.bus.ask(GetPlanner("docs"))
     assert (status.queries_processed, status.trajectories, status.background_cycles) == (30, 30, 0)
@@ -141,13 +142,19 @@ async def test_on_it_acts_and_what_is_sampled_is_not_acted_on(house):
     assert not (await ask(house, 1)).explain.planner.acted  # each is sampled here
     house.searcher._config = type(house.searcher._config)(sample_share=0.0)
     planned = house.planners.indexes["docs"]
-    planned.instant.adopt(
-        planned.instant.learned._replace(calibration=planned.instant.learned.calibration._replace(shift=6.0, slope=0.0))
-    )
     answer = await ask(house, 1)
-    assert answer.explain.planner.acted
+    assert answer.explain.planner.decided == "PatternApplied"
+    bank = planned.instant.learned.bank
+    effort = bank.effort[answer.explain.planner.pattern]
+    assert answer.explain.ef_search == answer.explain.planner.effort == round(2**effort)
+    unsure = bank._replace(confidence=bank.confidence * 0.5)
+    calibration = planned.instant.learned.calibration._replace(shift=6.0, slope=0.0)
+    planned.instant.adopt(planned.instant.learned._replace(bank=unsure, calibration=calibration))
+    answer = await ask(house, 1)
+    assert (answer.explain.planner.acted, answer.explain.planner.decided) == (True, "DefaultWithAdaptation")
     assert answer.explain.ef_search == answer.explain.planner.effort == 64
-    assert (await ask(house, 1, k=40)).explain.planner.effort == 256  # four times as many are wanted
+    many = (await ask(house, 1, k=40)).explain.planner
+    assert (many.effort, many.default_effort) == (256, 40)  # four times as many are wanted
     assert (await house.bus.ask(SetPlanner("docs", "off"))).mode == "off"
     assert (await ask(house, 1)).explain.planner is None
 
@@ -158,13 +165,9 @@ async def test_its_own_measurement_turns_it_on_and_back(house):
     planned = house.planners.indexes["docs"]
 
     async def judged(pair):
-        planned.instant.pairs = np.array([Pair(*pair)] * 150) + np.random.default_rng(0).normal(0, 0.001, (150, 4)) * [
-            1,
-            1,
-            0,
-            0,
-        ]
-        planned.compared += 1
+        noise = np.random.default_rng(0).normal(0, 0.001, (150, 4)) * [1, 1, 0, 0]
+        planned.instant.pairs = np.array([Pair(*pair)] * 150) + noise
+        planned.compared += 100
         events.extend(await house.planner.on_watch())
         return (await house.bus.ask(GetPlanner("docs"))).mode
 
@@ -185,7 +188,7 @@ async def test_filters_are_tried_by_every_strategy(house):
         assert answer.explain.planner.default_strategy == answer.explain.strategy
     await house.searcher.on_check()
     arms = house.planners.indexes["docs"].instant.bandit.contexts
-    assert arms[2]["exact"].n > 0
+    assert arms[2]["exact"].n == 40  # each timed once, though run again
     assert "filtered_graph" not in arms[2]
     assert arms[0]["exact"].n > 0
     assert arms[0]["filtered_graph"].samples > 0
@@ -196,9 +199,11 @@ async def test_a_shift_is_told_and_learnt_from_at_once(house):
     await ask(house, 120)
     await house.bus.ask(LearnPlanner("docs"))
     other = np.random.default_rng(3).standard_normal(DIM).astype(np.float32)
-    for query in clustered(120, DIM, 9):
-        await house.bus.ask(Search("docs", vector=(0.3 * query + other / np.linalg.norm(other)).tolist()))
-    said = await house.planner.on_watch()
+    for half in (9, 10):  # two windows in a row must say so
+        for query in clustered(60, DIM, half):
+            await house.bus.ask(Search("docs", vector=(0.3 * query + other / np.linalg.norm(other)).tolist()))
+        said = await house.planner.on_watch()
+        assert bool(said) == (half == 10)
     assert [type(event).__name__ for event in said] == ["PlannerLearned", "PatternShift"]
     assert next(event for event in said if isinstance(event, PatternShift)).z > 2
 
@@ -238,9 +243,15 @@ async def test_a_planner_that_breaks_is_asked_no_more_and_no_search_fails(house,
     assert answer.explain.planner is None
 
 
-async def test_an_index_on_lance_is_searched_with_what_is_planned(house):
+async def test_an_index_on_lance_is_searched_with_what_is_planned(house, monkeypatch):
     await house.create("far", "data", "vector", backend="lance")
     await house.bus.ask(SetPlanner("far", "on"))
+    house.searcher._config = msgspec.structs.replace(house.config, sample_share=0.0)
+    own = house.planners.choose
+    monkeypatch.setattr(house.planners, "choose", lambda s: own(s)._replace(effort=2 * s.effort))
+    explain = (await house.bus.ask(Search("far", vector=house.vectors[0].tolist(), explain=True))).explain
+    assert explain.planner.acted
+    assert explain.effort == planned_effort(explain.config, 2 * counted(explain.config.effort)) != explain.config.effort
     for query in clustered(80, DIM, 3):
         found = await house.ids("far", query)
         truth = [f"r{row}" for row in np.argsort(-(house.vectors @ query), kind="stable")[:10]]

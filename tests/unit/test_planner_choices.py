@@ -4,13 +4,17 @@ import msgspec
 import numpy as np
 import pytest
 
-from actors.planner import core_gain, state
+from actors.planner import state
 from actors.planner.config import PlannerConfig
-from actors.planner.core_bandit import Bandit
-from actors.planner.core_cycle import Learned, cycle
+from actors.planner.core_bandit import Arm, Bandit
+from actors.planner.core_cycle import Learned, cycle, patterns, readout, taught, trained
+from actors.planner.core_embedding import OPERATORS
+from actors.planner.core_ewc import Task
 from actors.planner.core_gain import Pair, measured, next_mode
-from actors.planner.core_labels import LADDER, RUNGS, Labels, between, calibrated
-from actors.planner.core_predictor import efforts, nearest, smoothed
+from actors.planner.core_labels import LADDER, RUNGS, Label, Labels, between, calibrated
+from actors.planner.core_patterns import Bank
+from actors.planner.core_predictor import applied, efforts, holding, nearest, smoothed
+from actors.planner.core_ring import Trajectories
 from actors.planner.core_slack import slacks
 from actors.planner.core_terrain import Terrain
 from actors.planner.instant import Instant
@@ -46,15 +50,19 @@ def test_every_arm_once_first_then_mostly_the_fastest():
 
 
 def test_ucb_is_the_formula():
-    bandit = Bandit({})
-    for name, us, n in (("exact", 100.0, 8), ("other", 50.0, 2)):
-        for _ in range(n):
-            bandit.timed(0, name, us)
-    bandit.arm(0, "other").samples = bandit.arm(0, "other").recall = bandit.arm(0, "other").squares = 100.0
-    score = {
-        name: 50 / (50 + us) + np.sqrt(2 * np.log(10) / n) for name, us, n in (("exact", 100, 8), ("other", 50, 2))
-    }
-    assert bandit.choose(0, ["exact", "other"], EXACT, "exact", 0.95) == max(score, key=score.get)
+    rng = np.random.default_rng(11)
+    said, other_bonuses = [], []
+    for _ in range(300):
+        us, n = rng.uniform(20, 200, 3), rng.integers(1, 200, 3)
+        names = ["exact", "graph", "lance"]
+        bandit = Bandit({0: {name: Arm(n=float(m), log_us=float(m * np.log(t)), samples=1e4, recall=1e4, squares=1e4)
+                             for name, t, m in zip(names, us, n, strict=True)}})  # fmt: skip
+        score = [us.min() / us + np.sqrt(c * np.log(n.sum()) / n) for c in (2, 0.2, 8)]
+        best = [names[one.argmax()] for one in score]
+        said.append(bandit.choose(0, names, EXACT, "exact", 0.95) == best[0])
+        other_bonuses.append(len(set(best)) > 1)
+    assert all(said)
+    assert sum(other_bonuses) > 50  # so another bonus would have been found out
 
 
 def test_an_arm_whose_recall_may_be_under_target_is_never_chosen():
@@ -69,7 +77,11 @@ def test_an_arm_whose_recall_may_be_under_target_is_never_chosen():
     assert "graph" in played(bandit, times, 50)
     assert bandit.choose(1, ["exact", "graph"], EXACT, "graph", 0.95) == "exact"  # another decade: not seen yet
     bandit.timed(1, "exact", 1.0)
-    assert bandit.choose(1, ["exact", "graph"], EXACT, "graph", 0.95) == "graph"  # the default may always run
+    assert bandit.choose(1, ["exact", "graph"], EXACT, "graph", 0.95) == "graph"  # what answers without a planner may
+    for _ in range(50):
+        bandit.sampled(1, "graph", 0.9)
+    assert bandit.choose(1, ["exact", "graph"], EXACT, "graph", 0.95) == "exact"  # until it is known to miss
+    assert bandit.choose(1, ["graph"], EXACT, "graph", 0.95) == "graph"  # where there is no other
 
 
 def test_after_a_drift_the_other_arms_are_tried_again():
@@ -121,7 +133,7 @@ def labels_of(wanted: np.ndarray, plans: np.ndarray) -> Labels:
     n = len(wanted)
     recall = np.where(RUNGS[None] >= wanted[:, None] - 1e-9, 1.0, 0.8).astype(np.float32)
     us = np.tile(np.array(LADDER, np.float32), (n, 1))
-    return Labels(plans, recall, us, np.zeros((n, 6), np.float32))
+    return Labels(plans, recall, us, np.full(n, 6.0, np.float32), np.zeros((n, 6), np.float32))
 
 
 def test_labels_know_the_smallest_effort_and_interpolate():
@@ -132,9 +144,8 @@ def test_labels_know_the_smallest_effort_and_interpolate():
     middle = (RUNGS[3] + RUNGS[4]) / 2
     assert between(labels.us[:1], np.array([middle]))[0] == pytest.approx((LADDER[3] + LADDER[4]) / 2, rel=0.01)
     assert between(labels.us[:1], np.array([50.0]))[0] == LADDER[-1]
-    many = Labels.empty(4)
-    for i in range(2100):
-        many = many.with_one(np.full(4, i, np.float32), labels.recall[0], labels.us[0], [0.0] * 6)
+    one = [Label(np.full(4, i, np.float32), labels.recall[0], labels.us[0], 6.0, [0.0] * 6) for i in range(2100)]
+    many = Labels.empty(4).with_all(Labels.of(one[:50])).with_all(Labels.of(one[50:]))
     assert many.size == 2000
     assert many.plans[0, 0] == 100
 
@@ -157,13 +168,39 @@ def test_calibration_holds_recall_at_least_cost_and_knows_a_useless_prediction()
 def test_leave_one_out_is_leave_one_out():
     rng = np.random.default_rng(2)
     own, wanted = rng.integers(0, 4, 30), rng.uniform(3, 9, 30)
-    effort, counts, without = efforts(own, wanted, 5)
-    for i in range(30):
-        rest = np.arange(30) != i
-        others = wanted[rest & (own == own[i])]
-        assert without[i] == pytest.approx((others.sum() + 5 * wanted.mean()) / (len(others) + 5))
-    assert counts[4] == 0
-    assert effort[4] == pytest.approx(wanted.mean())
+    own[7] = 5  # alone
+    for quantile in (0.0, 0.3, 0.9, 1.0):
+        effort, without = efforts(own, wanted, 6, quantile)
+        overall = np.quantile(wanted, quantile)
+        for i in range(30):
+            others = wanted[(np.arange(30) != i) & (own == own[i])]
+            mean = np.quantile(others, quantile) if len(others) else 0.0
+            assert without[i] == pytest.approx((len(others) * mean + 5 * overall) / (len(others) + 5))
+        for p in range(5):
+            mine = wanted[own == p]
+            mean = np.quantile(mine, quantile) if len(mine) else 0.0
+            assert effort[p] == pytest.approx((len(mine) * mean + 5 * overall) / (len(mine) + 5))
+
+
+def test_patterns_take_the_smallest_quantile_that_holds_recall():
+    rng = np.random.default_rng(12)
+    own = rng.integers(0, 4, 400)
+    rung = np.clip(own * 3 + rng.integers(-1, 2, 400), 0, 13)
+    labels = labels_of(RUNGS[rung], np.zeros((400, 4), np.float32))
+    for recall in (0.9, 0.95, 0.99):
+        quantile = holding(labels, own, labels.sufficient(), 4, recall)
+        held = labels.at(efforts(own, labels.sufficient(), 4, quantile)[1])[0].mean()
+        less = labels.at(efforts(own, labels.sufficient(), 4, max(0.0, quantile - 0.02))[1])[0].mean()
+        assert held >= recall > less
+    assert holding(labels, own, labels.sufficient(), 4, 1.1) == 1.0
+
+
+def test_the_first_pattern_that_is_sure_and_alike_supplies_the_effort():
+    confidences = [0.95, 0.79, 0.81, 0.9]
+    assert applied([1, 2, 0], [0.95, 0.9, 0.8], confidences) == 2
+    assert applied([1, 2, 0], [0.95, 0.69, 0.6], confidences) == -1  # the sure ones are too far
+    assert applied([1], [0.99], confidences) == -1
+    assert applied([3, 0], [0.7, 0.7], confidences) == 3
     assert nearest(np.array([0.1, 0.9, 0.3], np.float32)) == [1, 2, 0]
     assert nearest(np.arange(100, dtype=np.float32)) == [99, 98, 97, 96, 95]
     mean, spread = smoothed([0.9, 0.9], [4.0, 6.0], [10.0, 10.0])
@@ -213,6 +250,20 @@ def test_a_verdict_needs_confidence(values, verdict):
     assert measured(np.empty((0, 4)), 0.95) is None
 
 
+def test_looking_often_turns_nothing_on():
+    """Planners that gain nothing, looked at again and again."""
+    rng, on, naive = np.random.default_rng(7), 0, 0
+    for _ in range(25):
+        values = np.column_stack([rng.exponential(100, (3000, 2)), np.ones((3000, 2))])
+        gains = [measured(values[end - 100 : end], 0.95, end // 100) for end in range(100, 3001, 100)]
+        on += any(gain.verdict == "helps" for gain in gains)
+        naive += any(gain.speed.low > 1 for gain in gains)
+    assert on <= 1
+    assert naive >= 10
+    helps = pairs(1000, 100, 80, 0.95, 0.95)
+    assert measured(helps, 0.95, 100).verdict == "helps"  # and what helps is found however late
+
+
 def test_the_bootstrap_interval_covers_in_about_19_of_20():
     rng = np.random.default_rng(5)
     inside = 0
@@ -230,7 +281,6 @@ def test_modes_follow_the_verdict_and_off_stays_off():
     assert [next_mode(mode, harms) for mode in ("off", "shadow", "on")] == ["off", "shadow", "shadow"]
     assert [next_mode(mode, unclear) for mode in ("shadow", "on")] == ["shadow", "on"]
     assert next_mode("on", None) == "on"
-    assert core_gain.LEAST == 100
 
 
 # --- a planner as a whole ------------------------------------------------------------------------
@@ -250,8 +300,8 @@ def studied(config: PlannerConfig) -> Instant:
         choice = instant.before(query, ("graph", "fetch"), 10, 1.0, 6.0, "graph")
         instant.after(choice, [("graph", 50.0), ("fetch", 5.0), ("odd", 1.0)], 6.0, 60.0, 0.01, 1.0)
         recall = np.where(np.arange(len(LADDER)) >= rung, 1.0, 0.7).astype(np.float32)
-        instant.told(choice, recall, np.array(LADDER, np.float32), 5.0)
-    made = cycle(instant.learned, instant.ring.drain(), instant.labels, 0.95, 6.0, config)
+        instant.told(choice, recall, np.array(LADDER, np.float32))
+    made = cycle(instant.learned, instant.ring.drain(), instant.labels, 0.95, config)
     instant.adopt(made.learned)
     return instant
 
@@ -286,7 +336,7 @@ def test_the_adapter_that_learns_at_once_moves_towards_its_labels():
     recall = np.where(np.arange(len(LADDER)) >= 13, 1.0, 0.7).astype(np.float32)
     for _ in range(20):
         choice = instant.before(query, ("graph",), 10, 1.0, 6.0, "graph")
-        instant.told(choice, recall, np.array(LADDER, np.float32), 5.0)
+        instant.told(choice, recall, np.array(LADDER, np.float32))
     assert instant.before(query, ("graph",), 10, 1.0, 6.0, "graph").predicted > before.predicted
 
 
@@ -297,16 +347,74 @@ def test_a_shift_is_a_task_to_be_remembered():
     seen = instant.ring.look()
     rng = np.random.default_rng(0)
     for row in rng.standard_normal((200, config.hidden_dim)).astype(np.float32):
-        instant.ring.add(row / np.linalg.norm(row), np.zeros(10, np.float32), 6.0, 50.0, 0.0, 1.0, float("nan"), 0.7)
-    made = cycle(instant.learned, instant.ring.look(), instant.labels, 0.95, 6.0, config)
+        instant.ring.add(
+            row / np.linalg.norm(row), np.zeros(len(OPERATORS), np.float32), 6.0, 50.0, 0.0, 1.0, float("nan"), 0.7
+        )
+    made = cycle(instant.learned, instant.ring.look(), instant.labels, 0.95, config)
     assert made.shift.shifted
     assert len(made.learned.memory.tasks) == 1
-    assert made.labels.size == 200
+    assert made.labels.size == 0  # of other queries: nothing is chosen until there are new ones
+    assert made.learned.calibration is None
+    assert made.learned.earlier.size == 200
     assert len(plans) == 300
     assert seen.size == 0
     assert (made.learned.memory.tasks[0].fisher > 0).any()
-    again = cycle(made.learned, instant.ring.look(), made.labels, 0.95, 6.0, config)
+    again = cycle(made.learned, instant.ring.look(), made.labels, 0.95, config)
     assert not again.shift.shifted
+
+
+def test_what_is_forgotten_of_an_earlier_task_is_held_harder():
+    """The adapter learns to overshoot what is wanted now, and so overshoots what was wanted before the shift."""
+    config = PlannerConfig(pattern_clusters=4, base_lora_lr=0.5)
+    rng = np.random.default_rng(13)
+    plans = rng.standard_normal((400, config.hidden_dim)).astype(np.float32)
+    plans /= np.linalg.norm(plans, axis=1, keepdims=True)
+    now = labels_of(RUNGS[rng.integers(4, 13, 400)], plans)
+    earlier = labels_of(np.full(200, RUNGS[8]), plans[:200])
+    bank = Bank.empty(config.hidden_dim).with_all(
+        Bank(plans[:4], *(np.ones(4, np.float32) for _ in range(2)), *(np.ones(4),) * 2, *(np.ones(4, np.float32),) * 2)
+    )
+    before = Learned.untrained(config)._replace(bank=bank, earlier=earlier)
+    assert taught(before, now, 0.95, config, rng).memory.strength == 2 * config.ewc_lambda
+    untouched = taught(before._replace(earlier=Labels.empty(config.hidden_dim)), now, 0.95, config, rng)
+    assert untouched.memory.strength == config.ewc_lambda  # nothing to be forgotten
+
+
+def test_the_adapter_rather_overshoots_and_stays_near_what_an_earlier_task_needs():
+    config = PlannerConfig()
+    rng = np.random.default_rng(14)
+    plans = np.tile(rng.standard_normal(config.hidden_dim).astype(np.float32), (600, 1))
+    plans /= np.linalg.norm(plans[0])
+    wanted = rng.permutation(np.repeat([5.0, 7.0], 300))
+    v = readout(config.hidden_dim, 0)
+    untrained = Learned.untrained(config)
+
+    def after(memory):
+        return trained(untrained.adapter, memory, plans, np.full(600, 6.0), wanted, v, config, rng)[0]
+
+    free = after(untrained.memory)
+    assert (free.delta(plans[0]) @ v) > 0  # wanted is as often above as below
+    ones = np.ones_like(untrained.memory.fisher)
+    held = after(untrained.memory._replace(tasks=(Task(untrained.adapter.flat(), ones),)))
+    moved = [np.abs(one.flat() - untrained.adapter.flat()).max() for one in (free, held)]
+    assert moved[1] < 0.5 * moved[0]
+
+
+def test_a_pattern_is_of_good_queries_and_sure_of_itself():
+    config = PlannerConfig(pattern_clusters=2)
+    rng = np.random.default_rng(15)
+    plans = np.repeat(np.eye(config.hidden_dim, dtype=np.float32)[:2], 60, axis=0)
+    us, one = np.zeros((120, len(OPERATORS)), np.float32), np.ones(120, np.float32)
+
+    def found(quality):
+        return patterns(Trajectories(plans, us, one, one, one, one, one, quality.astype(np.float32)), config, rng)[0]
+
+    assert found(np.full(120, 0.7)).size == 2
+    torn = np.where(np.arange(120) < 60, 0.7, np.arange(120) % 2 * 4.0)  # of the second the quality is anything
+    assert found(torn).size == 1
+    seen = Trajectories(plans, us, one, one, one, one, one, np.where(np.arange(120) < 60, 0.7, 0.2).astype(np.float32))
+    made = cycle(Learned.untrained(config), seen, Labels.empty(config.hidden_dim), 0.95, config)
+    assert made.learned.bank.weight.sum() == 60  # the others are too poor to learn from
 
 
 def test_what_is_kept_is_what_was(tmp_path):
@@ -319,13 +427,13 @@ def test_what_is_kept_is_what_was(tmp_path):
         choice = planned.instant.before(query, ("graph",), 10, 1.0, 6.0, "graph")
         planned.instant.after(choice, [("graph", 9.0)], 6.0, 60.0, 0.01, 1.0)
     order = LearningOrder(
-        planned.instant.learned, planned.instant.ring.look(), planned.instant.labels, 0.95, 6.0, config,
+        planned.instant.learned, planned.instant.ring.look(), planned.instant.labels, 0.95, config, 0,
         tmp_path / "rows.npy",
     )  # fmt: skip
     (lesson,) = learn(order)
     planned.instant.terrain = lesson.terrain
     planned.instant.adopt(lesson.cycle.learned)
-    document = state.document_of("docs", planned, config)
+    document = state.document_of("docs", planned, config, state.Moment.of(planned.instant))
     stored = msgspec.json.decode(msgspec.json.encode(document), type=type(document))
     back = state.planned_of(stored, config)
     assert back.instant.ring.size == 120
@@ -352,14 +460,16 @@ def test_what_is_kept_is_what_was(tmp_path):
 def test_in_shadow_a_share_of_the_queries_is_looked_at():
     planners = Planners(PlannerConfig(shadow_share=0.1))
     query = np.ones(DIM, np.float32)
-    situation = Situation("docs", "hnsw", 0.95, query, 10, 3000, None, ("graph", "fetch"), 50, "graph", ("graph",))
+    situation = Situation("docs", "hnsw", 0.95, query, 10, 3000, None, ("graph", "fetch"), 50, "graph", ("graph",), 0.0)
     assert planners.wants("docs", False)  # nothing is known of it
     plan = planners.choose(situation)
     assert (plan.acting, plan.effort, plan.strategy) == (False, 50, "graph")
-    planners.observe(plan, Outcome([("graph", 9.0)], 10.0, 9.0, "graph", 50, 600, 1.0))
+    planners.observe(plan, Outcome([("graph", 9.0)], 10.0, 9.0, 50, 600, 1.0, 0.0))
     assert sum(planners.wants("docs", False) for _ in range(100)) == 10
     assert planners.wants("docs", True)
-    planners.label(plan, [Run(float(ef), 1.0) for ef in planners.ladder])
+    planners.label(plan, [Run(float(ef), 1.0) for ef in planners.ladder], Run(50.0, 1.0), Run(50.0, 1.0), 0.8)
+    seen = planners.indexes["docs"].instant.ring.look()
+    assert (seen.recall[0], seen.quality[0]) == (np.float32(0.8), 0)  # it missed the target
     planners.indexes["docs"].mode = "off"
     assert not planners.wants("docs", True)
     planners.indexes["docs"].mode = "on"

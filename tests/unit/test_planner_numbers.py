@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from actors.planner import core_ewc, core_lora
-from actors.planner.core_boundary import shift
+from actors.planner.core_boundary import shift, watched
 from actors.planner.core_embedding import OPERATORS, PlanEmbedding, decade_of
 from actors.planner.core_kmeans import kmeans, plus_plus
 from actors.planner.core_lora import Lora, quantile_loss, quantile_slope
@@ -209,6 +209,9 @@ def test_no_cluster_is_empty_and_a_seed_gives_the_same_ones():
     np.testing.assert_array_equal(found.centroids, again.centroids)
     assert len(kmeans(points[:2], 5, rng).centroids) == 2  # no more than points
     assert len(plus_plus(np.zeros((4, 2), np.float32), 3, rng)) == 3
+    cloud = rng.standard_normal((300, 3)).astype(np.float32)
+    steps = [kmeans(cloud, 7, np.random.default_rng(19), 100, tolerance).iterations for tolerance in (1e9, 0.1, 0.0)]
+    assert steps[0] == 1 < steps[1] < steps[2] < 100
     with pytest.raises(ValueError, match="clusters"):
         kmeans(points[:0], 1, rng)
 
@@ -246,7 +249,7 @@ def test_what_is_merged_is_merged_by_weight():
     rng = np.random.default_rng(11)
     bank = bank_of(rng, 2, 0.01, kinds=1)
     (effort,) = consolidated(bank, 0.95).effort
-    assert effort == pytest.approx(np.average(bank.effort, weights=bank.labels), rel=1e-3)
+    assert effort == pytest.approx(np.average(bank.effort, weights=bank.weight), rel=1e-5)
     (confidence,) = consolidated(bank, 0.95).confidence
     assert confidence == pytest.approx(np.average(bank.confidence, weights=bank.weight), rel=1e-5)
 
@@ -291,3 +294,19 @@ def test_the_same_queries_seldom_shift_and_others_do():
     moved = [shift(a, b + 0.7, 2.0, np.random.default_rng(i)).shifted for i, (a, b) in enumerate(heavy)]
     assert np.mean(moved) >= 0.9
     assert shift(heavy[0, 0][:49], heavy[0, 1], 2.0, rng) is None
+
+
+def test_who_watches_all_the_time_seldom_cries_wolf():
+    """Three hours of sixty queries a minute that don't change, and some that do."""
+    rng = np.random.default_rng(15)
+    queries = unit(rng, 180 * 60, H)
+    reference, minutes = queries[:1000], queries.reshape(180, 60, H)
+    cries = [
+        minute
+        for minute in range(17, 180)
+        if watched(reference, minutes[minute - 1], minutes[minute], 2.0, np.random.default_rng(minute))
+    ]
+    assert cries == []
+    moved = minutes[5:7] + np.float32(0.5) * unit(rng, H)
+    assert watched(reference, *moved, 2.0, rng)
+    assert not watched(reference, minutes[20], moved[1], 2.0, rng)  # one window alone tells nothing
