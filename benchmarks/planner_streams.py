@@ -12,53 +12,62 @@ from actors import hnsw
 from actors.index import core
 from actors.index.vectors import VectorSet
 from actors.planner.config import PlannerConfig
-from actors.planner.core_boundary import shift
+from actors.planner.core_boundary import watched
 from actors.planner.core_cycle import cycle
 from actors.planner.core_terrain import Terrain
 from actors.planner.instant import EXACT, Instant
 from benchmarks import planner
-from benchmarks.planner_tables import TIE, K, Tables, graph_of, measured
+from benchmarks.planner_tables import TIE, K, Tables, graph_of
 
 F64 = NDArray[np.float64]
 console = Console(width=190)
 
-LABEL_EACH, CYCLE_EACH, WATCH_EACH = 20, 500, 100
-"""Of the drift: a stream of some thousand queries stands for one of a hundred thousand, so 5 % are run again."""
+LABEL_SHARE = 0.01
+WATCH_EACH, CYCLE_EACH = 60, 3600
+"""Of an index that is asked once a second: the watch for shifts each minute, a cycle each hour."""
+STREAM = 30_000
+"""Queries before the topics change, and after."""
 WINDOW = 200
 SELECTIVITIES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 
 
 def drift(tables: Tables, seed: int, target: float = 0.95) -> None:
-    """The topics change half way; the planner acts all the time."""
+    """The topics change half way; the planner acts all the time, on labels of one query in a hundred. Queries are drawn
+    again and again, but those that are labelled are never judged: a third of all is kept for labels."""
     rng = np.random.default_rng(seed)
     topics = np.unique(tables.topic)
-    late = set(rng.permutation(topics)[: len(topics) // 2].tolist())
-    is_late = np.array([int(topic) in late for topic in tables.topic])
-    order = rng.permutation(len(tables.queries))
-    stream = np.concatenate([order[~is_late[order]], order[is_late[order]]])
-    switch = int((~is_late).sum())
-    default = planner.fixed_for(tables, stream[:1000], target)
+    late = rng.permutation(topics)[: len(topics) // 2]
+    is_late, for_labels = np.isin(tables.topic, late), rng.random(len(tables.topic)) < 1 / 3
+    judged, labelled = (
+        np.concatenate([rng.choice(np.flatnonzero(side & (for_labels == own)), STREAM) for side in (~is_late, is_late)])
+        for own in (False, True)
+    )
+    default = planner.fixed_for(tables, labelled[:2000], target)
     config = PlannerConfig(seed=seed)
     instant = Instant(config, tables.queries.shape[1], target)
     instant.terrain = Terrain.of(tables.vectors, rng)
-    recall, fixed = np.empty(len(stream)), tables.at(np.full(len(stream), default), stream)[0]
-    shifts = []
-    for place, i in enumerate(stream):
+    recall, fixed = np.empty(2 * STREAM), tables.at(np.full(2 * STREAM, default), judged)[0]
+    shifts, windows = [], [0, 0]
+    for place in range(2 * STREAM):
+        sampled = rng.random() < LABEL_SHARE
+        i = labelled[place] if sampled else judged[place]
         choice = instant.before(tables.queries[i], planner.PLAN, K, 1.0, float(np.log2(default)), "graph")
-        sampled = place % LABEL_EACH == 0
-        effort = choice.default_effort if sampled else choice.effort
+        effort = choice.default_effort if sampled else choice.effort  # what is sampled is not acted on
         found, us = tables.at(np.array([2**effort]), np.array([i]))
-        recall[place] = found[0]
+        recall[place] = fixed[place] if sampled else found[0]
         number = instant.after(choice, [("graph", us[0])], effort, us[0], 0.01, 1.0)
         if sampled:
-            instant.ring.grade(number, found[0], 0.0)
-            instant.told(choice, tables.recall[i], tables.cost_us[i].astype(np.float32), 0.0)
-        moved = None
+            instant.ring.grade(number, found[0], target)
+            instant.told(choice, tables.recall[i], tables.cost_us[i].astype(np.float32))
+        recent = 0
         if place % WATCH_EACH == WATCH_EACH - 1:
-            moved = shift(instant.learned.reference, instant.ring.look().plans, config.ewc_boundary_threshold, rng)
-        due = place % CYCLE_EACH == CYCLE_EACH - 1 or (moved is not None and moved.shifted)
-        if due and instant.ring.size >= config.min_trajectories:
-            made = cycle(instant.learned, instant.ring.drain(), instant.labels, target, float(np.log2(default)), config)
+            plans, first = instant.ring.look().plans, instant.ring.seen - instant.ring.size
+            b, c = (plans[max(0, at - first) :] for at in windows)
+            windows = [windows[1], instant.ring.seen]
+            if watched(instant.learned.reference, b[: len(b) - len(c)], c, config.ewc_boundary_threshold, rng):
+                recent = len(b)
+        if recent or place % CYCLE_EACH == CYCLE_EACH - 1:
+            made = cycle(instant.learned, instant.ring.drain(), instant.labels, target, config, recent)
             instant.labels = made.labels
             instant.adopt(made.learned)
             if made.shift is not None and made.shift.shifted:
@@ -66,14 +75,14 @@ def drift(tables: Tables, seed: int, target: float = 0.95) -> None:
     table = Table("", "recall before", "first 500 after", "later", "longest under target", box=None)
     for name, values in (("planner", recall), (f"fixed ef {default:.0f}", fixed)):
         table.add_row(
-            name, f"{values[switch // 2 : switch].mean():.4f}", f"{values[switch : switch + 500].mean():.4f}",
-            f"{values[switch + 500 :].mean():.4f}", f"{longest_under(values[switch // 2 :], target)} queries",
+            name, f"{values[STREAM // 2 : STREAM].mean():.4f}", f"{values[STREAM : STREAM + 500].mean():.4f}",
+            f"{values[STREAM + 500 :].mean():.4f}", f"{longest_under(values[STREAM // 2 :], target)} queries",
         )  # fmt: skip
-    after = [place - switch for place in shifts if place >= switch]
+    after = [place - STREAM for place in shifts if place >= STREAM]
     console.print(
-        f"\n{tables.name}: topics change at {switch:,} of {len(stream):,}; a shift was told "
-        f"{len(shifts) - len(after)} times before, first {after[0] if after else 'never'} queries after. "
-        f"Under target: the upper 95 % bound of the last {WINDOW} queries' mean recall.", table,
+        f"\n{tables.name}: topics change at {STREAM:,} of {2 * STREAM:,}; a shift was told "
+        f"{len(shifts) - len(after)} times before, {len(after)} times after, first {after[0] if after else 'never'} "
+        f"queries after. Under target: the upper 95 % bound of the last {WINDOW} queries' mean recall.", table,
     )  # fmt: skip
 
 
@@ -95,10 +104,7 @@ def live(tables: Tables, seed: int, cache: Path) -> None:
     graph = graph_of(tables.vectors, cache / f"planner-{tables.name}.hnsw")
     for target in planner.TARGETS:
         studied = planner.Studied(tables, parts.train, 2000, target, seed)
-        predicted = studied.predicted(parts.calibration)
-        calibration = planner.calibration_of(tables, parts.calibration, predicted, target)
-        studied.instant.adopt(studied.instant.learned._replace(calibration=calibration))
-        efforts = 2 ** np.array([studied.choose(i).effort for i in parts.test])
+        efforts = studied.efforts(parts.test)
         default = planner.fixed_for(tables, parts.test, tables.at(efforts, parts.test)[0].mean())
         _, truth = hnsw.exact_topk(tables.queries[parts.test], tables.vectors, K, "cosine")
         us, recall = np.empty((len(parts.test), 2)), np.empty((len(parts.test), 2))
@@ -131,9 +137,8 @@ def live(tables: Tables, seed: int, cache: Path) -> None:
 class Mixed:
     """Queries of every selectivity, each measured by every strategy once."""
 
-    def __init__(self, cache: Path, seed: int, each: int = 120) -> None:
-        tables = measured("clusters", *planner.SIZES["clusters"], cache)
-        graph = graph_of(tables.vectors, cache / "planner-clusters.hnsw")
+    def __init__(self, tables: Tables, seed: int, cache: Path, each: int = 600) -> None:
+        graph = graph_of(tables.vectors, cache / f"planner-{tables.name}.hnsw")
         rng = np.random.default_rng(seed)
         self.rows = len(tables.vectors)
         vectors = VectorSet(1, np.arange(self.rows), tables.vectors, "cosine")
@@ -192,10 +197,11 @@ class Mixed:
         return ("exact", "graph") if core.widened(K, 1, self.rows, left)[1] <= core.EF_LIMIT else ("exact",)
 
 
-def filters(cache: Path, seed: int) -> None:
-    """A mix of selectivities from 0.1 % to 100 %: the bandit learns on half of the queries, 1 % of them run again."""
+def filters(tables: Tables, seed: int, cache: Path) -> None:
+    """A mix of selectivities from 0.1 % to 100 %: the bandit learns on half of the queries, drawn again and again, 1 %
+    of them run again; it is judged on the others, each once."""
     own: list[float] = []
-    mixed = Mixed(cache, seed)
+    mixed = Mixed(tables, seed, cache)
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(mixed.share))
     train, test = order[: len(order) // 2], order[len(order) // 2 :]
@@ -210,19 +216,20 @@ def filters(cache: Path, seed: int) -> None:
                 mixed.queries[i], ("filter", "graph", "fetch"), K, share, 6.0, rule, mixed.offered(i)
             )
             own.append((time.thread_time_ns() - started) / 1e3)
-            sampled = rng.random() < 0.01
+            sampled = rng.random() < LABEL_SHARE
             answers = choice.strategy if acting and not sampled else rule
             instant.played(choice, answers, mixed.us[answers][i])
             if sampled:
                 for name in mixed.offered(i):
                     if name not in EXACT:
                         instant.bandit.sampled(choice.decade, name, mixed.recall[name][i])
-                    instant.bandit.timed(choice.decade, name, mixed.us[name][i])
+                    if name != rule:
+                        instant.bandit.timed(choice.decade, name, mixed.us[name][i])
             made[place] = answers
         return made
 
     run(rng.choice(train, 20_000), acting=False)
-    stream = rng.choice(test, 20_000)
+    stream = test
     planned = run(stream, acting=True)
     table = Table("strategy", "mean", "recall", "planner times as fast", box=None)
     us = np.array([mixed.us[name][i] for name, i in zip(planned, stream, strict=True)]) + np.mean(own)
@@ -246,7 +253,7 @@ def filters(cache: Path, seed: int) -> None:
             name, f"{time_us.mean():.0f} µs", f"{found.mean():.4f}", "{:.2f} ({:.2f} to {:.2f})".format(*speed)
         )
     console.print(
-        f"\nfilters: {mixed.rows:,} rows, ef {mixed.ef}, 20,000 queries of every selectivity; choosing took "
-        f"{np.mean(own):.1f} µs",
+        f"\n{tables.name}, filters: {mixed.rows:,} rows, ef {mixed.ef}, {len(stream):,} queries of every selectivity; "
+        f"choosing took {np.mean(own):.1f} µs",
         table,
     )
