@@ -86,6 +86,10 @@ class QueryPlanner(Protocol):
 
     def explain(self, plan: Plan, steps: Sequence[tuple[str, float]]) -> PlannerExplanation: ...
 
+    def broke(self, index: IndexName, error: Exception) -> bool:
+        """One of the above raised, of this index: it wants to see no more of it. False when it knows already."""
+        ...
+
 
 class NoPlanner:
     """Searches go as they would."""
@@ -103,3 +107,6 @@ class NoPlanner:
     def compare(self, plan: Plan, runs: Mapping[str, Run]) -> None: ...
     def explain(self, plan: Plan, steps: Sequence[tuple[str, float]]) -> PlannerExplanation:
         raise LookupError("there is no planner")
+
+    def broke(self, index: IndexName, error: Exception) -> bool:
+        return False

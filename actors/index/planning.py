@@ -46,7 +46,6 @@ class Planning:
     def __init__(self, planner: QueryPlanner, shelf: Shelf) -> None:
         self._planner = planner
         self._shelf = shelf
-        self._broken = False
         self._filtered: deque[tuple[Served, Plan, NDArray[np.float32], int, Matching, int]] = deque(maxlen=WAITING)
 
     def before(
@@ -60,7 +59,7 @@ class Planning:
             return None
         if isinstance(index, ServedIndex) and (index.graph is None or index.codes is not None):
             return None
-        if self._broken or not self._planner.wants(index.place, sampled or query.explain):
+        if not self._planner.wants(index.place, sampled or query.explain):
             return None
         rows, left = len(index.vectors), None if matching is None else len(matching)
         strategy, strategies, effort = _would(index, query.k, rows, left)
@@ -69,6 +68,7 @@ class Planning:
         embedded = ("embed",) if query.text is not None else ()
         filtered = ("filter",) if matching is not None else ()
         plan = self._asked(
+            index,
             self._planner.choose,
             Situation(
                 index.place,
@@ -102,6 +102,7 @@ class Planning:
         scanned = len(index.vectors) if near.strategy == "exact" else 0
         effort = effort_of(near.effort)
         self._asked(
+            index,
             self._planner.observe,
             plan,
             Outcome(
@@ -115,18 +116,16 @@ class Planning:
             ),
         )
 
-    def explain(self, plan: Plan | None, watch: Stopwatch) -> PlannerExplanation | None:
-        return None if plan is None else self._asked(self._planner.explain, plan, watch.laps)
+    def explain(self, index: Served, plan: Plan | None, watch: Stopwatch) -> PlannerExplanation | None:
+        return None if plan is None else self._asked(index, self._planner.explain, plan, watch.laps)
 
-    def _asked(self, ask: Callable[..., T], *args: Any) -> T | None:
-        """A planner that breaks is asked no more: no search may fail for what only makes it faster."""
-        if self._broken:
-            return None
+    def _asked(self, index: Served, ask: Callable[..., T], *args: Any) -> T | None:
+        """A planner that breaks is asked no more of that index: no search may fail for what only makes it faster."""
         try:
             return ask(*args)
-        except Exception:
-            self._broken = True
-            log.exception("the planner broke, and is asked no more until the next start")
+        except Exception as error:
+            if self._planner.broke(index.place, error):
+                log.exception("the planner broke, and is asked no more until it is reset", index=index.place)
             return None
 
     def keep(self, index: Served, query: Search, answer: Answer) -> None:
@@ -157,9 +156,9 @@ class Planning:
                 return
             us = (perf_counter() - started) * 1e6
             runs.append(Run(us, _recall(distances, truth)))
-        self._asked(self._planner.label, plan, runs)
+        self._asked(index, self._planner.label, plan, runs)
         if isinstance(index, ServedIndex) and (run := await self._by_lance(index, query, K, None, truth)) is not None:
-            self._asked(self._planner.compare, plan, {"lance": run})
+            self._asked(index, self._planner.compare, plan, {"lance": run})
 
     async def compare(self, index: Served, plan: Plan, query: NDArray[np.float32], k: int, filtered: Matching) -> None:
         """Tells the planner how every strategy does on a sampled filtered query (1, d)."""
@@ -179,7 +178,7 @@ class Planning:
                 runs["filtered_graph"] = Run(us + runs["exact"].us, 1.0)
         if (run := await self._by_lance(index, query, k, filtered, truth[0])) is not None:
             runs["lance"] = run
-        self._asked(self._planner.compare, plan, runs)
+        self._asked(index, self._planner.compare, plan, runs)
 
     async def _by_lance(
         self,

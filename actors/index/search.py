@@ -100,7 +100,7 @@ async def search(
         version = near.vectors.version
         explain = Explanation(
             generation, config, near.strategy, ef, len(near.vectors), left, watch.steps, version, near.effort,
-            planning.explain(plan, watch),
+            planning.explain(index, plan, watch),
         )  # fmt: skip
     result = SearchResult(index.document.index, generation, hits, watch.total_us, explain)
     codec = codes.artifact if codes is not None and near.strategy == "codes" else None

@@ -140,13 +140,13 @@ class Planner(Actor):
     @handles
     async def on_forgot(self, event: PlannerForgot) -> Sequence[Never]:
         if event.process != self._process_id:
-            self._planners.indexes.pop(event.index, None)
+            self._planners.forget(event.index)
             await self._keeper.follow(event.index, event.process)
         return ()
 
     @handles
     async def on_dropped(self, event: IndexDropped) -> Sequence[Never]:
-        self._planners.indexes.pop(event.index, None)
+        self._planners.forget(event.index)
         if await self._registry.load(IndexDocument, event.index) is None:
             await self._registry.delete(PlannerDocument, event.index)
         return ()
@@ -170,9 +170,13 @@ class Planner(Actor):
     async def on_reset(self, command: ResetPlanner) -> Sequence[PlannerStatus | PlannerForgot | Refusal]:
         if (missing := await self._keeper.missing(command.index)) is not None:
             return (missing,)
-        self._planners.indexes.pop(command.index, None)
+        before = self._planners.indexes.get(command.index)
+        self._planners.forget(command.index)
         await self._registry.delete(PlannerDocument, command.index)
-        await self._keeper.planned(command.index)
+        planned = await self._keeper.planned(command.index)
+        if before is not None and before.mode == "off":  # that wasn't learnt, it was asked for
+            planned.mode, planned.why = before.mode, before.why
+            await self._keeper.save(command.index)
         forgot = PlannerForgot(command.index, False, self._process_id)
         return (forgot, await self._keeper.status(command.index))
 
@@ -191,18 +195,26 @@ class Planner(Actor):
             return (missing,)
         try:
             document = await anyio.to_thread.run_sync(state.imported, command.state)
-            planned = state.planned_of(document, self._config)
         except ValueError as error:
             return (
                 Refusal("invalid", f"this is no planner's state: {error}", "what `lakehouse planner export` wrote"),
             )
-        own = await self._keeper.planned(command.index)
-        if planned.instant.embedding.dim != own.instant.embedding.dim:
+        own, backend = await self._keeper.planned(command.index), await self._keeper.backend(command.index)
+        if document.dim != own.instant.embedding.dim:
             reason = f"it is of {document.dim} dimensions, index {command.index!r} has {own.instant.embedding.dim}"
             return (Refusal("invalid", reason, "import it into an index of as many"),)
+        if document.backend not in (None, backend):
+            reason = f"it has learnt efforts of {document.backend}, index {command.index!r} is served by {backend}"
+            return (Refusal("invalid", reason, "import it into an index on the same backend"),)
+        try:
+            planned = await anyio.to_thread.run_sync(state.planned_of, document, self._config)
+        except state.Unfit as error:
+            hint = "`lakehouse planner export` where [planner] has the hidden_dim, seed and ranks that it has here"
+            return (Refusal("invalid", f"this state doesn't fit: {error}", hint),)
         planned.mode, planned.why = "shadow", "imported"
         planned.instant.target = own.instant.target
         planned.instant.pairs, planned.compared = np.empty((0, 4)), 0  # what it did elsewhere proves nothing here
+        self._planners.forget(command.index)
         self._planners.indexes[command.index] = planned
         await self._keeper.save(command.index)
         return (PlannerForgot(command.index, True, self._process_id), await self._keeper.status(command.index))
@@ -224,11 +236,14 @@ class Planner(Actor):
         finally:
             self._learning.discard(name)
 
-    async def _lesson(self, name: IndexName, planned: Planned) -> list[Lessons]:
+    async def _lesson(self, name: IndexName, planned: Planned) -> list[Lessons] | Refusal:
         instant = planned.instant
         started, seen, upto = self._clock.monotonic(), instant.ring.look(), instant.ring.seen
         asked = instant.labels.size
         lesson = await self._taught(name, planned, seen)
+        if self._planners.indexes.get(name) is not planned:
+            reason = f"what was known of index {name!r} was reset or replaced while it was learnt from"
+            return Refusal("conflict", reason, "what was learnt is thrown away; learn again")
         made = lesson.cycle
         instant.ring.forget(upto)  # not before: a worker that dies takes nothing with it
         fresh = instant.labels.size - asked  # labels that came meanwhile
@@ -281,6 +296,8 @@ class Planner(Actor):
     # --- modes ---
 
     async def _judge(self, name: IndexName, planned: Planned) -> list[Lessons]:
+        if self._planners.indexes.get(name) is not planned:  # reset meanwhile
+            return []
         gain = planned.gain()
         mode = core_gain.next_mode(planned.mode, gain)
         if mode == planned.mode or gain is None:

@@ -7,7 +7,6 @@ from msgspec import Meta
 
 from schemas.planner import PlannerMode
 
-
 MOST_BYTES = 1 << 30
 """That the trajectories of an index may take, and a cycle's distances to the clusters."""
 

@@ -35,6 +35,8 @@ REFERENCE = 1000
 """Plans that are kept of a cycle, to tell a shift of the next one's from."""
 AFTER_SHIFT = 200
 """Labels that outlive a shift: the newest."""
+LEAST_WEIGHT = 1e-3
+"""Of a pattern, however many shifts it has seen: without any, two could not be merged by weight."""
 STEP = 256  # labels whose gradients are in memory at a time
 
 
@@ -82,7 +84,7 @@ def cycle(
     bank, memory = learned.bank, learned.memory
     if moved is not None and moved.shifted:
         memory = memory.consolidated(learned.adapter.flat())
-        bank = bank._replace(weight=bank.weight / 2)
+        bank = bank._replace(weight=np.maximum(bank.weight / 2, LEAST_WEIGHT))
         labels = Labels(*(values[-AFTER_SHIFT:] for values in labels))
     good = seen.where(seen.quality >= config.quality_threshold)
     new, clusters = patterns(good, config, rng) if good.size else (Bank.empty(config.hidden_dim), 0)

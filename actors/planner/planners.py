@@ -61,6 +61,8 @@ class Planners:
     def __init__(self, config: PlannerConfig) -> None:
         self.config = config
         self.indexes: dict[IndexName, Planned] = {}
+        self.broken: dict[IndexName, str] = {}
+        """Why nothing more is planned for an index: until it is reset, or another state imported."""
 
     def of(self, index: IndexName, dim: int, target: float, backend: Backend | None = None) -> Planned:
         """An index's loop; a new one where there is none, or its vectors are of another kind now, or its efforts."""
@@ -76,7 +78,7 @@ class Planners:
 
     def wants(self, index: IndexName, surely: bool) -> bool:
         """In shadow one query in so many is enough to learn from: those that nothing is chosen for cost nothing."""
-        if not self.config.enabled:
+        if not self.config.enabled or index in self.broken:
             return False
         planned = self.indexes.get(index)
         if planned is None or planned.mode == "on":
@@ -164,6 +166,16 @@ class Planners:
             own_us=ticket.own_us,
             operators=[Criticality(s.operator, s.us, s.slack_us, s.criticality) for s in slacks(steps)],
         )
+
+    def broke(self, index: IndexName, error: Exception) -> bool:
+        if index in self.broken:
+            return False
+        self.broken[index] = f"it broke, and plans no more until it is reset: {type(error).__name__}: {error}"
+        return True
+
+    def forget(self, index: IndexName) -> None:
+        self.indexes.pop(index, None)
+        self.broken.pop(index, None)
 
 
 def _ticket(plan: Plan) -> Ticket:

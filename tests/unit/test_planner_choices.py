@@ -338,7 +338,7 @@ def test_what_is_kept_is_what_was(tmp_path):
     assert state.imported(small).arrays["seen.plans"].shape[0] == 0
     assert len(small) < 1 << 20
     for damaged in (small[:-5], b"nothing", small + small):
-        with pytest.raises(ValueError, match=r"unpacked|large|[Ii]nvalid"):
+        with pytest.raises(ValueError, match=r"unpacked|cut short|follows"):
             state.imported(damaged)
     cut = msgspec.structs.replace(document, arrays={**document.arrays, "weights": document.arrays["adapter"]})
     with pytest.raises(state.Unfit, match="weights"):
