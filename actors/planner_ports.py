@@ -5,7 +5,7 @@
     planner.label(plan, ladder)            later, of a sampled one: run again at every effort of `planner.ladder`
     planner.compare(plan, runs)            of a sampled filtered one: run again by every strategy
 
-Efforts are ef_search of a graph, or ten times the nprobes of a Lance index.
+Efforts are ef_search of a graph, or PROBES times the nprobes of a Lance index.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from schemas.names import Backend, IndexName, Share
 from schemas.planner import PlannerExplanation
+
+PROBES = 10
 
 
 class Situation(NamedTuple):
@@ -32,6 +34,7 @@ class Situation(NamedTuple):
     effort: int  # without a planner
     strategy: str  # without a planner
     strategies: tuple[str, ...]  # that may answer
+    most: int = 1 << 20  # effort; more finds nothing more, or costs more than exact search
 
 
 class Plan(NamedTuple):
@@ -49,7 +52,7 @@ class Outcome(NamedTuple):
     steps: Sequence[tuple[str, float]]  # operators and their times in microseconds, in order
     total_us: float
     search_us: float  # of the strategy alone
-    strategy: str  # that answered
+    strategy: str  # that was begun with: what it fell back to is its cost
     effort: int  # that it took; 0: exact
     bytes: int  # of working memory
     cache_hits: Share  # of the columns that were in memory

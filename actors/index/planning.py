@@ -4,7 +4,7 @@ anything. What isn't planned: several vectors at once, hybrid search, old versio
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import perf_counter
 from typing import Any, TypeVar
 
@@ -24,15 +24,15 @@ from actors.index.live import THREADS
 from actors.index.sampling import TIE, WAITING, K
 from actors.index.served import ServedIndex
 from actors.index.shelf import Served, Shelf
-from actors.planner_ports import Outcome, Plan, QueryPlanner, Run, Situation
+from actors.planner_ports import PROBES, Outcome, Plan, QueryPlanner, Run, Situation
 from schemas.config import HnswEffort, LanceEffort
 from schemas.events.index import Search
 from schemas.planner import PlannerExplanation
 
 SMALL = 2000
 """Rows of an index that exact search over all of it is worth a try in."""
-PROBES = 10
-"""The planner counts nprobes by tenths."""
+LONGEST = 1e15
+"""Longer vectors, but by cosine, are searched as without a planner."""
 UNBOUND = core.ROWS_PER_EF * core.EF_LIMIT + 1
 """Rows that no graph search is dearer than."""
 
@@ -61,6 +61,9 @@ class Planning:
             return None
         if not self._planner.wants(index.place, sampled or query.explain):
             return None
+        vector = _unit(queries[0], index.document.metric)
+        if vector is None:
+            return None
         rows, left = len(index.vectors), None if matching is None else len(matching)
         strategy, strategies, effort = _would(index, query.k, rows, left)
         if isinstance(index, ServedIndex) and strategy != "exact_all" and self.beside(index) is not None:
@@ -74,7 +77,7 @@ class Planning:
                 index.place,
                 index.backend,
                 index.document.target_recall,
-                _unit(queries[0], index.document.metric),
+                vector,
                 query.k,
                 rows,
                 left,
@@ -82,19 +85,22 @@ class Planning:
                 effort,
                 strategy,
                 strategies,
+                PROBES * index.config.partitions if isinstance(index, LanceServed) else min(core.EF_LIMIT, rows),
             ),
         )
         return plan._replace(acting=False) if sampled and plan is not None else plan
 
-    def beside(self, index: Served) -> LanceServed | None:
-        """The same index on Lance, where it is kept ready and in memory."""
+    def beside(self, index: Served, version: int | None = None) -> LanceServed | None:
+        """The same index on Lance, where it is kept ready and in memory, and holds the rows of `version`, by default
+        those that serve: while it lags behind an append, what it would answer is out of date."""
         found = self._shelf.loaded(companion_name(index.document.index, "lance"))
-        return found if isinstance(found, LanceServed) else None
+        wanted = index.vectors.version if version is None else version
+        return found if isinstance(found, LanceServed) and found.vectors.version == wanted else None
 
-    def elsewhere(self, index: Served, plan: Plan | None) -> LanceServed | None:
+    def elsewhere(self, index: Served, plan: Plan | None, version: int) -> LanceServed | None:
         """Where a query is planned to be answered, if not by what serves the index."""
         lance = plan is not None and plan.acting and plan.strategy == "lance" and isinstance(index, ServedIndex)
-        return self.beside(index) if lance else None
+        return self.beside(index, version) if lance else None
 
     def after(self, plan: Plan, index: Served, near: Near, query: Search, watch: Stopwatch) -> None:
         steps = watch.laps
@@ -109,7 +115,7 @@ class Planning:
                 steps,
                 watch.total_us,
                 search_us,
-                "exact_all" if near.strategy == "exact" and query.filter is None else near.strategy,
+                plan.strategy if plan.acting else _begun(near, query, steps),
                 effort,
                 12 * max(effort, near.found[0].size) + 4 * scanned,
                 1.0 if isinstance(index, ServedIndex) else 0.0,
@@ -232,6 +238,16 @@ async def _again(index: Served, query: NDArray[np.float32], effort: int) -> NDAr
     return np.empty(0, np.float32) if near is None else near[1][0]
 
 
+def _begun(near: Near, query: Search, steps: Sequence[tuple[str, float]]) -> str:
+    """The strategy that a query began with, as a planner calls it; without one acting."""
+    tried = {name for name, _ in steps}
+    if near.strategy == "exact" and "lance" in tried:
+        return "lance"
+    if near.strategy == "exact" and "graph" in tried:
+        return "graph" if query.filter is None else "filtered_graph"
+    return "exact_all" if near.strategy == "exact" and query.filter is None else near.strategy
+
+
 def effort_of(effort: HnswEffort | LanceEffort | None) -> int:
     """As the planner counts it; 0: exact."""
     if effort is None:
@@ -243,8 +259,9 @@ def _recall(distances: NDArray[np.float32], truth: NDArray[np.float32]) -> float
     return int(np.count_nonzero(distances[: len(truth)] <= truth[-1] + TIE)) / len(truth)
 
 
-def _unit(query: NDArray[np.float32], metric: str) -> NDArray[np.float32]:
-    if metric != "cosine":
-        return query
+def _unit(query: NDArray[np.float32], metric: str) -> NDArray[np.float32] | None:
+    """None: so long that the planner's sums of squares would leave float32."""
     length = float(query @ query) ** 0.5
+    if metric != "cosine":
+        return query if length < LONGEST else None
     return query * np.float32(1 / length) if length > 0 else query

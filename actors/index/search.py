@@ -76,7 +76,9 @@ async def search(
         hits = await past.hits(index, query.version, near.found, columns)
     elif query.mode == "vector":
         plan = planning.before(index, query, queries, matching, sampled)
-        lance = planning.elsewhere(index, plan)
+        lance = planning.elsewhere(index, plan, vectors.version)
+        if plan is not None and plan.strategy == "lance" and lance is None and isinstance(index, ServedIndex):
+            plan = plan._replace(acting=False)  # the rows changed since the filter was looked up
         if lance is not None:
             rows = None if matching is None else Matching(matching.rows, matching.rows)
             near = await lance.neighbours(lance.vectors, queries, query.k, query, rows, columns, watch)

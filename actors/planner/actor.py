@@ -133,7 +133,9 @@ class Planner(Actor):
     @handles
     async def on_mode(self, event: PlannerModeChanged) -> Sequence[Never]:
         planned = self._planners.indexes.get(event.index)
-        if event.process != self._process_id and planned is not None:
+        if planned is None:
+            await self._keeper.follow(event.index, event.process)
+        elif event.process != self._process_id:
             planned.mode, planned.why = event.mode, event.why
         return ()
 
@@ -239,14 +241,14 @@ class Planner(Actor):
     async def _lesson(self, name: IndexName, planned: Planned) -> list[Lessons] | Refusal:
         instant = planned.instant
         started, seen, upto = self._clock.monotonic(), instant.ring.look(), instant.ring.seen
-        asked = instant.labels.size
+        asked, told = instant.labels.size, planned.labelled
         lesson = await self._taught(name, planned, seen)
         if self._planners.indexes.get(name) is not planned:
             reason = f"what was known of index {name!r} was reset or replaced while it was learnt from"
             return Refusal("conflict", reason, "what was learnt is thrown away; learn again")
         made = lesson.cycle
         instant.ring.forget(upto)  # not before: a worker that dies takes nothing with it
-        fresh = instant.labels.size - asked  # labels that came meanwhile
+        fresh = min(planned.labelled - told, instant.labels.size)  # labels that came meanwhile
         instant.labels = made.labels.with_all(instant.labels.newest(fresh)) if fresh > 0 else made.labels
         if lesson.terrain is not None:
             instant.terrain = lesson.terrain

@@ -11,10 +11,10 @@ import numpy as np
 from actors.planner import core_gain
 from actors.planner.config import PlannerConfig
 from actors.planner.core_gain import Gain, Pair
-from actors.planner.core_labels import LADDER
+from actors.planner.core_labels import LADDER, between
 from actors.planner.core_slack import slacks
 from actors.planner.instant import EXACT, Choice, Instant
-from actors.planner_ports import Outcome, Plan, Run, Situation
+from actors.planner_ports import PROBES, Outcome, Plan, Run, Situation
 from schemas.names import Backend, IndexName
 from schemas.planner import Criticality, PlannerExplanation, PlannerMode
 
@@ -35,7 +35,8 @@ class Planned:
         self.tested = 0  # trajectories when the queries were last tested for a shift
         self._gain: tuple[int, Gain | None] = (-1, None)
         self.compared = 0
-        self.passed = 0  # queries since one was looked at
+        self.labelled = 0  # since start
+        self.passed = 0.0  # share of a query that is still to be looked at
 
     def gain(self) -> Gain | None:
         """Measured anew when there are new pairs."""
@@ -47,10 +48,11 @@ class Planned:
 class Ticket:
     """What a plan must be remembered with."""
 
-    __slots__ = ("choice", "of", "own_us")
+    __slots__ = ("choice", "default_effort", "number", "of", "own_us")
 
-    def __init__(self, of: Planned, choice: Choice, own_us: float) -> None:
-        self.of, self.choice, self.own_us = of, choice, own_us
+    def __init__(self, of: Planned, choice: Choice, own_us: float, default_effort: int) -> None:
+        self.of, self.choice, self.own_us, self.default_effort = of, choice, own_us, default_effort
+        self.number = -1  # of its trajectory
 
 
 class Planners:
@@ -85,11 +87,12 @@ class Planners:
             return True
         if planned.mode == "off":
             return False
-        planned.passed += 1
-        if surely or planned.passed * self.config.shadow_share >= 1:
-            planned.passed = 0
+        if surely:
             return True
-        return False
+        planned.passed += self.config.shadow_share
+        looks = planned.passed > 1 - 1e-9
+        planned.passed -= looks
+        return looks
 
     def choose(self, situation: Situation) -> Plan | None:
         started = perf_counter()
@@ -98,7 +101,8 @@ class Planners:
             return None
         rows = max(1, situation.rows)
         matching = rows if situation.matching is None else situation.matching
-        scale = max(1.0, situation.k / 10)  # labels are of recall@10
+        lance = situation.backend == "lance"
+        scale = 1.0 if lance else max(1.0, situation.k / 10)  # labels are of recall@10
         default = float(np.log2(max(1.0, situation.effort / scale)))
         choice = planned.instant.before(
             situation.query,
@@ -109,17 +113,20 @@ class Planners:
             situation.strategy,
             situation.strategies,
         )
-        effort = situation.effort if choice.kind == "Default" else round(2**choice.effort * scale)
+        effort = situation.effort
+        if choice.kind != "Default":
+            least = PROBES if lance else situation.k
+            effort = min(max(round(2**choice.effort * scale), least), max(situation.most, situation.effort))
         own_us = (perf_counter() - started) * 1e6
         planned.own_us += own_us
         planned.chosen += 1
         acting = planned.mode == "on"
-        return Plan(acting, max(effort, situation.k), choice.strategy, Ticket(planned, choice, own_us))
+        return Plan(acting, effort, choice.strategy, Ticket(planned, choice, own_us, situation.effort))
 
     def observe(self, plan: Plan, outcome: Outcome) -> None:
         ticket = _ticket(plan)
         instant = ticket.of.instant
-        instant.after(
+        ticket.number = instant.after(
             ticket.choice,
             outcome.steps,
             float(np.log2(outcome.effort)) if outcome.effort > 0 else 0.0,
@@ -130,10 +137,13 @@ class Planners:
         instant.played(ticket.choice, outcome.strategy, outcome.search_us)
 
     def label(self, plan: Plan, runs: Sequence[Run]) -> None:
+        """A labelled query was answered as without a planner."""
         ticket = _ticket(plan)
         recall = np.array([run.recall for run in runs], np.float32)
         us = np.array([run.us for run in runs], np.float32)
         ticket.of.instant.told(ticket.choice, recall, us, ticket.own_us)
+        self._grade(ticket, float(between(recall[None], np.array([ticket.choice.default_effort]))[0]))
+        ticket.of.labelled += 1
         ticket.of.compared += 1
 
     def compare(self, plan: Plan, runs: Mapping[str, Run]) -> None:
@@ -145,19 +155,21 @@ class Planners:
             if name != choice.strategy or not plan.acting:  # what answered was timed then
                 instant.bandit.timed(choice.decade, name, run.us)
         default, planned = runs.get(choice.default_strategy), runs.get(choice.strategy)
+        if default is not None:
+            self._grade(ticket, default.recall)
         if default is not None and planned is not None:
             instant.compared(Pair(default.us, planned.us + ticket.own_us, default.recall, planned.recall))
             ticket.of.compared += 1
 
     def explain(self, plan: Plan, steps: Sequence[tuple[str, float]]) -> PlannerExplanation:
         ticket = _ticket(plan)
-        choice = ticket.choice
+        choice, unit = ticket.choice, PROBES if ticket.of.backend == "lance" else 1
         return PlannerExplanation(
             mode=ticket.of.mode,
             acted=plan.acting,
             decided=choice.kind,
-            effort=plan.effort,
-            default_effort=round(2**choice.default_effort),
+            effort=max(1, plan.effort // unit),
+            default_effort=max(1, ticket.default_effort // unit),
             strategy=choice.strategy,
             default_strategy=choice.default_strategy,
             pattern=choice.pattern if choice.pattern >= 0 else None,
@@ -166,6 +178,10 @@ class Planners:
             own_us=ticket.own_us,
             operators=[Criticality(s.operator, s.us, s.slack_us, s.criticality) for s in slacks(steps)],
         )
+
+    def _grade(self, ticket: Ticket, recall: float) -> None:
+        instant = ticket.of.instant
+        instant.ring.grade(ticket.number, recall, instant.target)
 
     def broke(self, index: IndexName, error: Exception) -> bool:
         if index in self.broken:

@@ -1,6 +1,7 @@
 """The query planner when something goes wrong: nothing of it may reach a search, or what is known of another index."""
 
 import base64
+import contextlib
 import json
 import zlib
 from collections.abc import AsyncIterator, Callable
@@ -8,20 +9,29 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import msgspec
+import numpy as np
 import pytest
 
+from actors import hnsw
 from actors.errors import Refused
+from actors.planner import state
 from actors.planner.config import PlannerConfig
+from actors.planner.core_labels import Calibration, Labels
+from schemas.config import HnswConfig
+from schemas.documents.planner import PlannerDocument
 from schemas.events.index import Search
+from schemas.events.lance import MigrateIndex
 from schemas.events.planner import (
     ExportPlanner,
     GetPlanner,
     ImportPlanner,
     LearnPlanner,
+    PlannerModeChanged,
     ResetPlanner,
     SetPlanner,
 )
-from tests.integration.index_house import IndexHouse, clustered
+from tests.integration.index_house import IndexHouse, clustered, rows_of
 from tests.integration.test_planner import DIM, ask, filled, labelled, made
 
 
@@ -118,3 +128,126 @@ async def test_a_cycle_whose_index_is_reset_meanwhile_changes_nothing(
             await house.bus.ask(LearnPlanner("docs"))
     status = await house.bus.ask(GetPlanner("docs"))
     assert (status.patterns_stored, status.background_cycles) == (0, 0)
+
+
+async def test_a_process_that_knows_nothing_of_an_index_takes_its_mode(house: IndexHouse) -> None:
+    await house.bus.ask(SetPlanner("docs", "off"))
+    house.planners.forget("docs")  # as one that was started before the index was planned for
+    await house.planner.on_mode(PlannerModeChanged("docs", "off", "shadow", "asked", "elsewhere"))
+    assert (await ask(house, 1)).explain.planner is None
+
+
+async def test_what_is_sampled_is_noted_with_its_query(house: IndexHouse) -> None:
+    await ask(house, 40)
+    await ask(house, 20, filter="number < 2500")
+    await house.searcher.on_check()
+    seen = house.planners.indexes["docs"].instant.ring.look()
+    known = ~np.isnan(seen.recall)
+    assert known.sum() > 50
+    assert (seen.quality[known & (seen.recall < 0.95)] == 0).all()
+    assert (seen.quality[seen.recall >= 0.95] > 0).all()
+
+
+async def test_labels_that_come_during_a_cycle_are_kept_when_there_is_no_room_for_more(
+    house: IndexHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await labelled(house, 60)
+    planner, instant, taught = house.planner, house.planners.indexes["docs"].instant, house.planner._taught
+    full = np.resize(np.arange(instant.labels.size), 2000)
+    instant.labels = Labels(*(values[full] for values in instant.labels))
+
+    async def slow(*args: Any) -> Any:
+        lesson = await taught(*args)
+        await ask(house, 5, 77)
+        await house.searcher.on_check()
+        return lesson
+
+    monkeypatch.setattr(planner, "_taught", slow)
+    before = instant.labels.plans[-1].copy()
+    await house.bus.ask(LearnPlanner("docs"))
+    assert instant.labels.size == 2000
+    assert (instant.labels.plans[-6] == before).all()
+
+
+@pytest.mark.parametrize("length", [1.0, 1e19])
+async def test_vectors_whose_squares_leave_float32_harm_nothing(tmp_path: Path, length: float) -> None:
+    async with made(tmp_path).running() as house:
+        house.vectors = hnsw.normalise(clustered(3000, DIM) + np.float32(1))
+        house.vectors[:50] *= np.float32(length)
+        house.vectors[50:60] = 0
+        await house.dataset("data", rows_of(house.vectors), "vector")
+        await house.create("docs", "data", "vector", config=HnswConfig(ef_search=20), metric="l2")
+        for _ in range(2):
+            await labelled(house, 60)
+            await ask(house, 120, 5)
+            await house.bus.ask(LearnPlanner("docs"))
+            for query in (house.vectors[70] * np.float32(1.7e19), house.vectors[55]):
+                for mode in ("shadow", "on"):
+                    await house.bus.ask(SetPlanner("docs", mode))
+                    assert len(await house.ids("docs", query)) == 10
+                await house.searcher.on_check()
+        assert not house.planners.broken
+        document = (await house.registry.load(PlannerDocument, "docs"))[0]
+        assert state.planned_of(document, house.planner_config).instant.labels.size
+
+
+async def test_the_effort_that_is_explained_is_that_of_the_search(house: IndexHouse) -> None:
+    answer = await ask(house, 1, k=100)
+    planned = answer.explain.planner
+    assert (planned.effort, planned.default_effort, answer.explain.ef_search) == (100, 100, 100)
+    await house.create("far", "data", "vector", backend="lance")
+    for k in (10, 100):
+        query = house.vectors[0].tolist()
+        explained = (await house.bus.ask(Search("far", vector=query, k=k, explain=True))).explain
+        assert explained.planner.effort == explained.planner.default_effort == explained.config.nprobes
+
+
+async def test_effort_ends_where_more_finds_nothing_more(house: IndexHouse) -> None:
+    await labelled(house, 60)
+    await house.bus.ask(LearnPlanner("docs"))
+    await house.bus.ask(SetPlanner("docs", "on"))
+    house.searcher._config = msgspec.structs.replace(house.config, sample_share=0.0)
+    instant = house.planners.indexes["docs"].instant
+    instant.adopt(instant.learned._replace(calibration=Calibration(9.8, 0.0)))
+    answer = await ask(house, 1, k=1000)
+    assert answer.explain.planner.acted
+    assert answer.explain.ef_search == 3000  # its rows, not 900 for each 10 of k
+
+
+async def test_a_strategy_pays_for_what_it_falls_back_to(house: IndexHouse, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = house.searcher._shelf.loaded("docs")
+    house.searcher._config = msgspec.structs.replace(house.config, sample_share=0.0)
+    await house.bus.ask(SetPlanner("docs", "on"))
+    monkeypatch.setattr("actors.index.served._first", lambda *_: None)  # never enough of them match
+    chosen = house.planners.choose
+    monkeypatch.setattr(house.planners, "choose", lambda s: chosen(s)._replace(strategy="filtered_graph"))
+    answer = await ask(house, 4, filter="number < 2900")
+    assert answer.explain.strategy == "exact"
+    arms = house.planners.indexes["docs"].instant.bandit.contexts[0]
+    assert (arms["filtered_graph"].n, "exact" in arms) == (4, False)
+    assert served is not None
+
+
+async def test_a_store_beside_that_lags_behind_isnt_asked(house: IndexHouse, monkeypatch: pytest.MonkeyPatch) -> None:
+    await house.bus.ask(MigrateIndex("docs"))
+    house.searcher.upkeep_s = 0.1
+
+    async def beside() -> bool:
+        with contextlib.suppress(Refused):
+            await house.bus.ask(Search("docs", vector=house.vectors[0].tolist(), backend="lance"))
+            return True
+        return False
+
+    await house.until(beside)
+    house.searcher._config = msgspec.structs.replace(house.config, sample_share=0.0)
+    chosen = house.planners.choose
+    monkeypatch.setattr(house.planners, "choose", lambda s: chosen(s)._replace(acting=True, strategy="lance"))
+    assert (await ask(house, 1)).explain.strategy == "lance"
+    store = house.searcher._shelf.loaded("docs@lance") or house.searcher._planning.beside(
+        house.searcher._shelf.loaded("docs")
+    )
+    monkeypatch.setattr(store.vectors, "version", store.vectors.version - 1)
+    for more in ({}, {"filter": "number < 2900"}):
+        answer = await ask(house, 1, **more)
+        assert answer.explain.strategy != "lance"
+        assert not [step for step in answer.explain.steps if step.name == "lance"]

@@ -347,6 +347,14 @@ def test_what_is_kept_is_what_was(tmp_path):
         state.planned_of(document, PlannerConfig(hidden_dim=128))
 
 
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.3, 0.7, 0.9, 1.0])
+def test_the_share_that_is_looked_at_is_the_one_asked_for(share):
+    planners = Planners(PlannerConfig(shadow_share=share))
+    planners.of("docs", DIM, 0.95)
+    looked = [planners.wants("docs", number % 50 == 0) for number in range(5000)]
+    assert sum(looked) == pytest.approx(100 + share * 4900, abs=1)
+
+
 def test_in_shadow_a_share_of_the_queries_is_looked_at():
     planners = Planners(PlannerConfig(shadow_share=0.1))
     query = np.ones(DIM, np.float32)
