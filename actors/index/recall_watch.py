@@ -39,14 +39,16 @@ class RecallWatch:
         self._checker.close()
 
     def keep(self, index: Served, query: Search, answer: Answer) -> None:
-        """A sampled query. With an effort of its own it says nothing of the configuration's recall, and filtered it
-        only says something to the planner."""
+        """A sampled query. With an effort of its own it says nothing of the configuration's recall; filtered, or for
+        less than K, it only says something to the planner."""
         own = query.ef_search is None and query.nprobes is None and query.refine_factor is None
         comparable = answer.strategy in ("graph", "codes", "lance") and answer.matching is None and own
-        if comparable and query.mode == "vector" and query.k >= K and len(answer.vectors):
+        counted = query.k >= K
+        wanted = counted or answer.plan is not None
+        if comparable and query.mode == "vector" and wanted and len(answer.vectors):
             for vector, distances in zip(answer.queries, answer.found[1], strict=True):
                 sample = Sample(
-                    answer.result.generation, vector, distances[:K], answer.vectors, answer.codec, answer.plan
+                    answer.result.generation, vector, distances[:K], answer.vectors, answer.codec, answer.plan, counted
                 )
                 self._samples.append((index.place, sample))
         else:
@@ -65,7 +67,7 @@ class RecallWatch:
             if sample.plan is not None and served is not None:
                 await self._planning.label(served, sample.plan, sample.query[None], truth)
         for index in self._shelf.all():
-            mine = [(sample, truth) for name, sample, truth in checked if name == index.place]
+            mine = [(sample, truth) for name, sample, truth in checked if name == index.place and sample.counted]
             index.window.add([recall_of(sample, truth) for sample, truth in mine if index.window.is_of(sample)])
         return [drift for index in self._shelf.all() if (drift := self._drift(index)) is not None]
 

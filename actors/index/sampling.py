@@ -42,6 +42,7 @@ class Sample(msgspec.Struct, frozen=True):
     vectors: ExactSearch  # what it was answered from
     codec: ArtifactName | None = None  # by whose codes; None: by the graph
     plan: Plan | None = None  # what the planner said of it, and wants to hear more of
+    counted: bool = True  # in live recall; else the planner alone wants it
 
 
 class RecallWindow:

@@ -3,7 +3,7 @@ lives where searches do (serve), one in each process; a cycle's result is a regi
 over when they hear of it. What happens to every query is in instant.py.
 """
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Never
@@ -93,8 +93,7 @@ class Planner(Actor):
     async def on_cycle(self) -> Sequence[Lessons]:
         said: list[Lessons] = []
         for name in list(self._planners.indexes):
-            lessons = await self._learn(name)
-            said += [] if isinstance(lessons, Refusal) else lessons
+            said += await self._apart(name, self._learn(name))
         return said
 
     @every("watch_s")
@@ -102,11 +101,10 @@ class Planner(Actor):
         """Looks whether the planner helps, and whether the queries have shifted: then a cycle runs at once."""
         said: list[Lessons] = []
         for name, planned in list(self._planners.indexes.items()):
-            said += await self._judge(name, planned)
+            said += await self._apart(name, self._judge(name, planned))
             shift = await self._shifted(planned)
             if shift is not None and shift.shifted and name not in self._learning:
-                lessons = await self._learn(name)
-                said += [] if isinstance(lessons, Refusal) else lessons
+                said += await self._apart(name, self._learn(name))
         return said
 
     @handles
@@ -222,6 +220,15 @@ class Planner(Actor):
         return (PlannerForgot(command.index, True, self._process_id), await self._keeper.status(command.index))
 
     # --- learning ---
+
+    async def _apart(self, name: IndexName, work: Awaitable[list[Lessons] | Refusal]) -> list[Lessons]:
+        """What fails of one index doesn't keep the others from theirs."""
+        try:
+            lessons = await work
+        except (Conflict, CorruptState, Transient) as error:
+            log.warning("the planner can't learn, or keep what it learnt", index=name, why=str(error))
+            return []
+        return [] if isinstance(lessons, Refusal) else lessons
 
     async def _learn(self, name: IndexName) -> list[Lessons] | Refusal:
         planned = await self._keeper.planned(name)

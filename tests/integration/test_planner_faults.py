@@ -14,19 +14,20 @@ import numpy as np
 import pytest
 
 from actors import hnsw
-from actors.errors import Refused
+from actors.errors import CorruptState, Refused
 from actors.planner import state
 from actors.planner.config import PlannerConfig
 from actors.planner.core_labels import Calibration, Labels
 from schemas.config import HnswConfig
 from schemas.documents.planner import PlannerDocument
-from schemas.events.index import Search
+from schemas.events.index import GetIndexStats, Search
 from schemas.events.lance import MigrateIndex
 from schemas.events.planner import (
     ExportPlanner,
     GetPlanner,
     ImportPlanner,
     LearnPlanner,
+    PlannerLearned,
     PlannerModeChanged,
     ResetPlanner,
     SetPlanner,
@@ -140,10 +141,15 @@ async def test_a_process_that_knows_nothing_of_an_index_takes_its_mode(house: In
 async def test_what_is_sampled_is_noted_with_its_query(house: IndexHouse) -> None:
     await ask(house, 40)
     await ask(house, 20, filter="number < 2500")
-    await house.searcher.on_check()
-    seen = house.planners.indexes["docs"].instant.ring.look()
+    ring = house.planners.indexes["docs"].instant.ring
+
+    async def noted() -> bool:
+        await house.searcher.on_check()
+        return bool((~np.isnan(ring.look().recall)).sum() == 60)
+
+    await house.until(noted)
+    seen = ring.look()
     known = ~np.isnan(seen.recall)
-    assert known.sum() > 50
     assert (seen.quality[known & (seen.recall < 0.95)] == 0).all()
     assert (seen.quality[seen.recall >= 0.95] > 0).all()
 
@@ -251,3 +257,36 @@ async def test_a_store_beside_that_lags_behind_isnt_asked(house: IndexHouse, mon
         answer = await ask(house, 1, **more)
         assert answer.explain.strategy != "lance"
         assert not [step for step in answer.explain.steps if step.name == "lance"]
+
+
+async def test_queries_for_less_than_ten_are_labelled_too(house: IndexHouse) -> None:
+    await ask(house, 40, k=3)
+
+    async def told() -> bool:
+        await house.searcher.on_check()
+        return (await house.bus.ask(GetPlanner("docs"))).labels == 40
+
+    await house.until(told)
+    assert (await house.bus.ask(GetIndexStats("docs"))).live_recall is None  # that is told at 10
+
+
+async def test_what_fails_of_one_index_doesnt_keep_the_others_from_learning(
+    house: IndexHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await house.create("other", "data", "vector")
+    await ask(house, 120)
+    await ask_it(house, "other", 120)
+    assert list(house.planners.indexes) == ["docs", "other"]
+    keeper, save = house.planner._keeper, house.planner._keeper.save
+
+    async def damaged(name: str) -> None:
+        if name == "docs":
+            raise CorruptState("its document fails its checksum")
+        await save(name)
+
+    monkeypatch.setattr(keeper, "save", damaged)
+    said = await house.planner.on_cycle()
+    assert [event.index for event in said if isinstance(event, PlannerLearned)] == ["other"]
+    house.planners.indexes["docs"].instant.pairs = np.tile([100.0, 50.0, 1.0, 1.0], (150, 1))
+    house.planners.indexes["docs"].compared += 1
+    assert await house.planner.on_watch() == []
