@@ -3,6 +3,7 @@ run again at every effort and by every strategy. The planner itself is behind th
 anything. What isn't planned: several vectors at once, hybrid search, old versions, and whoever says an effort himself.
 """
 
+import contextlib
 from collections import deque
 from collections.abc import Callable, Sequence
 from time import perf_counter
@@ -15,6 +16,7 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
+from actors.errors import CorruptState, Transient
 from actors.index import core
 from actors.index.answer import Answer, Near, Stopwatch
 from actors.index.filters import Matching
@@ -36,6 +38,9 @@ LONGEST = 1e15
 UNBOUND = core.ROWS_PER_EF * core.EF_LIMIT + 1
 """Rows that no graph search is dearer than."""
 
+
+GONE = (CorruptState, FileNotFoundError, Transient)
+"""A store that was optimised or dropped since."""
 
 T = TypeVar("T")
 
@@ -145,11 +150,17 @@ class Planning:
         while self._filtered:
             index, plan, query, k, filtered, version = self._filtered.popleft()
             if index.vectors.version == version:
-                await self.compare(index, plan, query, k, filtered)
+                with contextlib.suppress(*GONE):
+                    await self.compare(index, plan, query, k, filtered)
 
     async def label(self, index: Served, plan: Plan, query: NDArray[np.float32], truth: NDArray[np.float32]) -> None:
         """Tells the planner what a sampled query (1, d), whose `truth` are the exact distances of its first K,
-        needed."""
+        needed. Nothing, where the index isn't any more what was asked."""
+        if index.document.dim == query.shape[1]:
+            with contextlib.suppress(*GONE):
+                await self._label(index, plan, query, truth)
+
+    async def _label(self, index: Served, plan: Plan, query: NDArray[np.float32], truth: NDArray[np.float32]) -> None:
         runs: list[Run] = []
         for effort in self._planner.ladder:
             if runs and runs[-1].recall == 1.0:  # more effort changes nothing but the time, which is in proportion

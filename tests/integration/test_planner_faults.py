@@ -18,6 +18,7 @@ from actors.errors import CorruptState, Refused
 from actors.planner import state
 from actors.planner.config import PlannerConfig
 from actors.planner.core_labels import Calibration, Labels
+from actors.planner_ports import Situation
 from schemas.config import HnswConfig
 from schemas.documents.planner import PlannerDocument
 from schemas.events.index import GetIndexStats, Search
@@ -290,3 +291,33 @@ async def test_what_fails_of_one_index_doesnt_keep_the_others_from_learning(
     house.planners.indexes["docs"].instant.pairs = np.tile([100.0, 50.0, 1.0, 1.0], (150, 1))
     house.planners.indexes["docs"].compared += 1
     assert await house.planner.on_watch() == []
+
+
+async def test_an_index_made_anew_in_other_dimensions_is_not_asked_what_the_old_one_was(house: IndexHouse) -> None:
+    await house.dataset("thin", rows_of(clustered(3000, 8)), "vector")
+    await house.create("narrow", "thin", "vector")
+    narrow = house.searcher._shelf.loaded("narrow")
+    assert narrow is not None
+    query = house.vectors[0]
+    plan = house.planners.choose(Situation("docs", "hnsw", 0.95, query, 10, 3000, None, ("graph",), 50, "graph", ()))
+    assert plan is not None
+    await house.searcher._planning.label(narrow, plan, query[None], np.zeros(10, np.float32))
+    assert house.planners.indexes["docs"].instant.labels.size == 0
+
+
+async def test_a_store_that_went_away_takes_its_own_samples_alone_with_it(
+    house: IndexHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def gone(*_: Any) -> None:
+        raise FileNotFoundError("the Lance store of docs")
+
+    monkeypatch.setattr(house.searcher._planning, "_by_lance", gone)
+    await ask(house, 20)
+    await ask(house, 5, filter="number < 2500")
+
+    async def watched() -> bool:
+        await house.searcher.on_check()
+        recall = (await house.bus.ask(GetIndexStats("docs"))).live_recall
+        return recall is not None and recall.samples == 20
+
+    await house.until(watched)
