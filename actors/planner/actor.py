@@ -101,6 +101,9 @@ class Planner(Actor):
         """Looks whether the planner helps, and whether the queries have shifted: then a cycle runs at once."""
         said: list[Lessons] = []
         for name, planned in list(self._planners.indexes.items()):
+            if await self._registry.load(IndexDocument, name) is None:  # a search, or a cycle, outlived its index
+                await self._forget(name)
+                continue
             said += await self._apart(name, self._judge(name, planned))
             shift = await self._shifted(planned)
             if shift is not None and shift.shifted and name not in self._learning:
@@ -148,7 +151,7 @@ class Planner(Actor):
     async def on_dropped(self, event: IndexDropped) -> Sequence[Never]:
         self._planners.forget(event.index)
         if await self._registry.load(IndexDocument, event.index) is None:
-            await self._registry.delete(PlannerDocument, event.index)
+            await self._forget(event.index)
         return ()
 
     @handles
@@ -218,6 +221,10 @@ class Planner(Actor):
         self._planners.indexes[command.index] = planned
         await self._keeper.save(command.index)
         return (PlannerForgot(command.index, True, self._process_id), await self._keeper.status(command.index))
+
+    async def _forget(self, name: IndexName) -> None:
+        self._planners.forget(name)
+        await self._registry.delete(PlannerDocument, name)
 
     # --- learning ---
 

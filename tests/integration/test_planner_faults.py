@@ -21,7 +21,7 @@ from actors.planner.core_labels import Calibration, Labels
 from actors.planner_ports import Situation
 from schemas.config import HnswConfig
 from schemas.documents.planner import PlannerDocument
-from schemas.events.index import GetIndexStats, Search
+from schemas.events.index import DropIndex, GetIndexStats, Search
 from schemas.events.lance import MigrateIndex
 from schemas.events.planner import (
     ExportPlanner,
@@ -321,3 +321,20 @@ async def test_a_store_that_went_away_takes_its_own_samples_alone_with_it(
         return recall is not None and recall.samples == 20
 
     await house.until(watched)
+
+
+async def test_nothing_stays_of_an_index_that_was_dropped_under_a_search(house: IndexHouse) -> None:
+    await ask(house, 3)
+    await house.bus.ask(SetPlanner("docs", "on"))
+    kept = await house.registry.load(PlannerDocument, "docs")
+    await house.bus.ask(DropIndex("docs"))
+
+    async def gone() -> bool:
+        return await house.registry.load(PlannerDocument, "docs") is None
+
+    await house.until(gone)
+    house.planners.of("docs", DIM, 0.95)  # a search that began before the drop
+    await house.registry.save("docs", kept[0], expected=None)  # as a cycle's last step
+    await house.planner.on_watch()
+    assert "docs" not in house.planners.indexes
+    assert await gone()
