@@ -3,6 +3,7 @@ labels, trajectories and the reference.
 """
 
 import zlib
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import msgspec
@@ -27,7 +28,10 @@ from schemas.documents.planner import ArmState, PlannerDocument
 from schemas.names import IndexName
 from schemas.planner import Block
 
-EXPORTED_LABELS = 300
+EXPORTED = ((300, 200, 10), (300, 100, 5), (150, 50, 2), (100, 50, 0))
+"""Labels, plans of the reference, and earlier tasks: the first that fit."""
+FITS = 720_000
+"""Bytes of a state that a message carries, which is base64 there."""
 MAY_BE_UNKNOWN = "seen.recall"
 """The only array in which a NaN means something."""
 DECADES = frozenset("01234")
@@ -125,16 +129,31 @@ def planned_of(document: PlannerDocument, config: PlannerConfig) -> Planned:
 
 
 def exported(document: PlannerDocument) -> bytes:
-    """Without trajectories, and with the newest labels alone, so that it fits a message."""
+    """Without trajectories and pairs, and with as many of the newest labels, plans of the reference and earlier tasks
+    as fit a message. Of very many dimensions even the fewest don't: then it goes as far as the bus carries it."""
+    for labels, plans, tasks in EXPORTED:
+        cut = _cut(document.arrays, labels, plans, tasks)
+        packed = zlib.compress(msgspec.json.encode(msgspec.structs.replace(document, arrays=cut)))
+        if len(packed) <= FITS:
+            break
+    return packed
+
+
+def _cut(arrays: dict[str, Block], labels: int, plans: int, tasks: int) -> dict[str, Block]:
+    newest, first = {"seen": 0, "pairs": 0, "labels": labels, "reference": plans}, max(0, _tasks(arrays) - tasks)
     kept = {}
-    for name, block in document.arrays.items():
-        if name.startswith("seen."):
-            kept[name] = _block(_array(name, block)[:0], half=block.dtype == "f2")
-        elif name.startswith("labels."):
-            kept[name] = _block(_array(name, block)[-EXPORTED_LABELS:], half=block.dtype == "f2")
-        else:
-            kept[name] = block
-    return zlib.compress(msgspec.json.encode(msgspec.structs.replace(document, arrays=kept)))
+    for name, block in arrays.items():
+        kind, _, rest = name.partition(".")
+        if kind == "task":
+            number, _, field = rest.partition(".")
+            if int(number) >= first:
+                kept[f"task.{int(number) - first}.{field}"] = block
+        elif kind in newest:
+            values = _array(name, block)
+            kept[name] = _block(values[max(0, len(values) - newest[kind]) :], half=block.dtype == "f2")
+        else:  # axes and centroids are of unit length
+            kept[name] = _block(_array(name, block), half=True) if name == "terrain.matrix" else block
+    return kept
 
 
 LARGEST = 64 << 20
@@ -191,7 +210,7 @@ def _check(arrays: dict[str, NDArray[Any]], dim: int, config: PlannerConfig) -> 
         raise ValueError("a pattern isn't of unit length, or weighs nothing")
 
 
-def _tasks(arrays: dict[str, NDArray[Any]]) -> int:
+def _tasks(arrays: Mapping[str, object]) -> int:
     """How many earlier tasks are remembered: numbered from 0."""
     number = 0
     while f"task.{number}.optimum" in arrays:

@@ -11,7 +11,8 @@ import pytest
 from actors.planner import state
 from actors.planner.config import PlannerConfig
 from actors.planner.core_cycle import Learned, cycle
-from actors.planner.core_labels import LADDER
+from actors.planner.core_ewc import Task
+from actors.planner.core_labels import LADDER, Labels
 from actors.planner.core_patterns import Bank
 from actors.planner.core_terrain import Terrain
 from actors.planner.planners import Planned
@@ -172,3 +173,30 @@ def test_patterns_of_long_ago_can_still_be_merged() -> None:
     assert made.shift.shifted
     assert np.isfinite(made.learned.bank.centroids).all()
     assert (made.learned.bank.weight > 0).all()
+
+
+@pytest.mark.parametrize(("dim", "tasks"), [(384, 10), (1536, 5)])
+def test_what_is_exported_of_a_full_planner_fits_a_message(dim: int, tasks: int) -> None:
+    """As base64, which is a third longer."""
+    config, rng = PlannerConfig(), np.random.default_rng(0)
+
+    def some(*shape: int) -> Any:
+        values = rng.standard_normal(shape).astype(np.float32)
+        return values / np.linalg.norm(values, axis=-1, keepdims=True) if len(shape) > 1 else values
+
+    planned = Planned(config, dim, 0.95, "shadow")
+    instant = planned.instant
+    known = tuple(Task(some(4096), np.full(4096, float(number), np.float32)) for number in range(10))
+    memory = instant.learned.memory._replace(tasks=known)
+    bank = Bank(some(100, 256), some(100), some(100), np.ones(100), np.ones(100), some(100), some(100))
+    instant.adopt(instant.learned._replace(bank=bank, reference=some(1000, 256), memory=memory))
+    instant.terrain = Terrain(some(64, dim), some(32))
+    instant.labels = Labels(some(2000, 256), some(2000, RUNGS), some(2000, RUNGS), some(2000, 6))
+    instant.pairs = np.ones((1000, 4))
+    packed = state.exported(state.document_of("docs", planned, config))
+    assert 4 * len(packed) / 3 < 1 << 20
+    back = state.planned_of(state.imported(packed), config).instant
+    assert back.learned.bank.size == 100
+    assert [int(task.fisher[0]) for task in back.learned.memory.tasks] == list(range(10 - tasks, 10))
+    assert back.labels.plans[-1] == pytest.approx(instant.labels.plans[-1], abs=1e-3)
+    assert np.abs(back.terrain.matrix - instant.terrain.matrix).max() < 1e-3
