@@ -5,8 +5,8 @@
     planner.label(plan, ladder, …)         later, of a sampled one: run again at every effort of `planner.ladder`
     planner.compare(plan, runs)            of a sampled filtered one: run again by every strategy
 
-An effort is the ef_search of a graph, or ten times the nprobes of a Lance index, whose refine factor and ef grow with
-it.
+An effort is the ef_search of a graph, or PROBES times the nprobes of a Lance index, whose refine factor and ef grow
+with it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 
 from schemas.names import Backend, IndexName, Share
 from schemas.planner import PlannerExplanation
+
+PROBES = 10
+"""Efforts of Lance count cells by tenths: the ladder, which is of ef_search, does for them too."""
 
 
 class Situation(NamedTuple):
@@ -34,6 +37,7 @@ class Situation(NamedTuple):
     strategy: str  # without a planner
     strategies: tuple[str, ...]  # that may answer
     since: float  # when planning it began, by the performance counter
+    most: int = 1 << 20  # effort; more finds nothing more, or costs more than exact search
 
 
 class Plan(NamedTuple):
@@ -65,14 +69,15 @@ class Run(NamedTuple):
     recall: Share
 
 
-def scale(k: int) -> float:
-    """More hits take more effort in proportion: efforts are learnt as those of ten hits."""
-    return max(1.0, k / 10)
+def scale(k: int, backend: Backend) -> float:
+    """More hits take more of a graph's effort in proportion: efforts are learnt as those of ten hits. They don't take
+    more cells."""
+    return max(1.0, k / 10) if backend == "hnsw" else 1.0
 
 
 class QueryPlanner(Protocol):
     ladder: tuple[int, ...]
-    """Efforts that a label is measured at, ascending; each times `scale(k)`."""
+    """Efforts that a label is measured at, ascending; each times `scale`."""
 
     def wants(self, index: IndexName, surely: bool) -> bool:
         """Whether it wants to see the next query of an index. `surely`: it is run again, or is to be explained."""
@@ -95,6 +100,10 @@ class QueryPlanner(Protocol):
 
     def explain(self, plan: Plan, steps: Sequence[tuple[str, float]]) -> PlannerExplanation: ...
 
+    def broke(self, index: IndexName, error: Exception) -> bool:
+        """One of the above raised, of this index: it wants to see no more of it. False when it knows already."""
+        ...
+
 
 class NoPlanner:
     """Searches go as they would."""
@@ -112,3 +121,6 @@ class NoPlanner:
     def compare(self, plan: Plan, runs: Mapping[str, Run]) -> None: ...
     def explain(self, plan: Plan, steps: Sequence[tuple[str, float]]) -> PlannerExplanation:
         raise LookupError("there is no planner")
+
+    def broke(self, index: IndexName, error: Exception) -> bool:
+        return False

@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 
+from actors.planner_ports import PROBES
 from schemas.config import EF_BOUNDS, REFINE_BOUNDS, HnswEffort, IndexConfig, LanceConfig, LanceEffort
 from schemas.config import Build as BuildConfig
 from schemas.documents.index import GenerationDocument
@@ -116,10 +117,6 @@ def widened_probes(nprobes: int, matching: Rows, rows: Rows, partitions: int) ->
     """Cells to look into for a filter: the nearest hits lie further out as fewer rows match, in proportion to
     the square root while the filter is neither for nor against the query."""
     return min(partitions, math.ceil(nprobes * math.sqrt(rows / max(1, matching))))
-
-
-PROBES = 10
-"""A planner counts cells by tenths: its ladder of efforts, which is of ef_search, does for them too."""
 
 
 def counted(effort: HnswEffort | LanceEffort | None) -> int:

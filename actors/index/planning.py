@@ -3,6 +3,7 @@ run again at every effort and by every strategy. The planner itself is behind th
 anything. What isn't planned: several vectors at once, hybrid search, old versions, and whoever says an effort himself.
 """
 
+import contextlib
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from time import perf_counter
@@ -14,6 +15,7 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
+from actors.errors import CorruptState, Transient
 from actors.index import core
 from actors.index.answer import Answer, Near, Stopwatch
 from actors.index.filters import Matching
@@ -23,13 +25,18 @@ from actors.index.live import THREADS
 from actors.index.sampling import WAITING, recall_against
 from actors.index.served import ServedIndex
 from actors.index.shelf import Served, Shelf
-from actors.planner_ports import Outcome, Plan, QueryPlanner, Run, Situation, scale
+from actors.planner_ports import PROBES, Outcome, Plan, QueryPlanner, Run, Situation, scale
 from schemas.events.index import Search
 from schemas.names import Share
 from schemas.planner import PlannerExplanation
 
+LONGEST = 1e15
+"""Longer vectors, but by cosine, are searched as without a planner."""
 SMALL = 2000
 """Rows of an index that exact search over all of it is worth a try in."""
+
+GONE = (CorruptState, FileNotFoundError, Transient)
+"""A store that was optimised or dropped since."""
 
 T = TypeVar("T")
 
@@ -40,7 +47,6 @@ class Planning:
     def __init__(self, planner: QueryPlanner, shelf: Shelf) -> None:
         self._planner = planner
         self._shelf = shelf
-        self._broken = False
         self._turn = False
         self._filtered: deque[tuple[Served, Plan, NDArray[np.float32], int, Matching, int]] = deque(maxlen=WAITING)
 
@@ -55,9 +61,12 @@ class Planning:
             return None
         if isinstance(index, ServedIndex) and (index.graph is None or index.codes is not None):
             return None
-        if self._broken or not self._planner.wants(index.place, sampled or query.explain):
+        if not self._planner.wants(index.place, sampled or query.explain):
             return None
         since = perf_counter()
+        vector = _unit(queries[0], index.document.metric)
+        if vector is None:
+            return None
         rows, left = len(index.vectors), None if matching is None else len(matching)
         strategy, strategies, effort = _would(index, query.k, rows, left)
         if isinstance(index, ServedIndex) and strategy != "exact_all" and self.beside(index) is not None:
@@ -65,12 +74,13 @@ class Planning:
         embedded = ("embed",) if query.text is not None else ()
         filtered = ("filter",) if matching is not None else ()
         plan = self._asked(
+            index,
             self._planner.choose,
             Situation(
                 index.place,
                 index.backend,
                 index.document.target_recall,
-                _unit(queries[0], index.document.metric),
+                vector,
                 query.k,
                 rows,
                 left,
@@ -79,19 +89,22 @@ class Planning:
                 strategy,
                 strategies,
                 since,
+                PROBES * index.config.partitions if isinstance(index, LanceServed) else min(core.EF_LIMIT, rows),
             ),
         )
         return plan._replace(acting=False) if sampled and plan is not None else plan
 
-    def beside(self, index: Served) -> LanceServed | None:
-        """The same index on Lance, where it is kept ready and in memory."""
+    def beside(self, index: Served, version: int | None = None) -> LanceServed | None:
+        """The same index on Lance, where it is kept ready and in memory, and holds the rows of `version`, by default
+        those that serve: while it lags behind an append, what it would answer is out of date."""
         found = self._shelf.loaded(companion_name(index.document.index, "lance"))
-        return found if isinstance(found, LanceServed) else None
+        wanted = index.vectors.version if version is None else version
+        return found if isinstance(found, LanceServed) and found.vectors.version == wanted else None
 
-    def elsewhere(self, index: Served, plan: Plan | None) -> LanceServed | None:
+    def elsewhere(self, index: Served, plan: Plan | None, version: int) -> LanceServed | None:
         """Where a query is planned to be answered, if not by what serves the index."""
         lance = plan is not None and plan.acting and plan.strategy == "lance" and isinstance(index, ServedIndex)
-        return self.beside(index) if lance else None
+        return self.beside(index, version) if lance else None
 
     def after(self, plan: Plan, index: Served, near: Near, query: Search, watch: Stopwatch) -> None:
         since, steps = perf_counter(), watch.laps
@@ -99,6 +112,7 @@ class Planning:
         scanned = len(index.vectors) if near.strategy == "exact" else 0
         effort = core.counted(near.effort)
         self._asked(
+            index,
             self._planner.observe,
             plan,
             Outcome(
@@ -112,18 +126,16 @@ class Planning:
             ),
         )
 
-    def explain(self, plan: Plan | None, watch: Stopwatch) -> PlannerExplanation | None:
-        return None if plan is None else self._asked(self._planner.explain, plan, watch.laps)
+    def explain(self, index: Served, plan: Plan | None, watch: Stopwatch) -> PlannerExplanation | None:
+        return None if plan is None else self._asked(index, self._planner.explain, plan, watch.laps)
 
-    def _asked(self, ask: Callable[..., T], *args: Any) -> T | None:
-        """A planner that breaks is asked no more: no search may fail for what only makes it faster."""
-        if self._broken:
-            return None
+    def _asked(self, index: Served, ask: Callable[..., T], *args: Any) -> T | None:
+        """A planner that breaks is asked no more of that index: no search may fail for what only makes it faster."""
         try:
             return ask(*args)
-        except Exception:
-            self._broken = True
-            log.exception("the planner broke, and is asked no more until the next start")
+        except Exception as error:
+            if self._planner.broke(index.place, error):
+                log.exception("the planner broke, and is asked no more until it is reset", index=index.place)
             return None
 
     def keep(self, index: Served, query: Search, answer: Answer) -> None:
@@ -137,15 +149,19 @@ class Planning:
         while self._filtered:
             index, plan, query, k, filtered, version = self._filtered.popleft()
             if index.vectors.version == version:
-                await self.compare(index, plan, query, k, filtered)
+                with contextlib.suppress(*GONE):
+                    await self.compare(index, plan, query, k, filtered)
 
     async def label(
         self, index: Served, plan: Plan, query: NDArray[np.float32], truth: NDArray[np.float32], answered: Share
     ) -> None:
         """Tells the planner what a sampled query (1, d), whose `truth` (k,) are the exact distances of its hits,
-        needed; `answered` is the recall that it had."""
+        needed; `answered` is the recall that it had. Nothing, where the index isn't any more what was asked."""
+        if index.document.dim != query.shape[1]:
+            return
         k = len(truth)
-        ladder = [min(round(effort * scale(k)), core.EF_LIMIT) for effort in self._planner.ladder]
+        unit = scale(k, index.backend)
+        ladder = [min(round(effort * unit), core.EF_LIMIT) for effort in self._planner.ladder]
         try:
             runs = [run async for run in _climbed(index, query, truth, ladder)]
             others = await self._others(index, query, truth)
@@ -155,11 +171,11 @@ class Planning:
             timed = {first: await _run(index, query, truth, first)}
             if second != first:
                 timed[second] = await _run(index, query, truth, second)
-        except NoGraphError:
+        except (NoGraphError, *GONE):
             return
         chosen = others.get(plan.strategy, timed[planned])
-        self._asked(self._planner.label, plan, _filled(runs, ladder), timed[default], chosen, answered)
-        self._asked(self._planner.compare, plan, others)
+        self._asked(index, self._planner.label, plan, _filled(runs, ladder), timed[default], chosen, answered)
+        self._asked(index, self._planner.compare, plan, others)
 
     async def _others(self, index: Served, query: NDArray[np.float32], truth: NDArray[np.float32]) -> dict[str, Run]:
         """How the other strategies do on a query (1, d) without a filter."""
@@ -193,7 +209,7 @@ class Planning:
                 runs["filtered_graph"] = Run(us + runs["exact"].us, 1.0)
         if (run := await self._by_lance(index, query, k, filtered, truth[0])) is not None:
             runs["lance"] = run
-        self._asked(self._planner.compare, plan, runs)
+        self._asked(index, self._planner.compare, plan, runs)
 
     async def _by_lance(
         self,
@@ -272,8 +288,9 @@ async def _run(index: Served, query: NDArray[np.float32], truth: NDArray[np.floa
     return Run((perf_counter() - started) * 1e6, recall_against(distances, truth))
 
 
-def _unit(query: NDArray[np.float32], metric: str) -> NDArray[np.float32]:
-    if metric != "cosine":
-        return query
+def _unit(query: NDArray[np.float32], metric: str) -> NDArray[np.float32] | None:
+    """None: so long that the planner's sums of squares would leave float32."""
     length = float(query @ query) ** 0.5
+    if metric != "cosine":
+        return query if length < LONGEST else None
     return query * np.float32(1 / length) if length > 0 else query

@@ -42,8 +42,8 @@ class RecallWatch:
         self._checker.close()
 
     def keep(self, index: Served, query: Search, answer: Answer) -> None:
-        """A sampled query. With an effort of its own it says nothing of the configuration's recall, and filtered it
-        only says something to the planner."""
+        """A sampled query. With an effort of its own it says nothing of the configuration's recall; filtered, or for
+        less than K, it only says something to the planner."""
         own = query.ef_search is None and query.nprobes is None and query.refine_factor is None
         comparable = answer.strategy in ("graph", "codes", "lance") and answer.matching is None and own
         plan = answer.plan if query.k <= MOST_HITS else None

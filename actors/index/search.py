@@ -78,7 +78,9 @@ async def search(
         plan = planning.before(index, query, queries, matching, sampled)
         if plan is not None:
             watch.step("plan", "%s, effort %d", plan.strategy, plan.effort)
-        lance = planning.elsewhere(index, plan)
+        lance = planning.elsewhere(index, plan, vectors.version)
+        if plan is not None and plan.strategy == "lance" and lance is None and isinstance(index, ServedIndex):
+            plan = plan._replace(acting=False)  # the rows changed since the filter was looked up
         if lance is not None:
             rows = None if matching is None else Matching(matching.rows, matching.rows)
             near = await lance.neighbours(lance.vectors, queries, query.k, query, rows, columns, watch)
@@ -102,7 +104,7 @@ async def search(
         version = near.vectors.version
         explain = Explanation(
             generation, config, near.strategy, ef, len(near.vectors), left, watch.steps, version, near.effort,
-            planning.explain(plan, watch),
+            planning.explain(index, plan, watch),
         )  # fmt: skip
     result = SearchResult(index.document.index, generation, hits, watch.total_us, explain)
     codec = codes.artifact if codes is not None and near.strategy == "codes" else None

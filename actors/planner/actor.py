@@ -3,7 +3,7 @@ lives where searches do (serve), one in each process; a cycle's result is a regi
 over when they hear of it. What happens to every query is in instant.py.
 """
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Never
@@ -90,7 +90,7 @@ class Planner(Actor):
     async def on_cycle(self) -> Sequence[Lessons]:
         said: list[Lessons] = []
         for name, _ in self._active():
-            said += await self._lessons(name)
+            said += await self._apart(name, self._learn(name))
         return said
 
     @every("watch_s")
@@ -98,10 +98,13 @@ class Planner(Actor):
         """Looks whether the planner helps, and whether the queries have shifted: then a cycle runs at once."""
         said: list[Lessons] = []
         for name, planned in self._active():
-            said += await self._judge(name, planned)
+            if await self._registry.load(IndexDocument, name) is None:  # a search, or a cycle, outlived its index
+                await self._forget(name)
+                continue
+            said += await self._apart(name, self._judge(name, planned))
             recent = await self._shifted(planned)
-            if recent:
-                said += await self._lessons(name, recent)
+            if recent and name not in self._learning:
+                said += await self._apart(name, self._learn(name, recent))
         return said
 
     def _active(self) -> list[tuple[IndexName, Planned]]:
@@ -122,7 +125,7 @@ class Planner(Actor):
         if planned is None or planned.mode == "off":
             return ()
         planned.instant.bandit.discount(FORGET)
-        return await self._lessons(event.index)
+        return await self._apart(event.index, self._learn(event.index))
 
     @handles
     async def on_learned(self, event: PlannerLearned) -> Sequence[Never]:
@@ -132,22 +135,24 @@ class Planner(Actor):
     @handles
     async def on_mode(self, event: PlannerModeChanged) -> Sequence[Never]:
         planned = self._planners.indexes.get(event.index)
-        if event.process != self._process_id and planned is not None:
+        if planned is None:
+            await self._keeper.follow(event.index, event.process)
+        elif event.process != self._process_id:
             planned.mode, planned.why = event.mode, event.why
         return ()
 
     @handles
     async def on_forgot(self, event: PlannerForgot) -> Sequence[Never]:
         if event.process != self._process_id:
-            self._planners.indexes.pop(event.index, None)
+            self._planners.forget(event.index)
             await self._keeper.follow(event.index, event.process)
         return ()
 
     @handles
     async def on_dropped(self, event: IndexDropped) -> Sequence[Never]:
-        self._planners.indexes.pop(event.index, None)
+        self._planners.forget(event.index)
         if await self._registry.load(IndexDocument, event.index) is None:
-            await self._registry.delete(PlannerDocument, event.index)
+            await self._forget(event.index)
         return ()
 
     @handles
@@ -169,9 +174,13 @@ class Planner(Actor):
     async def on_reset(self, command: ResetPlanner) -> Sequence[PlannerStatus | PlannerForgot | Refusal]:
         if (missing := await self._keeper.missing(command.index)) is not None:
             return (missing,)
-        self._planners.indexes.pop(command.index, None)
+        before = self._planners.indexes.get(command.index)
+        self._planners.forget(command.index)
         await self._registry.delete(PlannerDocument, command.index)
-        await self._keeper.planned(command.index)
+        planned = await self._keeper.planned(command.index)
+        if before is not None and before.mode == "off":  # that wasn't learnt, it was asked for
+            planned.mode, planned.why = before.mode, before.why
+            await self._keeper.save(command.index)
         forgot = PlannerForgot(command.index, False, self._process_id)
         return (forgot, await self._keeper.status(command.index))
 
@@ -190,28 +199,44 @@ class Planner(Actor):
             return (missing,)
         try:
             document = await anyio.to_thread.run_sync(state.imported, command.state)
-            planned = await anyio.to_thread.run_sync(state.planned_of, document, self._config)
         except ValueError as error:
             return (
                 Refusal("invalid", f"this is no planner's state: {error}", "what `lakehouse planner export` wrote"),
             )
-        own = await self._keeper.planned(command.index)
-        if planned.instant.embedding.dim != own.instant.embedding.dim:
+        own, backend = await self._keeper.planned(command.index), await self._keeper.backend(command.index)
+        if document.dim != own.instant.embedding.dim:
             reason = f"it is of {document.dim} dimensions, index {command.index!r} has {own.instant.embedding.dim}"
             return (Refusal("invalid", reason, "import it into an index of as many"),)
+        if document.backend not in (None, backend):
+            reason = f"it has learnt efforts of {document.backend}, index {command.index!r} is served by {backend}"
+            return (Refusal("invalid", reason, "import it into an index on the same backend"),)
+        try:
+            planned = await anyio.to_thread.run_sync(state.planned_of, document, self._config)
+        except state.Unfit as error:
+            hint = "`lakehouse planner export` where [planner] has the hidden_dim, seed and ranks that it has here"
+            return (Refusal("invalid", f"this state doesn't fit: {error}", hint),)
         planned.mode, planned.why = "shadow", "imported"
         planned.instant.target = own.instant.target
         planned.instant.pairs = planned.instant.pairs[:0]  # what it did elsewhere proves nothing here
         planned.compared = planned.judged = planned.looks = 0
+        self._planners.forget(command.index)
         self._planners.indexes[command.index] = planned
         await self._keeper.save(command.index)
         return (PlannerForgot(command.index, True, self._process_id), await self._keeper.status(command.index))
 
+    async def _forget(self, name: IndexName) -> None:
+        self._planners.forget(name)
+        await self._registry.delete(PlannerDocument, name)
+
     # --- learning ---
 
-    async def _lessons(self, name: IndexName, recent: int = 0) -> list[Lessons]:
-        """Those of a cycle that nobody asked for: there may be none."""
-        lessons = await self._learn(name, recent)
+    async def _apart(self, name: IndexName, work: Awaitable[list[Lessons] | Refusal]) -> list[Lessons]:
+        """What fails of one index doesn't keep the others from theirs."""
+        try:
+            lessons = await work
+        except (Conflict, CorruptState, Transient) as error:
+            log.warning("the planner can't learn, or keep what it learnt", index=name, why=str(error))
+            return []
         return [] if isinstance(lessons, Refusal) else lessons
 
     async def _learn(self, name: IndexName, recent: int = 0) -> list[Lessons] | Refusal:
@@ -229,11 +254,14 @@ class Planner(Actor):
         finally:
             self._learning.discard(name)
 
-    async def _lesson(self, name: IndexName, planned: Planned, recent: int) -> list[Lessons]:
+    async def _lesson(self, name: IndexName, planned: Planned, recent: int) -> list[Lessons] | Refusal:
         instant = planned.instant
         started, seen, upto = self._clock.monotonic(), instant.ring.look(), instant.ring.seen
         labels, labelled = instant.labels, instant.labelled
         lesson = await self._taught(name, planned, seen, labels, recent)
+        if self._planners.indexes.get(name) is not planned:
+            reason = f"what was known of index {name!r} was reset or replaced while it was learnt from"
+            return Refusal("conflict", reason, "what was learnt is thrown away; learn again")
         made = lesson.cycle
         instant.ring.forget(upto)  # not before: a worker that dies takes nothing with it
         instant.labels = made.labels.with_all(instant.labels.newest(instant.labelled - labelled))  # and those meanwhile
@@ -289,6 +317,8 @@ class Planner(Actor):
     # --- modes ---
 
     async def _judge(self, name: IndexName, planned: Planned) -> list[Lessons]:
+        if self._planners.indexes.get(name) is not planned:  # reset meanwhile
+            return []
         due = core_gain.LEAST if planned.mode == "shadow" else 1
         if planned.compared - planned.judged < due:
             return []

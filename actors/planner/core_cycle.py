@@ -37,6 +37,8 @@ LEAST_LABELS = 100
 chosen without it."""
 REFERENCE = 1000
 """Plans that are kept of a cycle, to tell a shift of the next one's from."""
+LEAST_WEIGHT = 1e-3
+"""Of a pattern, however many shifts it has seen: without any, two could not be merged by weight."""
 EARLIER = 200
 """Labels of earlier tasks that are kept: the newest before the last shift."""
 STEP = 256  # labels whose gradients are in memory at a time
@@ -85,7 +87,7 @@ def cycle(
     if moved is not None and moved.shifted:
         learned = learned._replace(
             memory=learned.memory.consolidated(learned.adapter.flat()),
-            bank=learned.bank._replace(weight=learned.bank.weight / 2),
+            bank=learned.bank._replace(weight=np.maximum(learned.bank.weight / 2, LEAST_WEIGHT)),
             calibration=None,
             earlier=labels.newest(EARLIER) if labels.size else learned.earlier,
         )

@@ -11,11 +11,11 @@ from actors.planner.config import PlannerConfig
 from actors.planner.planners import Planned, Planners
 from actors.ports import Registry
 from actors.refusals import no_index
-from schemas.documents.index import IndexDocument
+from schemas.documents.index import GenerationDocument, IndexDocument
 from schemas.documents.planner import PlannerDocument
 from schemas.events.base import Refusal
 from schemas.events.planner import PlannerStatus
-from schemas.names import IndexName
+from schemas.names import Backend, IndexName
 
 TRIES = 5
 """At a document that other processes change too."""
@@ -39,6 +39,15 @@ class Keeper:
             raise Conflict(f"index {name} was dropped")
         return self._planners.of(name, found[0].dim, found[0].target_recall)
 
+    async def backend(self, name: IndexName) -> Backend | None:
+        """Whose efforts its queries take."""
+        head, index = (
+            await self._registry.load(GenerationDocument, name),
+            await self._registry.load(IndexDocument, name),
+        )
+        found = head or index
+        return None if found is None else found[0].config.backend
+
     async def missing(self, name: IndexName) -> Refusal | None:
         if not self._config.enabled:
             return Refusal("conflict", "the planner is off", "[planner] enabled = true")
@@ -53,6 +62,9 @@ class Keeper:
             self._planners.indexes[name] = await anyio.to_thread.run_sync(state.planned_of, document, self._config)
         except state.Unfit as error:
             log.warning("the planner starts anew", index=name, why=str(error))
+            if document.mode == "off" and document.dim > 0:  # asked for, not learnt
+                off = self._planners.of(name, document.dim, document.target)
+                off.mode, off.why = document.mode, document.why
 
     async def follow(self, name: IndexName, process: str) -> None:
         """Take over what another process learnt; what this one has seen since is kept."""
@@ -91,12 +103,13 @@ class Keeper:
 
     async def status(self, name: IndexName) -> PlannerStatus:
         planned = await self.planned(name)
-        instant, gain = planned.instant, await anyio.to_thread.run_sync(planned.gain)
+        gain = await anyio.to_thread.run_sync(planned.gain)
+        instant, broken = planned.instant, self._planners.broken.get(name)
         return PlannerStatus(
             index=name,
             enabled=self._config.enabled,
-            mode=planned.mode,
-            why=planned.why,
+            mode=planned.mode if broken is None else "off",
+            why=planned.why if broken is None else broken,
             queries_processed=instant.queries,
             pattern_hit_rate=instant.hits / instant.queries if instant.queries else 0.0,
             avg_latency_us=instant.latency_us / instant.queries if instant.queries else 0.0,

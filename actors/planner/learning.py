@@ -12,6 +12,9 @@ from actors.planner.core_labels import Labels
 from actors.planner.core_ring import Trajectories
 from actors.planner.core_terrain import SAMPLE, Terrain
 
+LONGEST = 1e15
+"""Rows of longer numbers have no terrain: sums of their squares leave float32."""
+
 
 @dataclass(frozen=True)
 class LearningOrder:
@@ -38,6 +41,8 @@ def learn(order: LearningOrder) -> Iterator[Lesson]:
         if len(rows):
             rng = np.random.default_rng(order.config.seed)
             places = np.sort(rng.choice(len(rows), min(SAMPLE, len(rows)), replace=False))
-            terrain = Terrain.of(np.asarray(rows[places], np.float32), rng)
+            some = np.asarray(rows[places], np.float32)
+            if np.abs(some).max() < LONGEST:
+                terrain = Terrain.of(some, rng)
     made = cycle(order.learned, order.seen, order.labels, order.target, order.config, order.recent)
     yield Lesson(made, terrain)

@@ -15,7 +15,7 @@ from actors.planner.core_gain import Pair
 from actors.planner.core_labels import LADDER
 from actors.planner.core_slack import slacks
 from actors.planner.instant import EXACT, Choice, Instant
-from actors.planner_ports import Outcome, Plan, Run, Situation, scale
+from actors.planner_ports import PROBES, Outcome, Plan, Run, Situation, scale
 from schemas.names import Backend, IndexName, Share
 from schemas.planner import Criticality, PlannerExplanation, PlannerGain, PlannerMode
 
@@ -41,7 +41,7 @@ class Planned:
         self.judged = 0  # of them when it was last looked at whether it helps
         self.looks = 0
         self._gain: tuple[tuple[int, int], PlannerGain | None] = ((0, 0), None)
-        self.passed = 0  # queries since one was looked at
+        self.passed = 0.0  # share of a query that is still to be looked at
 
     def gain(self) -> PlannerGain | None:
         """Measured anew when there are new pairs: some 20 ms, so not on the event loop."""
@@ -77,6 +77,8 @@ class Planners:
     def __init__(self, config: PlannerConfig) -> None:
         self.config = config
         self.indexes: dict[IndexName, Planned] = {}
+        self.broken: dict[IndexName, str] = {}
+        """Why nothing more is planned for an index: until it is reset, or another state imported."""
 
     def of(self, index: IndexName, dim: int, target: float, backend: Backend | None = None) -> Planned:
         """An index's loop; a new one where there is none, or its vectors are of another kind now, or its efforts."""
@@ -92,18 +94,19 @@ class Planners:
 
     def wants(self, index: IndexName, surely: bool) -> bool:
         """In shadow one query in so many is enough to learn from: those that nothing is chosen for cost nothing."""
-        if not self.config.enabled:
+        if not self.config.enabled or index in self.broken:
             return False
         planned = self.indexes.get(index)
         if planned is None or planned.mode == "on":
             return True
         if planned.mode == "off":
             return False
-        planned.passed += 1
-        if surely or planned.passed * self.config.shadow_share >= 1:
-            planned.passed = 0
+        if surely:
             return True
-        return False
+        planned.passed += self.config.shadow_share
+        looks = planned.passed > 1 - 1e-9
+        planned.passed -= looks
+        return looks
 
     def choose(self, situation: Situation) -> Plan | None:
         planned = self.of(situation.index_name, len(situation.query), situation.target, situation.backend)
@@ -111,7 +114,8 @@ class Planners:
             return None
         rows = max(1, situation.rows)
         matching = rows if situation.matching is None else situation.matching
-        default = math.log2(max(1.0, situation.effort / scale(situation.k)))
+        unit = scale(situation.k, situation.backend)
+        default = math.log2(max(1.0, situation.effort / unit))
         choice = planned.instant.before(
             situation.query,
             situation.operators,
@@ -121,7 +125,9 @@ class Planners:
             situation.strategy,
             situation.strategies,
         )
-        effort = situation.effort if choice.kind == "Default" else round(2**choice.effort * scale(situation.k))
+        effort = situation.effort
+        if choice.kind != "Default":
+            effort = min(round(2**choice.effort * unit), max(situation.most, situation.effort))
         planned.chosen += 1
         acting = planned.mode == "on"
         own_us = (perf_counter() - situation.since) * 1e6
@@ -178,13 +184,13 @@ class Planners:
 
     def explain(self, plan: Plan, steps: Sequence[tuple[str, float]]) -> PlannerExplanation:
         ticket = _ticket(plan)
-        choice = ticket.choice
+        choice, unit = ticket.choice, PROBES if ticket.of.backend == "lance" else 1
         return PlannerExplanation(
             mode=ticket.of.mode,
             acted=plan.acting,
             decided=choice.kind,
-            effort=plan.effort,
-            default_effort=plan.default_effort,
+            effort=max(1, plan.effort // unit),
+            default_effort=max(1, plan.default_effort // unit),
             strategy=choice.strategy,
             default_strategy=choice.default_strategy,
             pattern=choice.pattern if choice.pattern >= 0 else None,
@@ -193,6 +199,16 @@ class Planners:
             own_us=ticket.own_us,
             operators=[Criticality(s.operator, s.us, s.slack_us, s.criticality) for s in slacks(steps)],
         )
+
+    def broke(self, index: IndexName, error: Exception) -> bool:
+        if index in self.broken:
+            return False
+        self.broken[index] = f"it broke, and plans no more until it is reset: {type(error).__name__}: {error}"
+        return True
+
+    def forget(self, index: IndexName) -> None:
+        self.indexes.pop(index, None)
+        self.broken.pop(index, None)
 
 
 def _ticket(plan: Plan) -> Ticket:

@@ -21,7 +21,8 @@ def test_times_of_what_was_not_run_lie_between_those_that_were():
 
 
 def test_more_hits_take_more_effort_and_fewer_no_less():
-    assert [scale(k) for k in (1, 10, 40)] == [1, 1, 4]
+    assert [scale(k, "hnsw") for k in (1, 10, 40)] == [1, 1, 4]
+    assert scale(40, "lance") == 1  # not more cells
 
 
 def test_a_strategy_that_gives_up_pays_for_what_answered_instead():

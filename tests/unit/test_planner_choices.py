@@ -446,7 +446,7 @@ def test_what_is_kept_is_what_was(tmp_path):
     assert state.imported(small).arrays["seen.plans"].shape[0] == 0
     assert len(small) < 1 << 20
     for damaged in (small[:-5], b"nothing", small + small):
-        with pytest.raises(ValueError, match=r"unpacked|large|[Ii]nvalid"):
+        with pytest.raises(ValueError, match=r"unpacked|cut short|follows"):
             state.imported(damaged)
     cut = msgspec.structs.replace(document, arrays={**document.arrays, "weights": document.arrays["adapter"]})
     with pytest.raises(state.Unfit, match="weights"):
@@ -455,6 +455,14 @@ def test_what_is_kept_is_what_was(tmp_path):
         state.planned_of(document, PlannerConfig(hidden_dim=128))
     with pytest.raises(state.Unfit, match="version 1"):
         state.planned_of(msgspec.structs.replace(document, embedding=1), config)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.3, 0.7, 0.9, 1.0])
+def test_the_share_that_is_looked_at_is_the_one_asked_for(share):
+    planners = Planners(PlannerConfig(shadow_share=share))
+    planners.of("docs", DIM, 0.95)
+    looked = [planners.wants("docs", number % 50 == 0) for number in range(5000)]
+    assert sum(looked) == pytest.approx(100 + share * 4900, abs=1)
 
 
 def test_in_shadow_a_share_of_the_queries_is_looked_at():
