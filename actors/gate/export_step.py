@@ -15,7 +15,7 @@ from actors.gate.config import SETTING, GateConfig
 from actors.gate.exporting import MANIFEST, ExportOrder, export_job
 from actors.gate.keeping import NoGate, change, gate_of, home, profile_of
 from actors.gate.store import GateStore
-from actors.gate.work import Work, run_id
+from actors.gate.work import Work, job_of
 from actors.gate_ports import GateJournal
 from actors.ports import Buckets, Clock, Registry
 from actors.roots import real_path
@@ -59,7 +59,7 @@ class Exports:
             text=self._path(command.text),
             created=self._clock.now(),
         )
-        job = run_id(origin)
+        job = job_of(origin.id)
         name = f"{command.target}-{job}"
         target = None
         if command.folder is not None:

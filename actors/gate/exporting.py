@@ -59,8 +59,7 @@ def export_job(order: ExportOrder, out: Path) -> Iterator[Phase | ExportManifest
     adapters = open_adapters(order.folders)
     mix, evaluation = order.mix, None
     if order.text is not None and order.base is not None:
-        yield Phase("loss", 0, None, "passes")
-        mix, evaluation = measure(order, adapters)
+        mix, evaluation = yield from measure(order, adapters)
     weights = [one.weight for one in mix]
     weighted = [Weighted(adapter, weight) for adapter, weight in zip(adapters, weights, strict=True)]
     arguments: list[str] = []
@@ -146,7 +145,9 @@ def _apart(
     return arguments, notes
 
 
-def measure(order: ExportOrder, adapters: Sequence[SourceAdapter]) -> tuple[list[AdapterWeight], Evaluation]:
+def measure(
+    order: ExportOrder, adapters: Sequence[SourceAdapter]
+) -> Generator[Phase, None, tuple[list[AdapterWeight], Evaluation]]:
     """Losses on every other prompt of the text; where weights are to be chosen by loss, on the prompts between. Needs
     the `cert` extra."""
     from actors.gate.losses import MixedModel, read_text
@@ -154,6 +155,7 @@ def measure(order: ExportOrder, adapters: Sequence[SourceAdapter]) -> tuple[list
     assert order.base is not None
     assert order.text is not None
     asked, n = order.asked, len(adapters)
+    yield Phase("loss", 0, None, "passes")
     with MixedModel(order.base, adapters).hooked() as model:
         text = read_text(order.text, model.tokenizer, asked.prompts, model.context(asked.tokens))
         weights = np.array([one.weight for one in order.mix])
@@ -162,11 +164,15 @@ def measure(order: ExportOrder, adapters: Sequence[SourceAdapter]) -> tuple[list
             starts = [np.full(n, 1 / n), *single]
             if abs(weights.sum() - 1) < 1e-6:
                 starts.append(weights / weights.sum())
-            weights, _, _ = compass(lambda w: model.loss(w, text.fit), starts, free=asked.free)
+            search = compass(lambda w: model.loss(w, text.fit), starts, free=asked.free)
+            weights, _, _ = yield from _searching(search)
         rows = [("base", np.zeros(n)), ("uniform", np.full(n, 1 / n))]
         rows += [(adapter.name, single[place]) for place, adapter in enumerate(adapters)]
         rows.append((order.source, weights))
-        losses = [MixLoss(of, row.tolist(), model.loss(row, text.test)) for of, row in rows]
+        losses = []
+        for of, row in rows:
+            losses.append(MixLoss(of, row.tolist(), model.loss(row, text.test)))
+            yield Phase("loss", len(losses), len(rows), "passes")
     mix = [AdapterWeight(adapter.name, float(weight)) for adapter, weight in zip(adapters, weights, strict=True)]
     return mix, Evaluation(
         text_sha256=text.sha256,
@@ -175,6 +181,15 @@ def measure(order: ExportOrder, adapters: Sequence[SourceAdapter]) -> tuple[list
         fitted_on=len(text.fit) if order.source == "static_loss" else 0,
         losses=losses,
     )
+
+
+def _searching(search: Generator[int, None, tuple[F64, float, int]]) -> Generator[Phase, None, tuple[F64, float, int]]:
+    """The search, told by how many weights were tried; how many there will be nobody knows."""
+    while True:
+        try:
+            yield Phase("search", next(search), None, "passes")
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
 
 
 def _told(adapter: SourceAdapter, weight: float) -> ExportedAdapter:

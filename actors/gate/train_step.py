@@ -6,6 +6,8 @@ import math
 from pathlib import Path
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from actors.base import Origin
 from actors.gate import core
@@ -17,15 +19,16 @@ from actors.gate.keeping import NoGate, change, gate_of, home, profile_of
 from actors.gate.phase import Phase
 from actors.gate.store import GateStore
 from actors.gate.training import train_job
-from actors.gate.work import Work, run_id
+from actors.gate.work import Work, job_of
 from actors.gate_ports import GateJournal
-from actors.ports import Buckets, Bus, Clock, Registry, TableRef, Tables
+from actors.ports import Buckets, Bus, Clock, Embedder, Registry, TableRef, Tables
 from actors.roots import OutsideRoots, real_path
 from schemas.documents.dataset import DatasetDocument
 from schemas.documents.gate import GateDocument
 from schemas.events.gate import MOST_EXAMPLES, GateTrained, TrainGate
 from schemas.events.profile import GetSlot
-from schemas.gate import Example, GateFiles, GateRun
+from schemas.gate import Example, GateFiles, GateRun, GateRunId
+from schemas.names import ProfileName
 from schemas.profile import ModelProfile
 
 
@@ -56,7 +59,7 @@ class Training:
         """Raises NoGate, NoMix."""
         profile = await profile_of(self._registry, command.profile)
         adapters = core.declared(profile)
-        run = run_id(origin)
+        run = job_of(origin.id)
         before = await gate_of(self._registry, profile.id)
         if before is not None and before.last is not None and before.last.run == run:  # come again after its end
             return _trained(before, before.last, command)
@@ -95,15 +98,16 @@ class Training:
         with self._work.folder() as folder:
             weights: Path | None = None
             if core.learnable(y, len(adapters)):
-                await self._work.tell(run, profile.id, Phase("embed", 0, len(prompts), "prompts"))
-                x = await embed_all(embedder, prompts)
-                await self._work.tell(run, profile.id, Phase("train", 0, Recipe().steps, "steps"))
+                x = await self._embed(run, profile.id, embedder, prompts)
+                steps = Recipe().steps
+                await self._work.tell(run, profile.id, Phase("train", 0, steps, "steps"))
                 weights = folder / "gate.safetensors"
                 (said,) = await self._work.run(run, profile.id, train_job, x, y, len(adapters), command.seed, weights)
+                await self._work.tell(run, profile.id, Phase("train", steps, steps, "steps"))
                 gate = msgspec.structs.replace(
                     gate,
                     mode="diverged" if said.diverged else "trained",
-                    steps=Recipe().steps,
+                    steps=steps,
                     train_loss=_finite(said.train_loss),
                     held_out_loss=_finite(said.held_out_loss),
                     mean_weights=[_finite(weight) for weight in said.mean_weights],
@@ -112,6 +116,18 @@ class Training:
         await self._journal.append(core.events_of(gate, gate.created))
         after = await change(self._registry, profile, lambda document: _with_run(document, gate, files))
         return _trained(after, gate, command)
+
+    async def _embed(
+        self, run: GateRunId, about: ProfileName, embedder: Embedder, prompts: list[str]
+    ) -> NDArray[np.float32]:
+        """(n, d), told batch by batch."""
+        done, parts = 0, []
+        await self._work.tell(run, about, Phase("embed", 0, len(prompts), "prompts"))
+        async for part in embed_all(embedder, prompts):
+            parts.append(part)
+            done += len(part)
+            await self._work.tell(run, about, Phase("embed", done, len(prompts), "prompts"))
+        return np.concatenate(parts)
 
     async def _examples(self, command: TrainGate) -> list[Example]:
         """The pairs of a dataset. Raises NoGate."""

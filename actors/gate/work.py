@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from actors.base import Origin
 from actors.gate.phase import Phase
 from actors.ports import Bus, Compute
 from schemas.events.base import Progress
+from schemas.names import MessageId
 
 
 class Work:
@@ -51,6 +51,6 @@ class Work:
             shutil.rmtree(place, ignore_errors=True)
 
 
-def run_id(origin: Origin) -> str:
-    """Of what a message asks for; the same at every delivery."""
-    return hashlib.sha256(origin.id.encode()).hexdigest()[:12]
+def job_of(message: MessageId) -> str:
+    """What the job that a message asks for is called, a training's run too; the same at every delivery."""
+    return hashlib.sha256(message.encode()).hexdigest()[:12]

@@ -193,6 +193,11 @@ def _refusal(response: http.client.HTTPResponse) -> CliError:
     return CliError(_sentence(reason), hint, status=response.status)
 
 
+def refused(line: Mapping[str, Any]) -> CliError:
+    """The refusal with which a stream ends."""
+    return CliError(_sentence(" ".join(line["reason"].split())), line["hint"])
+
+
 def _sentence(reason: str) -> str:
     """With a capital, unless it begins with the name of something: a tensor, a URL, a field."""
     first = reason.split(" ", 1)[0]

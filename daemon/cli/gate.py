@@ -7,12 +7,14 @@ import msgspec
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
-from daemon.cli.client import Client, segment
+from daemon.cli.client import Client, refused, segment
 from daemon.cli.connection import Connection
 from daemon.cli.errors import WRONG_USE, CliError
-from daemon.cli.output import Json, console, moment, print_facts, print_json, print_table
+from daemon.cli.output import Json, console, moment, print_facts, print_json, print_json_line, print_table
 
 app = App(name="gate", help="Learn which LoRA adapter a prompt wants; route by it, or freeze a mix of adapters.")
+
+PROGRESS = "job.progress"
 
 Profile = Annotated[str, Parameter(help="The profile.")]
 
@@ -47,6 +49,8 @@ def train(
         Of the profile's model; default what the adapters' configurations say.
     seed
         Of the gate's first weights and of which prompts are held out.
+    json
+        Print every message as a line of JSON.
     """
     if (file is None) == (dataset is None):
         hint = f"lakehouse gate train {profile} --file pairs.jsonl"
@@ -56,9 +60,8 @@ def train(
         body["examples"] = _pairs(file)
     else:
         body |= {"dataset": dataset, "prompt_column": prompt_column, "adapter_column": adapter_column}
-    answer = Client(to).post(f"/gate/{segment(profile)}/train", body, timeout_s=None)
+    answer = _followed(to, f"/gate/{segment(profile)}/train", body, f"Gate of {profile}", json)
     if json:
-        print_json(answer)
         return 0
     gate = answer["gate"]
     samples = ", ".join(f"{name} {n}" for name, n in zip(gate["adapters"], gate["samples"], strict=True))
@@ -198,6 +201,8 @@ def export(
         ollama: a file with the SYSTEM text.
     parameter
         ollama: NAME=VALUE, as often as there are some.
+    json
+        Print every message as a line of JSON.
     """
     body: dict[str, Any] = {
         "target": target, "weights": weights, "adapter_mix": adapter_mix, "folder": folder, "rank": rank,
@@ -206,9 +211,8 @@ def export(
         "template": _text(template), "system": _text(system), "parameters": _parameters(parameter or []),
         "asked_by": "cli",
     }  # fmt: skip
-    answer = Client(to).post(f"/gate/{segment(profile)}/export", body, timeout_s=None)
+    answer = _followed(to, f"/gate/{segment(profile)}/export", body, f"Export of {profile}", json)
     if json:
-        print_json(answer)
         return
     if answer["banner"]:
         console.print(answer["banner"], markup=False)
@@ -264,6 +268,25 @@ def generate(
     print(answer["text"])
     told = _mix(answer["weights"]) or "no adapter"
     console.print(f"{answer['routing']}: {told}" + (f"; {answer['note']}" if answer["note"] else ""), markup=False)
+
+
+def _followed(to: Connection, path: str, body: dict[str, Any], step: str, as_json: bool) -> dict[str, Any]:
+    """The job's last line, its phases shown until then. Raises CliError for a refusal, and for a stream that ends
+    before."""
+    from daemon.cli.progress import Steps
+
+    last: dict[str, Any] = {"type": PROGRESS}
+    with Steps().step(step) as bars:
+        for last in Client(to).lines(path, body):
+            if as_json:
+                print_json_line(last)
+            if last["type"] == PROGRESS:
+                bars.heard(last)
+    if last["type"] == PROGRESS:
+        raise CliError("The stream ended before the job did.", "it goes on: lakehouse gate show")
+    if last["type"] == "refusal":
+        raise refused(last)
+    return last
 
 
 def _pairs(file: Path) -> list[dict[str, str]]:

@@ -1,20 +1,28 @@
 """A job that is streamed: asked for, then told line by line until its last fact. It goes on when the client leaves; a
 refusal comes before the stream begins."""
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from time import monotonic
 from typing import Any, TypeVar
+from uuid import uuid4
 
 import msgspec
 from aiohttp import web
 
+from actors.errors import Unavailable
+from daemon.http import errors
 from daemon.http.route import Call
 from daemon.http.streams import HEARTBEAT_S, Ended, Feed, open_stream, write_line
 from schemas.events.base import Message, Progress, Request
+from schemas.names import MessageId
 
 S = TypeVar("S")
 
 PROGRESS = "lakehouse.sig.job.progress"
+LATE_S = 0.1
+"""What was said before an answer is heard within so long after it."""
 
 
 def accepted(started: Any) -> web.Response:
@@ -53,3 +61,63 @@ async def stream_job(
             return response
         await response.write_eof()
         return response
+
+
+async def stream_asked(
+    call: Call[Any, Any], order: Request[Any], about: str, job_of: Callable[[MessageId], str], *, wait: bool
+) -> web.StreamResponse:
+    """A job whose answer is its end: of what is told of it every line, then the answer. Refused before it began, it is
+    an answer like any other; later, its last line is the refusal. With `wait` false, all that is waited for is that it
+    has begun. For work whose order may be larger than what the bus stores."""
+    services, id = call.services, uuid4().hex
+    waiting = Progress(job_of(id), about, "waiting", 0)
+    async with Feed(services.bus, services.closing, PROGRESS) as feed:
+        asked = asyncio.create_task(call.ask(order, long=True, id=id))
+        response: web.StreamResponse | None = None
+        try:
+            async with aclosing(_progress(feed, waiting, asked)) as told:
+                async for said in told:
+                    if not wait:
+                        return accepted(said)
+                    response = response or await open_stream(call.request, "application/x-ndjson")
+                    await write_line(response, said)
+            last = _outcome(asked, begun=response is not None)
+            response = response or await open_stream(call.request, "application/x-ndjson")
+            await write_line(response, last)
+        except (Ended, ConnectionError):
+            if response is None:
+                raise Unavailable("the daemon stops") from None
+            return response
+        finally:
+            asked.cancel()  # it goes on without the asker
+        await response.write_eof()
+        return response
+
+
+async def _progress(feed: Feed, last: Progress, asked: asyncio.Task[Any]) -> AsyncGenerator[Progress]:
+    """What is told of a job until what was asked is answered; the `last` again after silence. Raises Ended."""
+    while True:
+        done = asked.done()
+        heard = asyncio.create_task(feed.next(LATE_S if done else HEARTBEAT_S))
+        await asyncio.wait({heard} if done else {heard, asked}, return_when=asyncio.FIRST_COMPLETED)
+        if not heard.done():  # answered: what was said before is on its way
+            heard.cancel()
+            continue
+        envelope = heard.result()
+        if envelope is None and done:
+            return
+        if envelope is not None and isinstance(envelope.message, Progress) and envelope.message.job == last.job:
+            last = envelope.message
+            yield last
+        elif envelope is None:
+            yield last
+
+
+def _outcome(asked: asyncio.Task[Any], *, begun: bool) -> Any:
+    """Its answer; once it had begun also the refusal. Raises what it raised before."""
+    try:
+        return asked.result()
+    except Exception as error:
+        if not begun:
+            raise
+        return errors.told(error)

@@ -77,7 +77,11 @@ async def test_a_training_leaves_a_gate_its_events_and_its_artifacts(house: Sett
         (name, mean, 40, "trained") for name, mean in zip(gate.adapters, gate.mean_weights, strict=True)
     ]
     assert sum(event.mean_weight for event in events) == pytest.approx(1, abs=1e-12)
-    assert {said.phase for said in house.bus.told if isinstance(said, Progress)} == {"embed", "train"}
+    told = [said for said in house.bus.told if isinstance(said, Progress)]
+    assert [(said.phase, said.done, said.total) for said in told] == [
+        ("embed", 0, 40), ("embed", 40, 40), ("train", 0, 200), ("train", 200, 200),
+    ]  # fmt: skip
+    assert {(said.job, said.about) for said in told} == {(gate.run, "p")}
 
 
 async def test_the_gate_tells_prompts_apart(house: Setting) -> None:
