@@ -55,6 +55,7 @@ class GateRun(msgspec.Struct, frozen=True, kw_only=True):
     uniform_loss: float  # ln N, what knows nothing
     mean_weights: list[float | None]  # over the prompts of its corpus; None: not finite
     created: Timestamp
+    base_sha256: Sha256 | None = None  # of the base's tensors and config; None: it wasn't at hand
 
 
 class GateFile(msgspec.Struct, frozen=True):
@@ -133,7 +134,8 @@ class ExportManifest(msgspec.Struct, frozen=True, kw_only=True):
     run: GateRunId | None  # of the gate that the weights come from
     adapters: list[ExportedAdapter]
     base_model: str
-    base_revision: str
+    base_revision: str  # as told, or as the adapters' configurations tell it; empty: nobody does
+    base_sha256: Sha256 | None = None  # of the base's tensors and config; None: it wasn't at hand, nothing was compared
     merge: MergeReport
     evaluation: Evaluation | None
     arguments: list[str]  # llamacpp: for llama-server

@@ -26,6 +26,7 @@ class TrainGateBody(Body, frozen=True):
     dataset: DatasetName | None = None
     prompt_column: str = "prompt"
     adapter_column: str = "adapter"
+    base: str | None = None
     base_revision: str = ""
     seed: Seed = 42
     asked_by: str = "http"

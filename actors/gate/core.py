@@ -8,7 +8,7 @@ exactly so at the optimum): as fixed weights, static_mean knows little beyond co
 import hashlib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from actors.gate import core_mlp
 from schemas.documents.gate import GateEvent
 from schemas.events.gate import Routing
 from schemas.gate import AdapterWeight, Example, GateRun, MixSource
-from schemas.names import AdapterName, Timestamp
+from schemas.names import AdapterName, Sha256, Timestamp
 from schemas.profile import Adapter, ModelProfile
 
 ADAPTER = re.compile(r"[a-z][a-z0-9_]{0,31}")
@@ -140,6 +140,17 @@ def other_embedder(run: GateRun, identity: str, dim: int) -> str | None:
         f"it was trained on embeddings of {run.embedder_identity} ({run.input_dim} dimensions), "
         f"the profile's embedder is {identity} ({dim} dimensions)"
     )
+
+
+def other_base(at_hand: Sha256 | None, recorded: Mapping[str, Sha256 | None]) -> str | None:
+    """Why things that were made for a base don't go with the one at hand, or with each other. recorded: the base's
+    content by what says it."""
+    known = {who: sha256 for who, sha256 in recorded.items() if sha256 is not None}
+    against, wanted = ("the base at hand", at_hand) if at_hand else next(iter(known.items()), ("", None))
+    for who, sha256 in known.items():
+        if sha256 != wanted:
+            return f"{who} is for a base of content {sha256[:12]}, {against} {'is' if at_hand else 'for'} {wanted:.12}"
+    return None
 
 
 def resolve(

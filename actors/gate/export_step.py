@@ -3,6 +3,7 @@ not at all."""
 
 import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import anyio
@@ -11,6 +12,8 @@ import msgspec
 
 from actors.base import Origin
 from actors.gate import core
+from actors.gate.adapters import open_adapters
+from actors.gate.base_content import BaseContents
 from actors.gate.config import SETTING, GateConfig
 from actors.gate.exporting import MANIFEST, ExportOrder, export_job
 from actors.gate.keeping import NoGate, change, gate_of, home, profile_of
@@ -21,19 +24,27 @@ from actors.ports import Buckets, Clock, Registry
 from actors.roots import real_path
 from schemas.documents.gate import MOST_EXPORTS, GateDocument
 from schemas.events.gate import ExportGate, GateExported
-from schemas.gate import AdapterWeight, ExportManifest, GateExport, MixSource
-from schemas.names import AdapterName
+from schemas.gate import AdapterWeight, ExportManifest, GateExport, GateRun, MixSource
+from schemas.names import AdapterName, ProfileName, Sha256
 from schemas.profile import ModelProfile
 
 
 class Exports:
     def __init__(
-        self, registry: Registry, buckets: Buckets, journal: GateJournal, work: Work, clock: Clock, config: GateConfig
+        self,
+        registry: Registry,
+        buckets: Buckets,
+        journal: GateJournal,
+        work: Work,
+        bases: BaseContents,
+        clock: Clock,
+        config: GateConfig,
     ) -> None:
         self._registry = registry
         self._buckets = buckets
         self._journal = journal
         self._work = work
+        self._bases = bases
         self._clock = clock
         self._config = config
 
@@ -48,17 +59,8 @@ class Exports:
         mix, source = await self._mix(command, profile, document)
         gate = document.live if document else None
         own = source in ("static_mean", "dynamic") or (source == "uniform" and command.weights != "uniform")
-        order = ExportOrder(
-            asked=command,
-            folders=self._folders(profile),
-            mix=mix,
-            source=source,
-            run=gate.run if gate and own else None,
-            model=profile.model,
-            base=self._path(command.base),
-            text=self._path(command.text),
-            created=self._clock.now(),
-        )
+        used = gate if own else None
+        folders, base, text = self._folders(profile), self._bases.path(command.base), self._bases.path(command.text)
         job = job_of(origin.id)
         name = f"{command.target}-{job}"
         target = None
@@ -68,6 +70,18 @@ class Exports:
                 if origin.delivery > 1 and (target / MANIFEST).is_file():
                     return await self._exported(command, profile, target / MANIFEST, str(target))
                 raise NoGate(f"{command.folder} is there already", "name a folder that isn't", "conflict")
+        order = ExportOrder(
+            asked=command,
+            folders=folders,
+            mix=mix,
+            source=source,
+            run=used.run if used else None,
+            model=profile.model,
+            base=base,
+            base_sha256=await self._base_sha256(job, profile.id, base, folders, used),
+            text=text,
+            created=self._clock.now(),
+        )
         with self._work.folder(target) as folder:
             await self._work.run(job, profile.id, export_job, order, folder)
             manifest = folder / MANIFEST
@@ -126,14 +140,26 @@ class Exports:
             raise NoGate(f"profile {profile.id!r} has 0 adapters: there is nothing to export")
         return found
 
-    def _path(self, path: str | None) -> Path | None:
-        """Raises OutsideRoots, NoGate."""
-        if path is None:
-            return None
-        real = real_path(path, self._config.allowed_roots, SETTING)
-        if not real.exists():
-            raise NoGate(f"{path}: there is no such file or folder", "on the machine that does the work", "not_found")
-        return real
+    async def _base_sha256(
+        self,
+        job: str,
+        about: ProfileName,
+        base: Path | None,
+        folders: Mapping[AdapterName, Path],
+        run: GateRun | None,
+    ) -> Sha256 | None:
+        """Of the base at hand, which has to be what the gate and the adapters were made for. Raises NoGate,
+        Unmergeable, CheckpointError."""
+        adapters = await anyio.to_thread.run_sync(open_adapters, folders)
+        at_hand = await self._bases.at_hand(job, about, base, (adapter.lora.base for adapter in adapters))
+        recorded = {f"adapter {adapter.name}": self._bases.recorded(adapter.folder) for adapter in adapters}
+        if run is not None:
+            recorded[f"gate {run.run}"] = run.base_sha256
+        found = at_hand[1] if at_hand else None
+        if other := core.other_base(found, recorded):
+            hint = f"name the base that they were made for, or train again: lakehouse gate train {about} --base …"
+            raise NoGate(other, hint, "conflict")
+        return found
 
     async def _exported(self, command: ExportGate, profile: ModelProfile, manifest: Path, place: str) -> GateExported:
         raw = await anyio.Path(manifest).read_bytes()

@@ -31,7 +31,7 @@ from schemas.gate import (
     MixLoss,
     MixSource,
 )
-from schemas.names import AdapterName, Timestamp
+from schemas.names import AdapterName, Sha256, Timestamp
 
 MANIFEST = "export_manifest.json"
 MODELFILE = "Modelfile"
@@ -49,6 +49,7 @@ class ExportOrder(msgspec.Struct, frozen=True):
     run: str | None
     model: str  # the profile's
     base: Path | None
+    base_sha256: Sha256 | None  # of the base at hand
     text: Path | None
     created: Timestamp
 
@@ -63,7 +64,7 @@ def export_job(order: ExportOrder, out: Path) -> Iterator[Phase | ExportManifest
     weights = [one.weight for one in mix]
     weighted = [Weighted(adapter, weight) for adapter, weight in zip(adapters, weights, strict=True)]
     arguments: list[str] = []
-    notes: list[str] = []
+    notes = [] if order.base_sha256 else ["the base isn't at hand: nothing says which content the mix is for"]
     report = MergeReport(mode="none")
     yield Phase("merge", 0, None, "modules")
     match asked.target:
@@ -109,6 +110,7 @@ def export_job(order: ExportOrder, out: Path) -> Iterator[Phase | ExportManifest
         adapters=[_told(adapter, weight) for adapter, weight in zip(adapters, weights, strict=True)],
         base_model=first.base or order.model,
         base_revision=asked.base_revision or first.revision,
+        base_sha256=order.base_sha256,
         merge=report,
         evaluation=evaluation,
         arguments=arguments,

@@ -7,6 +7,7 @@ from typing import Never
 from actors.base import Actor, Origin, handles
 from actors.errors import Unfit
 from actors.gate import core
+from actors.gate.base_content import BaseContents
 from actors.gate.config import GateConfig
 from actors.gate.core_lora import Unmergeable
 from actors.gate.core_modelfile import Unquotable
@@ -42,8 +43,9 @@ class GateLab(Actor):
         cache: Path,
     ) -> None:
         self._work = Work(compute, bus, cache)
-        self._training = Training(registry, tables, buckets, embedders, journal, self._work, bus, clock, config)
-        self._exports = Exports(registry, buckets, journal, self._work, clock, config)
+        bases = BaseContents(self._work, config)
+        self._training = Training(registry, tables, buckets, embedders, journal, self._work, bases, bus, clock, config)
+        self._exports = Exports(registry, buckets, journal, self._work, bases, clock, config)
 
     async def start(self) -> Sequence[Never]:
         self._work.sweep_out()
@@ -55,6 +57,8 @@ class GateLab(Actor):
             return [await self._training.train(command, origin)]
         except NoGate as error:
             return [error.refusal]
+        except OutsideRoots as error:
+            return [Refusal(error.status, error.reason, error.hint)]
         except REFUSED as error:
             return [Refusal("invalid", str(error))]
 

@@ -3,6 +3,7 @@ events are rows of `gate_events` before its document says that it is there.
 """
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
@@ -11,8 +12,10 @@ from numpy.typing import NDArray
 
 from actors.base import Origin
 from actors.gate import core
+from actors.gate.adapters import CONFIG
+from actors.gate.base_content import BaseContents
 from actors.gate.config import SETTING, GateConfig
-from actors.gate.core_lora import Unmergeable, read_config
+from actors.gate.core_lora import Lora, Unmergeable, read_config
 from actors.gate.core_mlp import HIDDEN, Recipe
 from actors.gate.embedding import PromptEmbedders, embed_all
 from actors.gate.keeping import NoGate, change, gate_of, home, profile_of
@@ -28,7 +31,7 @@ from schemas.documents.gate import GateDocument
 from schemas.events.gate import MOST_EXAMPLES, GateTrained, TrainGate
 from schemas.events.profile import GetSlot
 from schemas.gate import Example, GateFiles, GateRun, GateRunId
-from schemas.names import ProfileName
+from schemas.names import AdapterName, ProfileName
 from schemas.profile import ModelProfile
 
 
@@ -41,6 +44,7 @@ class Training:
         embedders: PromptEmbedders,
         journal: GateJournal,
         work: Work,
+        bases: BaseContents,
         bus: Bus,
         clock: Clock,
         config: GateConfig,
@@ -51,12 +55,13 @@ class Training:
         self._embedders = embedders
         self._journal = journal
         self._work = work
+        self._bases = bases
         self._bus = bus
         self._clock = clock
         self._config = config
 
     async def train(self, command: TrainGate, origin: Origin) -> GateTrained:
-        """Raises NoGate, NoMix."""
+        """Raises NoGate, NoMix, OutsideRoots."""
         profile = await profile_of(self._registry, command.profile)
         adapters = core.declared(profile)
         run = job_of(origin.id)
@@ -68,6 +73,12 @@ class Training:
         slot = await self._bus.ask(GetSlot(), cause=origin)
         if unready := self._embedders.unready(profile, slot):
             raise NoGate(unready.reason, unready.hint, unready.status)
+        base = self._bases.path(command.base)
+        loras = self._loras(profile)
+        at_hand = await self._bases.at_hand(run, profile.id, base, (lora.base for _, lora in loras.values()))
+        recorded = {f"adapter {name}": self._bases.recorded(folder) for name, (folder, _) in loras.items()}
+        if other := core.other_base(at_hand and at_hand[1], recorded):
+            raise NoGate(other, "name the base that the adapters were made for", "conflict")
         prompts = [example.prompt for example in examples]
         try:
             embedder, model = await self._embedders.fit(profile, prompts)
@@ -80,7 +91,8 @@ class Training:
             adapters=adapters,
             samples=[int((y == place).sum()) for place in range(len(adapters))],
             base_model=profile.model,
-            base_revision=command.base_revision or self._revision(profile),
+            base_revision=command.base_revision or _revision(lora for _, lora in loras.values()),
+            base_sha256=at_hand[1] if at_hand else None,
             embedder=self._embedders.spec(profile),
             embedder_identity=embedder.identity,
             input_dim=embedder.dim,
@@ -153,16 +165,22 @@ class Training:
         except msgspec.ValidationError as error:
             raise NoGate(f"dataset {command.dataset!r}: {error}", "a prompt and an adapter's name, both text") from None
 
-    def _revision(self, profile: ModelProfile) -> str:
-        """As the adapters' configurations tell it, those that can be read."""
-        told = set()
+    def _loras(self, profile: ModelProfile) -> dict[AdapterName, tuple[Path, Lora]]:
+        """Folders and configurations of those adapters that can be read: a gate needs none."""
+        found = {}
         for adapter in profile.adapters:
             try:
                 folder = real_path(adapter.folder or "", self._config.allowed_roots, SETTING)
-                told.add(read_config((folder / "adapter_config.json").read_bytes(), adapter.name).revision)
+                found[adapter.name] = folder, read_config((folder / CONFIG).read_bytes(), adapter.name)
             except (OutsideRoots, OSError, Unmergeable):
                 continue
-        return told.pop() if len(told) == 1 else ""
+        return found
+
+
+def _revision(loras: Iterable[Lora]) -> str:
+    """As the adapters' configurations tell it, where they agree."""
+    told = {lora.revision for lora in loras}
+    return told.pop() if len(told) == 1 else ""
 
 
 def _finite(value: float) -> float | None:

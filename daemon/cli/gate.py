@@ -28,6 +28,7 @@ def train(
     dataset: str | None = None,
     prompt_column: str = "prompt",
     adapter_column: str = "adapter",
+    base: str | None = None,
     base_revision: str = "",
     seed: Annotated[int, Parameter(validator=Number(gte=0))] = 42,
     json: Json = False,
@@ -45,6 +46,9 @@ def train(
         Its column of prompts.
     adapter_column
         Its column of adapters' names.
+    base
+        Folder of the model's checkpoint, on the machine that does the work: its content is kept with the gate. Default
+        the folder that the adapters' configurations name, if it is there.
     base_revision
         Of the profile's model; default what the adapters' configurations say.
     seed
@@ -55,7 +59,7 @@ def train(
     if (file is None) == (dataset is None):
         hint = f"lakehouse gate train {profile} --file pairs.jsonl"
         raise CliError("A gate learns from a --file or from a --dataset.", hint, WRONG_USE)
-    body: dict[str, Any] = {"seed": seed, "base_revision": base_revision, "asked_by": "cli"}
+    body: dict[str, Any] = {"seed": seed, "base": base, "base_revision": base_revision, "asked_by": "cli"}
     if file is not None:
         body["examples"] = _pairs(file)
     else:
@@ -117,6 +121,7 @@ def show(profile: Profile, /, *, json: Json = False, to: Connection = Connection
             "gate": f"{live['run']} ({live['mode']}), {moment(live['created'])}",
             "adapters": [f"{name}, {n} prompts" for name, n in zip(live["adapters"], live["samples"], strict=True)],
             "model": " at revision ".join(filter(None, (live["base_model"], live["base_revision"]))),
+            "base": live["base_sha256"] and f"content {live['base_sha256'][:12]}",
             "embedder": f"{live['embedder_identity']}, {live['input_dim']} dimensions",
             "loss": live["held_out_loss"] and f"{live['held_out_loss']:.3f}, of chance {live['uniform_loss']:.3f}",
             "stale": answer["stale"],

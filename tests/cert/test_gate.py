@@ -199,6 +199,7 @@ def test_weights_found_by_loss_are_no_worse_than_what_they_began_with(lm: Path, 
         run=None,
         model="small",
         base=lm,
+        base_sha256=None,
         text=rest,
         created=1.0,
     )
