@@ -82,6 +82,7 @@ class ExportedAdapter(msgspec.Struct, frozen=True, kw_only=True):
 
     name: AdapterName
     weight: float
+    scale: float = 1.0  # that the weight was multiplied by: the declared one for a gate's weights
     sha256: Sha256  # of its weights' file
     config_sha256: Sha256
     ranks: list[int]  # that its modules have, ascending
@@ -110,7 +111,7 @@ class MixLoss(msgspec.Struct, frozen=True):
     """Mean loss of the merged model, in nats a token."""
 
     of: str  # base, uniform, an adapter's name, or the mix that was chosen
-    weights: list[float]
+    weights: list[float]  # as they were merged
     loss: float
 
 
@@ -150,6 +151,7 @@ class GateExport(msgspec.Struct, frozen=True, kw_only=True):
     target: ExportTarget
     gate_mode: MixSource
     weights: list[AdapterWeight]
+    scales: list[float] = []  # that the weights were multiplied by, in their order; empty: none were
     place: str  # a folder of the machine that did the work, or bucket://NAME/PREFIX
     manifest_sha256: Sha256
     created: Timestamp

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from actors.gate import core_mlp
 from schemas.documents.gate import GateEvent
 from schemas.events.gate import Routing
-from schemas.gate import AdapterWeight, Example, GateRun, MixSource
+from schemas.gate import AdapterWeight, Example, GateExport, GateRun, MixSource
 from schemas.names import AdapterName, Sha256, Timestamp
 from schemas.profile import Adapter, ModelProfile
 
@@ -170,6 +170,20 @@ def resolve(
     if recorded.keys() != set(names) or not all(math.isfinite(weight) for weight in recorded.values()):
         return uniform(names), "uniform"
     return [AdapterWeight(name, recorded[name]) for name in names], "static_mean"
+
+
+def scales(profile: ModelProfile, source: MixSource) -> list[float]:
+    """What the weights of a mix are multiplied by where they are merged. A gate says which adapters help, their
+    declared scales how strongly each is meant, when a prompt is routed as when a mix is frozen. Weights that somebody
+    gave, and those that were found by the merged model's loss, are strengths themselves."""
+    final = source in ("explicit", "static_loss")
+    return [1.0 if final else adapter.scale for adapter in profile.adapters]
+
+
+def strengths(export: GateExport) -> Mix:
+    """What was merged: the weights by the scales of then."""
+    by = export.scales or [1.0] * len(export.weights)
+    return [AdapterWeight(one.adapter, one.weight * scale) for one, scale in zip(export.weights, by, strict=True)]
 
 
 def banner(mix: Mix, source: MixSource, run: GateRun | None) -> str:

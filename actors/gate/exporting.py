@@ -46,6 +46,7 @@ class ExportOrder(msgspec.Struct, frozen=True):
     folders: Mapping[AdapterName, Path]  # of every declared adapter, in their order
     mix: list[AdapterWeight]  # to start from, for static_loss
     source: MixSource
+    scales: list[float]  # that the weights are multiplied by where they are merged
     run: str | None
     model: str  # the profile's
     base: Path | None
@@ -61,10 +62,13 @@ def export_job(order: ExportOrder, out: Path) -> Iterator[Phase | ExportManifest
     mix, evaluation = order.mix, None
     if order.text is not None and order.base is not None:
         mix, evaluation = yield from measure(order, adapters)
-    weights = [one.weight for one in mix]
-    weighted = [Weighted(adapter, weight) for adapter, weight in zip(adapters, weights, strict=True)]
+    strengths = [one.weight * scale for one, scale in zip(mix, order.scales, strict=True)]
+    weighted = [Weighted(adapter, strength) for adapter, strength in zip(adapters, strengths, strict=True)]
     arguments: list[str] = []
     notes = [] if order.base_sha256 else ["the base isn't at hand: nothing says which content the mix is for"]
+    if any(scale != 1 for scale in order.scales):
+        by = ", ".join(f"{adapter.name} {scale:g}" for adapter, scale in zip(adapters, order.scales, strict=True))
+        notes.append(f"weights are multiplied by the scales that the profile declares: {by}")
     report = MergeReport(mode="none")
     yield Phase("merge", 0, None, "modules")
     match asked.target:
@@ -93,7 +97,7 @@ def export_job(order: ExportOrder, out: Path) -> Iterator[Phase | ExportManifest
                     yield Phase("merge", *said, "shards")
             notes.append("to GGUF: convert_hf_to_gguf.py of llama.cpp takes this folder")
         case "llamacpp":
-            arguments, more = yield from _apart(order, adapters, mix, out)
+            arguments, more = yield from _apart(order, adapters, strengths, out)
             notes += more
     files = [
         GateFile(path.relative_to(out).as_posix(), sha256_of(path), path.stat().st_size)
@@ -107,7 +111,7 @@ def export_job(order: ExportOrder, out: Path) -> Iterator[Phase | ExportManifest
         gate_mode=order.source,
         weights=mix,
         run=order.run,
-        adapters=[_told(adapter, weight) for adapter, weight in zip(adapters, weights, strict=True)],
+        adapters=[_told(*each) for each in zip(adapters, mix, order.scales, strict=True)],
         base_model=first.base or order.model,
         base_revision=asked.base_revision or first.revision,
         base_sha256=order.base_sha256,
@@ -123,13 +127,13 @@ def export_job(order: ExportOrder, out: Path) -> Iterator[Phase | ExportManifest
 
 
 def _apart(
-    order: ExportOrder, adapters: Sequence[SourceAdapter], mix: Sequence[AdapterWeight], out: Path
+    order: ExportOrder, adapters: Sequence[SourceAdapter], strengths: Sequence[float], out: Path
 ) -> Generator[Phase, None, tuple[list[str], list[str]]]:
     """Every adapter with its scale folded in, as llama.cpp knows neither rsLoRA nor patterns; and its arguments."""
     for number, adapter in enumerate(adapters):
         yield Phase("merge", number, len(adapters), "adapters")
         write_adapter(Merge([Weighted(adapter, 1.0)]), out / "adapters" / adapter.name)
-    scales = [0.0 if order.source == "dynamic" else one.weight for one in mix]
+    scales = [0.0] * len(adapters) if order.source == "dynamic" else strengths
     scaled = ",".join(
         f"adapters/{adapter.name}.gguf:{scale:.9g}" for adapter, scale in zip(adapters, scales, strict=True)
     )
@@ -160,22 +164,24 @@ def measure(
     yield Phase("loss", 0, None, "passes")
     with MixedModel(order.base, adapters).hooked() as model:
         text = read_text(order.text, model.tokenizer, asked.prompts, model.context(asked.tokens))
-        weights = np.array([one.weight for one in order.mix])
-        single = np.eye(n)
+        mix, scales = order.mix, np.array(order.scales)
+        weights, single = np.array([one.weight for one in mix]), np.eye(n)
         if order.source == "static_loss":
             starts = [np.full(n, 1 / n), *single]
             if abs(weights.sum() - 1) < 1e-6:
                 starts.append(weights / weights.sum())
             search = compass(lambda w: model.loss(w, text.fit), starts, free=asked.free)
             weights, _, _ = yield from _searching(search)
+            mix = [
+                AdapterWeight(adapter.name, float(weight)) for adapter, weight in zip(adapters, weights, strict=True)
+            ]
         rows = [("base", np.zeros(n)), ("uniform", np.full(n, 1 / n))]
         rows += [(adapter.name, single[place]) for place, adapter in enumerate(adapters)]
         rows.append((order.source, weights))
         losses = []
         for of, row in rows:
-            losses.append(MixLoss(of, row.tolist(), model.loss(row, text.test)))
+            losses.append(MixLoss(of, (row * scales).tolist(), model.loss(row * scales, text.test)))
             yield Phase("loss", len(losses), len(rows), "passes")
-    mix = [AdapterWeight(adapter.name, float(weight)) for adapter, weight in zip(adapters, weights, strict=True)]
     return mix, Evaluation(
         text_sha256=text.sha256,
         prompts=len(text.test),
@@ -194,11 +200,12 @@ def _searching(search: Generator[int, None, tuple[F64, float, int]]) -> Generato
             return end.value  # type: ignore[no-any-return]
 
 
-def _told(adapter: SourceAdapter, weight: float) -> ExportedAdapter:
+def _told(adapter: SourceAdapter, one: AdapterWeight, scale: float) -> ExportedAdapter:
     modules = adapter.modules.values()
     return ExportedAdapter(
         name=adapter.name,
-        weight=weight,
+        weight=one.weight,
+        scale=scale,
         sha256=sha256_of(adapter.folder / WEIGHTS),
         config_sha256=sha256_of(adapter.folder / CONFIG),
         ranks=sorted({module.rank for module in modules}),

@@ -287,6 +287,39 @@ async def test_weights_that_somebody_gives_need_no_gate_and_show_no_banner(house
     assert wins.export.gate_mode == "explicit"
 
 
+async def test_a_declared_scale_counts_in_a_gate_s_merge_as_it_does_for_a_prompt(house: Setting) -> None:
+    scaled = [Adapter("code", 0.5, str(house.work / "code")), Adapter("prose", 2.0, str(house.work / "prose"))]
+    await house.with_profile(adapters=scaled)
+    house.with_adapters()
+    await trained(house)
+    code, prose = dense(house.work / "code"), dense(house.work / "prose")
+    said, folder = await exported(house, "peft")
+    told = manifest(folder)
+    (w1, w2) = (one.weight for one in told.weights)
+    assert w1 + w2 == pytest.approx(1)  # what the gate said stays as it is
+    assert [(one.weight, one.scale) for one in told.adapters] == [(w1, 0.5), (w2, 2.0)]
+    assert any("code 0.5, prose 2" in note for note in said.notes)
+    for module, delta in dense(folder, 1.0).items():
+        np.testing.assert_allclose(delta, w1 * 0.5 * code[module] + w2 * 2.0 * prose[module], atol=1e-5)
+    alike, _ = await exported(house, "llamacpp", "e2", weights="uniform")
+    assert alike.arguments[1] == "adapters/code.gguf:0.25,adapters/prose.gguf:1"
+    final, folder = await exported(house, "peft", "e3", adapter_mix="code:0.25,prose:1")  # as with a prompt
+    assert [one.scale for one in manifest(folder).adapters] == [1.0, 1.0]
+    assert not any("declares" in note for note in final.notes)
+    for module, delta in dense(folder, 1.0).items():
+        np.testing.assert_allclose(delta, 0.25 * code[module] + prose[module], atol=1e-5)
+
+
+async def test_the_frozen_mix_is_told_as_it_was_merged(house: Setting) -> None:
+    scaled = [Adapter("code", 0.5, str(house.work / "code")), Adapter("prose", 2.0, str(house.work / "prose"))]
+    await house.with_profile(server="ollama", adapters=scaled)
+    house.with_adapters()
+    house.bus.active = "p"
+    await exported(house, "ollama", weights="uniform")
+    said = of(Generated, await house.ask(Generate("p", "x")))
+    assert [one.weight for one in said.weights] == [0.25, 1.0]
+
+
 async def test_a_uniform_gate_is_told_as_such(house: Setting) -> None:
     await house.with_profile()
     house.with_adapters()
