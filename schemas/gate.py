@@ -18,7 +18,6 @@ MixSource = Literal["static_mean", "static_loss", "uniform", "explicit", "dynami
 """Where weights come from; `dynamic`: from each prompt, when it is asked."""
 ExportTarget = Literal["peft", "ollama", "base", "llamacpp"]
 MergeMode = Literal["exact", "svd", "none"]
-Weight = Annotated[float, Meta(ge=0, le=100)]
 
 
 class AdapterWeight(msgspec.Struct, frozen=True):

@@ -84,6 +84,10 @@ def find_targets(merge: Merge, checkpoint: Checkpoint, base: Path, *, allow_quan
                 f"the base's {tensor.name} is {list(tensor.shape)}, the adapters' {name} is "
                 f"{[module.outputs, module.inputs]}: they are of another base"
             )
+        if twin := found.get(tensor.name):
+            raise Unmergeable(
+                f"{name} and {twin.name} are both the base's {tensor.name}: name it alike in the adapters"
+            )
         found[tensor.name] = module
     return found
 

@@ -187,8 +187,9 @@ def strengths(export: GateExport) -> Mix:
 
 
 def banner(mix: Mix, source: MixSource, run: GateRun | None) -> str:
-    """One line that tells that a gate's weights were put in; empty for weights that somebody gave."""
-    if source == "explicit" or run is None:
+    """One line that tells that a gate's weights were put in; empty for weights that somebody gave, and where every
+    prompt brings its own."""
+    if source in ("explicit", "dynamic") or run is None:
         return ""
     over = f" over {sum(run.samples)} prompts" if source == "static_mean" else ""
     return f"gate {run.run} puts in {words(mix)} ({source}{over})"

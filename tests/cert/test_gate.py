@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from actors.gate import core_mlp
 from actors.gate.adapters import open_adapters
 from actors.gate.base_merge import write_base
 from actors.gate.core_lora import Unmergeable
@@ -213,3 +214,32 @@ def test_weights_found_by_loss_are_no_worse_than_what_they_began_with(lm: Path, 
     assert told.weights[0].weight > 0.85
     assert sum(one.weight for one in told.weights) == pytest.approx(1)
     assert json.loads((out / "export_manifest.json").read_text())["evaluation"]["fitted_on"] == 40
+
+
+def test_the_gate_s_network_is_torch_s() -> None:
+    """Loss and steps with torch's own gelu, cross-entropy, gradients and AdamW."""
+    import torch
+
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((16, 12)) / np.sqrt(12), rng.integers(0, 3, 16)
+    net = core_mlp.initial(12, 3, 64, rng)
+    first = second = core_mlp.Mlp(*(np.zeros_like(part) for part in net))
+    theirs = {name: torch.tensor(part, requires_grad=True) for name, part in zip(net._fields, net, strict=True)}
+    groups = [
+        {"params": [p for name, p in theirs.items() if name.startswith("w")], "weight_decay": 0.01},
+        {"params": [p for name, p in theirs.items() if name.startswith("b")], "weight_decay": 0.0},
+    ]
+    optimiser = torch.optim.AdamW(groups, lr=3e-4)
+    for step in range(1, 21):
+        loss, gradient = core_mlp.loss_and_gradient(net, x, y, 0.01)
+        net, first, second = core_mlp._adamw(net, gradient, first, second, step, core_mlp.Recipe())
+        hidden = torch.tensor(x * np.sqrt(12)) @ theirs["w1"] + theirs["b1"]
+        z = torch.nn.functional.gelu(hidden, approximate="tanh") @ theirs["w2"] + theirs["b2"]
+        entropy = torch.distributions.Categorical(logits=z).entropy().mean()
+        expected = torch.nn.functional.cross_entropy(z, torch.tensor(y)) - 0.01 * entropy
+        assert loss == pytest.approx(expected.item(), abs=1e-12)
+        optimiser.zero_grad()
+        expected.backward()
+        optimiser.step()
+    for name, part in zip(net._fields, net, strict=True):
+        np.testing.assert_allclose(part, theirs[name].detach().numpy(), atol=1e-10)

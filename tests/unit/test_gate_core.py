@@ -163,6 +163,7 @@ def test_the_banner_tells_of_a_gate_s_weights_alone() -> None:
     assert found is not None
     assert core.banner(*found, gate) == "gate r1 puts in code 0.2, prose 0.3, law 0.5 (static_mean over 15 prompts)"
     assert core.banner(core.parse_mix("code:1", NAMES), "explicit", gate) == ""
+    assert core.banner(found[0], "dynamic", gate) == ""
     assert "\n" not in core.banner(*found, gate)
 
 

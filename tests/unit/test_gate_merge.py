@@ -153,6 +153,18 @@ def test_a_checkpoint_saved_without_its_first_names_is_found(tmp_path: Path) -> 
     assert [name for name in after if not (after[name] == before[name]).all()] == ["model.layers.0.q.weight"]
 
 
+def test_two_names_of_one_weight_are_refused(tmp_path: Path) -> None:
+    """One of the two would be lost."""
+    names = {"a": "lm.model.layers.0.q", "b": "model.layers.0.q"}
+    folders = {
+        name: write_adapter_folder(tmp_path / name, seed, modules=[module], shapes={module: (24, 16)})
+        for seed, (name, module) in enumerate(names.items())
+    }
+    write_base_folder(tmp_path / "base")
+    with pytest.raises(Unmergeable, match=r"lm\.model\.layers\.0\.q .* both the base's model\.layers\.0\.q\.weight"):
+        based(merge_of(folders, {"a": 1.0, "b": 1.0}), tmp_path / "base", tmp_path / "out")
+
+
 def test_bases_that_are_none_are_refused(tmp_path: Path) -> None:
     a = write_adapter_folder(tmp_path / "a", 0)
     merge = merge_of({"a": a}, {"a": 1.0})
