@@ -15,6 +15,7 @@ from actors.gate.core_lora import Unmergeable
 from actors.gate.exporting import ExportOrder, export_job
 from actors.gate.losses import MixedModel, read_text
 from actors.gate.merging import Merge, Weighted, write_adapter
+from actors.gate.phase import Phase
 from benchmarks.small_adapters import TARGETS, load, peft_mix, save_random, tiny_llama, train_adapter
 from schemas.events.gate import ExportGate
 from schemas.gate import AdapterWeight, ExportManifest
@@ -207,7 +208,12 @@ def test_weights_found_by_loss_are_no_worse_than_what_they_began_with(lm: Path, 
     )
     out = tmp_path / "out"
     out.mkdir()
-    (told,) = [said for said in export_job(order, out) if isinstance(said, ExportManifest)]
+    said = list(export_job(order, out))
+    (told,) = [each for each in said if isinstance(each, ExportManifest)]
+    phases = [each for each in said if isinstance(each, Phase)]
+    tried = [each.done for each in phases if each.phase == "search"]
+    assert tried == list(range(1, len(tried) + 1))
+    assert [(each.done, each.total) for each in phases if each.phase == "loss"][1:] == [(n, 5) for n in range(1, 6)]
     assert told.evaluation is not None
     losses = {each.of: each.loss for each in told.evaluation.losses}
     assert losses["static_loss"] <= min(losses["uniform"], losses["noise"])
