@@ -22,7 +22,7 @@ Weight = Annotated[float, Meta(ge=0, le=100)]
 
 
 class AdapterWeight(msgspec.Struct, frozen=True):
-    adapter: AdapterName
+    adapter: Annotated[str, Meta(min_length=1, max_length=255)]  # as declared; of a gate it is an AdapterName
     weight: float
 
 

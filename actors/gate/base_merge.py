@@ -6,7 +6,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
+from actors.errors import Unfit
 from actors.gate.core_lora import Module, Unmergeable
 from actors.gate.merging import METADATA, Merge
 from actors.tensors.checkpoint import INDEX_SUFFIX, Checkpoint, open_checkpoint
@@ -61,7 +63,7 @@ def find_targets(merge: Merge, checkpoint: Checkpoint, base: Path, *, allow_quan
     config = base / "config.json"
     try:
         told = msgspec.json.decode(config.read_bytes(), type=_Config) if config.is_file() else _Config()
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Unmergeable(f"{config} can't be read: {error}") from None
     if told.quantization_config and not allow_quantised:
         method = told.quantization_config.get("quant_method", "unnamed")
@@ -115,8 +117,14 @@ def _merged(merge: Merge, module: Module, tensor: StoredTensor) -> Iterator[byte
     b = factors.b_rows(0, module.outputs) if transposed else None
     for row, values in row_chunks(tensor, chunk_bytes=CHUNK_BYTES):
         stop = row + len(values)
-        if b is not None:
-            values += a[:, row:stop].T @ b.T
-        else:
-            values += factors.b_rows(row, stop) @ a
-        yield from_float32(values, tensor.dtype)
+        with np.errstate(over="ignore", invalid="ignore"):
+            if b is not None:
+                values += a[:, row:stop].T @ b.T
+            else:
+                values += factors.b_rows(row, stop) @ a
+        if not np.isfinite(values).all():
+            raise Unmergeable(f"the base's {tensor.name} with the mix added is beyond what float32 holds")
+        try:
+            yield from_float32(values, tensor.dtype)
+        except Unfit as error:
+            raise Unmergeable(f"the base's {tensor.name} with the mix added: {error}") from None

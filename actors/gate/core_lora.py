@@ -99,7 +99,7 @@ def read_config(raw: bytes, who: str) -> Lora:
         )
         for pattern in (*lora.ranks, *lora.alphas):
             re.compile(pattern)
-    except (msgspec.DecodeError, UnicodeDecodeError, re.error) as error:  # ValidationError is a DecodeError
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, re.error) as error:
         raise Unmergeable(f"{who}: adapter_config.json can't be read: {error}") from None
     return lora
 
@@ -141,6 +141,8 @@ def _module(name: str, pair: Mapping[str, str], shapes: Mapping[str, tuple[int, 
         raise Unmergeable(f"{who}: {name} is no linear layer: lora_A is {list(a)}, lora_B {list(b)}")
     if a[0] != b[1]:
         raise Unmergeable(f"{who}: {name}: lora_A {list(a)} and lora_B {list(b)} are of different ranks")
+    if not (a[0] and a[1] and b[0]):
+        raise Unmergeable(f"{who}: {name}: lora_A {list(a)} and lora_B {list(b)} are empty: nothing was saved of it")
     rank = int(pattern_value(lora.ranks, name, lora.rank))
     if rank != a[0]:
         raise Unmergeable(f"{who}: {name} has rank {a[0]}, its configuration says {rank}")

@@ -11,14 +11,14 @@ import msgspec
 
 from actors.base import Origin
 from actors.gate import core
-from actors.gate.config import SETTING, GateConfig
+from actors.gate.config import GateConfig
 from actors.gate.exporting import MANIFEST, ExportOrder, export_job
 from actors.gate.keeping import NoGate, change, gate_of, home, profile_of
+from actors.gate.paths import Paths
 from actors.gate.store import GateStore
 from actors.gate.work import Work, run_id
 from actors.gate_ports import GateJournal
 from actors.ports import Buckets, Clock, Registry
-from actors.roots import real_path
 from schemas.documents.gate import MOST_EXPORTS, GateDocument
 from schemas.events.gate import ExportGate, GateExported
 from schemas.gate import AdapterWeight, ExportManifest, GateExport, MixSource
@@ -35,14 +35,20 @@ class Exports:
         self._journal = journal
         self._work = work
         self._clock = clock
-        self._config = config
+        self._paths = Paths(config.allowed_roots)
 
     async def export(self, command: ExportGate, origin: Origin) -> GateExported:
-        """Raises NoGate, OutsideRoots, OSError, and what the job raises."""
+        """Raises NoGate, NoMix, OSError, and what the job raises."""
         profile = await profile_of(self._registry, command.profile)
+        core.exportable(profile)
         if command.target == "base" and command.base is None:
             raise NoGate(
                 "nothing says where the base checkpoint is", "`base`: its folder on the machine that does the work"
+            )
+        if command.text is not None and command.base is None:
+            raise NoGate(
+                "losses on a text are a model's, and nothing says which",
+                "`base`, a causal model's folder, or no `text`",
             )
         document = await gate_of(self._registry, profile.id)
         mix, source = await self._mix(command, profile, document)
@@ -55,15 +61,15 @@ class Exports:
             source=source,
             run=gate.run if gate and own else None,
             model=profile.model,
-            base=self._path(command.base),
-            text=self._path(command.text),
+            base=None if command.base is None else self._paths.folder(command.base),
+            text=None if command.text is None else self._paths.file(command.text),
             created=self._clock.now(),
         )
         job = run_id(origin)
         name = f"{command.target}-{job}"
         target = None
         if command.folder is not None:
-            target = real_path(command.folder, self._config.allowed_roots, SETTING)
+            target = self._paths.path(command.folder)
             if target.exists():
                 if origin.delivery > 1 and (target / MANIFEST).is_file():
                     return await self._exported(command, profile, target / MANIFEST, str(target))
@@ -113,7 +119,7 @@ class Exports:
         return (found[0], "dynamic") if command.weights == "dynamic" else found
 
     def _folders(self, profile: ModelProfile) -> dict[AdapterName, Path]:
-        """Raises NoGate, OutsideRoots."""
+        """Raises NoGate."""
         found = {}
         for adapter in profile.adapters:
             if adapter.folder is None:
@@ -121,19 +127,8 @@ class Exports:
                     f"adapter {adapter.name!r} of profile {profile.id!r} has no folder, so its weights can't be merged",
                     f"lakehouse profile set {profile.id} --adapter {adapter.name}=1@/path/of/its/folder",
                 )
-            found[adapter.name] = real_path(adapter.folder, self._config.allowed_roots, SETTING)
-        if not found:
-            raise NoGate(f"profile {profile.id!r} has 0 adapters: there is nothing to export")
+            found[adapter.name] = self._paths.folder(adapter.folder)
         return found
-
-    def _path(self, path: str | None) -> Path | None:
-        """Raises OutsideRoots, NoGate."""
-        if path is None:
-            return None
-        real = real_path(path, self._config.allowed_roots, SETTING)
-        if not real.exists():
-            raise NoGate(f"{path}: there is no such file or folder", "on the machine that does the work", "not_found")
-        return real
 
     async def _exported(self, command: ExportGate, profile: ModelProfile, manifest: Path, place: str) -> GateExported:
         raw = await anyio.Path(manifest).read_bytes()

@@ -9,18 +9,19 @@ import msgspec
 
 from actors.base import Origin
 from actors.gate import core
-from actors.gate.config import SETTING, GateConfig
+from actors.gate.adapters import CONFIG
+from actors.gate.config import GateConfig
 from actors.gate.core_lora import Unmergeable, read_config
 from actors.gate.core_mlp import HIDDEN, Recipe
 from actors.gate.embedding import PromptEmbedders, embed_all
 from actors.gate.keeping import NoGate, change, gate_of, home, profile_of
+from actors.gate.paths import Paths
 from actors.gate.phase import Phase
 from actors.gate.store import GateStore
 from actors.gate.training import train_job
 from actors.gate.work import Work, run_id
 from actors.gate_ports import GateJournal
 from actors.ports import Buckets, Bus, Clock, Registry, TableRef, Tables
-from actors.roots import OutsideRoots, real_path
 from schemas.documents.dataset import DatasetDocument
 from schemas.documents.gate import GateDocument
 from schemas.events.gate import MOST_EXAMPLES, GateTrained, TrainGate
@@ -50,7 +51,7 @@ class Training:
         self._work = work
         self._bus = bus
         self._clock = clock
-        self._config = config
+        self._paths = Paths(config.allowed_roots)
 
     async def train(self, command: TrainGate, origin: Origin) -> GateTrained:
         """Raises NoGate, NoMix."""
@@ -60,6 +61,8 @@ class Training:
         before = await gate_of(self._registry, profile.id)
         if before is not None and before.last is not None and before.last.run == run:  # come again after its end
             return _trained(before, before.last, command)
+        if command.examples and command.dataset is not None:
+            raise NoGate("a gate learns from examples or from a dataset, and both are given", "leave one of them out")
         examples = command.examples or await self._examples(command)
         y = core.labels(examples, adapters)
         slot = await self._bus.ask(GetSlot(), cause=origin)
@@ -142,9 +145,9 @@ class Training:
         told = set()
         for adapter in profile.adapters:
             try:
-                folder = real_path(adapter.folder or "", self._config.allowed_roots, SETTING)
-                told.add(read_config((folder / "adapter_config.json").read_bytes(), adapter.name).revision)
-            except (OutsideRoots, OSError, Unmergeable):
+                folder = self._paths.folder(adapter.folder or "")
+                told.add(read_config((folder / CONFIG).read_bytes(), adapter.name).revision)
+            except (NoGate, OSError, Unmergeable):
                 continue
         return told.pop() if len(told) == 1 else ""
 
