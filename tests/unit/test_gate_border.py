@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from actors.errors import ModelServerError
+from actors.errors import CorruptState, ModelServerError
 from actors.gate import core
 from actors.gate.adapters import open_adapter, open_adapters
 from actors.gate.base_merge import write_base
@@ -21,7 +21,8 @@ from actors.tensors.checkpoint import open_checkpoint
 from actors.tensors.header import CheckpointError
 from daemon.models.llamacpp_adapters import Lora, wanted_scales
 from schemas.events.base import Message, Refusal
-from schemas.events.gate import ExportGate, GateExported, Generate, Generated, TrainGate
+from schemas.events.gate import ExportGate, GateExported, GateTrained, Generate, Generated, TrainGate, WeighPrompt
+from schemas.events.index import EmbedderSpec
 from schemas.gate import AdapterWeight, ExportManifest
 from schemas.profile import Adapter
 from tests.unit.gate_adapters import write_adapter_folder, write_base_folder
@@ -269,3 +270,29 @@ def test_a_server_s_ids_are_each_adapter_s_own() -> None:
     have = [Lora(0, "/l/code.gguf", 1.0), Lora(0, "/l/prose.gguf", 1.0)]
     with pytest.raises(ModelServerError, match=r"adapters of one id \(0: /l/code\.gguf, 0: /l/prose\.gguf\)"):
         wanted_scales(have, [Adapter("code")])
+
+
+# --- a gate that isn't whole --------------------------------------------------------------------
+
+
+async def test_a_profile_without_an_embedder_has_no_gate_and_goes_on(house: Setting) -> None:
+    await house.with_profile()
+    assert isinstance(await house.ask(TrainGate("p", examples=examples(8))), GateTrained)
+    await house.with_profile(embedder=EmbedderSpec("none"))
+    said = refused(await house.ask(WeighPrompt("p", "x")))
+    assert (said.status, "embedder can't be used" in said.reason) == ("conflict", True)
+    house.bus.active = "p"
+    spoken = await house.ask(Generate("p", "x"))
+    assert isinstance(spoken, Generated)
+    assert (spoken.routing, "embedder can't be used" in spoken.note) == ("declared", True)
+
+
+@pytest.mark.parametrize("file", ["weights", "embedder"])
+async def test_a_gate_that_lost_a_file_is_told(house: Setting, file: str) -> None:
+    await house.with_profile()
+    assert isinstance(await house.ask(TrainGate("p", examples=examples(8))), GateTrained)
+    files = (await house.document()).files
+    key = getattr(files, file).key
+    await house.buckets.delete("mine", key)
+    with pytest.raises(CorruptState, match=f"{key} of a gate isn't in bucket mine any more: train the gate again"):
+        await house.ask(WeighPrompt("p", "x"))
