@@ -26,7 +26,13 @@ CHUNK_BYTES = 4 << 20  # of a weight's rows in memory at once
 TIED = ("lm_head", "embed_out")
 
 
+CONV1D = {"gpt2": ("c_attn", "c_proj", "c_fc", "q_attn"), "openai-gpt": ("c_attn", "c_proj", "c_fc")}
+"""By type of model its layers that are stored (in, out). PEFT tells one fan_in_fan_out for all modules of an adapter,
+that of the last, which is wrong for these where a linear layer comes after."""
+
+
 class _Config(msgspec.Struct):
+    model_type: str | None = None
     quantization_config: dict[str, object] | None = None
     tie_word_embeddings: bool = False
 
@@ -81,6 +87,14 @@ def find_targets(merge: Merge, checkpoint: Checkpoint, base: Path, *, allow_quan
             raise Unmergeable(f"{name} is tied to the embedding, which a merge would change too")
         if tensor.dtype not in FLOATS:
             raise Unmergeable(f"the base's {tensor.name} is quantised ({tensor.dtype}): nothing can be added to it")
+        if not merge.lora.fan_in_fan_out and name.split(".")[-1] in CONV1D.get(told.model_type or "", ()):
+            raise Unmergeable(
+                f"{name} of a {told.model_type} is stored (in, out), and the adapters' fan_in_fan_out says it isn't: "
+                "train adapters of it and of linear layers, such as lm_head, apart"
+            )
+        other = found.get(tensor.name)
+        if other is not None:
+            raise Unmergeable(f"the adapters' {other.name} and {name} are both the base's {tensor.name}")
         if tensor.shape != _stored_shape(merge, module, tensor):
             raise Unmergeable(
                 f"the base's {tensor.name} is {list(tensor.shape)}, the adapters' {name} is "

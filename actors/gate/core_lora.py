@@ -163,7 +163,10 @@ def _what(tensor: str) -> str:
     if "lora_magnitude_vector" in tensor:
         return f"which is DoRA's: {REASONS['use_dora']}"
     if "lora_embedding_" in tensor or ".base_layer." in tensor:
-        return "of an embedding, which may be tied to the output: it isn't merged"
+        return (
+            "of an embedding or the output layer, which may be tied to each other: it isn't merged (PEFT saves such a "
+            "layer whole where an adapter has it; save_embedding_layers=False leaves it out)"
+        )
     if "lora_" in tensor:
         return "which is no weight of a linear LoRA layer"
     return f"a whole module's: {REASONS['modules_to_save']}"
