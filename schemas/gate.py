@@ -21,7 +21,7 @@ MergeMode = Literal["exact", "svd", "none"]
 
 
 class AdapterWeight(msgspec.Struct, frozen=True):
-    adapter: AdapterName
+    adapter: Annotated[str, Meta(min_length=1, max_length=255)]  # as declared; of a gate it is an AdapterName
     weight: float
 
 

@@ -6,19 +6,18 @@ times stay.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import anyio.to_thread
 import msgspec
 
-from actors.gate.config import SETTING, GateConfig
 from actors.gate.exporting import MANIFEST
 from actors.gate.keeping import NoGate
+from actors.gate.paths import Paths
 from actors.gate.phase import Phase
 from actors.gate.work import Work
-from actors.roots import OutsideRoots, real_path
 from actors.tensors.checkpoint import Checkpoint, open_checkpoint
 from actors.tensors.header import CheckpointError
 from actors.tensors.identity import content_sha256, stored_sha256
@@ -35,9 +34,9 @@ State = tuple[tuple[str, int, int], ...]  # path, bytes, time of change in ns
 
 
 class BaseContents:
-    def __init__(self, work: Work, config: GateConfig) -> None:
+    def __init__(self, work: Work, roots: Sequence[str]) -> None:
         self._work = work
-        self._config = config
+        self._paths = Paths(roots)
         self._known: dict[State, Sha256] = {}
 
     async def at_hand(
@@ -58,22 +57,13 @@ class BaseContents:
             raise NoGate(f"the base can't be read: {error}", "a folder with safetensors and config.json") from None
         return base, self._known[state]
 
-    def path(self, path: str | None) -> Path | None:
-        """Of a base or a text that a request names. Raises OutsideRoots, NoGate."""
-        if path is None:
-            return None
-        real = real_path(path, self._config.allowed_roots, SETTING)
-        if not real.exists():
-            raise NoGate(f"{path}: there is no such file or folder", "on the machine that does the work", "not_found")
-        return real
-
     def recorded(self, folder: Path) -> Sha256 | None:
         """The content of the base that an adapter was exported for, by its export's manifest; None: nobody says."""
         for place in (folder, *folder.parents[:ABOVE]):
             try:
-                raw = (real_path(str(place), self._config.allowed_roots, SETTING) / MANIFEST).read_bytes()
+                raw = self._paths.file(str(place / MANIFEST)).read_bytes()
                 told = msgspec.json.decode(raw, type=_Recorded)
-            except (OutsideRoots, OSError, msgspec.DecodeError):
+            except (NoGate, OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 continue
             if any((place / file.key).parent == folder for file in told.files):
                 return told.base_sha256
@@ -82,10 +72,9 @@ class BaseContents:
     def _named(self, named: set[str]) -> Path | None:
         try:
             (name,) = named
-            folder = real_path(name, self._config.allowed_roots, SETTING)
-        except (ValueError, OutsideRoots):  # several, or no path of this machine
+            return self._paths.folder(name)
+        except (ValueError, NoGate):  # several, or none of this machine's that may be read
             return None
-        return folder if folder.is_dir() else None
 
 
 class _Recorded(msgspec.Struct):
@@ -125,7 +114,7 @@ def _config_sha256(base: Path) -> Sha256 | None:
     raw = file.read_bytes()
     try:
         fields = msgspec.json.decode(raw, type=dict[str, Any])
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return hashlib.sha256(raw).hexdigest()
     kept = {name: value for name, value in fields.items() if name not in OF_THE_SAVING}
     return hashlib.sha256(msgspec.json.encode(kept, order="deterministic")).hexdigest()

@@ -20,6 +20,8 @@ from schemas.gate import AdapterWeight, Example, GateExport, GateRun, MixSource
 from schemas.names import AdapterName, Sha256, Timestamp
 from schemas.profile import Adapter, ModelProfile
 
+NUMBER = re.compile(r"\+?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+LARGEST = float(np.finfo(np.float32).max)
 ADAPTER = re.compile(r"[a-z][a-z0-9_]{0,31}")
 MIX = "NAME:WEIGHT,NAME:WEIGHT"
 
@@ -35,13 +37,24 @@ def declared(profile: ModelProfile) -> list[AdapterName]:
     names = [adapter.name for adapter in profile.adapters]
     if len(names) < 2:
         raise NoMix(f"profile {profile.id!r} has {len(names)} adapters; a gate chooses between two or more")
-    for name in names:
-        if not ADAPTER.fullmatch(name):
+    return _named(profile, "a gate")
+
+
+def exportable(profile: ModelProfile) -> list[AdapterName]:
+    """The adapters of an export, whose names become those of files. Raises NoMix for none, and for names that can't."""
+    if not profile.adapters:
+        raise NoMix(f"profile {profile.id!r} has 0 adapters: there is nothing to export")
+    return _named(profile, "an export")
+
+
+def _named(profile: ModelProfile, what: str) -> list[AdapterName]:
+    for adapter in profile.adapters:
+        if not ADAPTER.fullmatch(adapter.name):
             raise NoMix(
-                f"a gate can't have the adapter {name!r} of profile {profile.id!r}: names are a letter a-z and up to 31"
-                " of a-z, 0-9 and _, the stem of the adapter's file"
+                f"{what} can't have the adapter {adapter.name!r} of profile {profile.id!r}: names are a letter a-z and "
+                "up to 31 of a-z, 0-9 and _, the stem of the adapter's file"
             )
-    return names
+    return [adapter.name for adapter in profile.adapters]
 
 
 def parse_mix(text: str, adapters: Sequence[AdapterName]) -> Mix:
@@ -59,13 +72,11 @@ def parse_mix(text: str, adapters: Sequence[AdapterName]) -> Mix:
             raise NoMix(f"the adapter mix names {name!r} twice")
         if name not in adapters:
             raise NoMix(f"the adapter mix names {name!r}; declared are {', '.join(adapters) or 'none'}")
-        try:
-            weight = float(number)
-        except ValueError:
-            weight = math.nan
-        if not (math.isfinite(weight) and weight >= 0):
+        if not NUMBER.fullmatch(number.strip()):
             raise NoMix(f"{name!r} in the adapter mix weighs {number!r}; a number from 0 on is meant")
-        given[name] = weight
+        if float(number) > LARGEST:
+            raise NoMix(f"{name!r} in the adapter mix weighs {number}; float32, which it is used in, ends at 3.4e38")
+        given[name] = float(number)
     if not any(given.values()):
         raise NoMix("every weight of the adapter mix is 0; one adapter at least has to count")
     return [AdapterWeight(name, given.get(name, 0.0)) for name in adapters]

@@ -99,7 +99,7 @@ def read_config(raw: bytes, who: str) -> Lora:
         )
         for pattern in (*lora.ranks, *lora.alphas):
             re.compile(pattern)
-    except (msgspec.DecodeError, UnicodeDecodeError, re.error) as error:  # ValidationError is a DecodeError
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, re.error) as error:
         raise Unmergeable(f"{who}: adapter_config.json can't be read: {error}") from None
     return lora
 
@@ -141,6 +141,8 @@ def _module(name: str, pair: Mapping[str, str], shapes: Mapping[str, tuple[int, 
         raise Unmergeable(f"{who}: {name} is no linear layer: lora_A is {list(a)}, lora_B {list(b)}")
     if a[0] != b[1]:
         raise Unmergeable(f"{who}: {name}: lora_A {list(a)} and lora_B {list(b)} are of different ranks")
+    if not (a[0] and a[1] and b[0]):
+        raise Unmergeable(f"{who}: {name}: lora_A {list(a)} and lora_B {list(b)} are empty: nothing was saved of it")
     rank = int(pattern_value(lora.ranks, name, lora.rank))
     if rank != a[0]:
         raise Unmergeable(f"{who}: {name} has rank {a[0]}, its configuration says {rank}")
@@ -161,7 +163,10 @@ def _what(tensor: str) -> str:
     if "lora_magnitude_vector" in tensor:
         return f"which is DoRA's: {REASONS['use_dora']}"
     if "lora_embedding_" in tensor or ".base_layer." in tensor:
-        return "of an embedding, which may be tied to the output: it isn't merged"
+        return (
+            "of an embedding or the output layer, which may be tied to each other: it isn't merged (PEFT saves such a "
+            "layer whole where an adapter has it; save_embedding_layers=False leaves it out)"
+        )
     if "lora_" in tensor:
         return "which is no weight of a linear LoRA layer"
     return f"a whole module's: {REASONS['modules_to_save']}"

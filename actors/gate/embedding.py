@@ -54,7 +54,10 @@ class PromptEmbedders:
         spec = self.spec(profile)
         if spec.kind == "lexical" and model is None:
             raise core.NoMix(core.other_embedder(run, "the lexical embedder", 384))
-        embedder = await self._embedders.load(spec, model)
+        try:
+            embedder = await self._embedders.load(spec, model)
+        except ValueError as error:
+            raise core.NoMix(f"the profile's embedder can't be used: {error}") from None
         if other := core.other_embedder(run, embedder.identity, embedder.dim):
             raise core.NoMix(other)
         return embedder

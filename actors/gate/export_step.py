@@ -14,14 +14,14 @@ from actors.base import Origin
 from actors.gate import core
 from actors.gate.adapters import open_adapters
 from actors.gate.base_content import BaseContents
-from actors.gate.config import SETTING, GateConfig
+from actors.gate.config import GateConfig
 from actors.gate.exporting import MANIFEST, ExportOrder, export_job
 from actors.gate.keeping import NoGate, change, gate_of, home, profile_of
+from actors.gate.paths import Paths
 from actors.gate.store import GateStore
 from actors.gate.work import Work, job_of
 from actors.gate_ports import GateJournal
 from actors.ports import Buckets, Clock, Registry
-from actors.roots import real_path
 from schemas.documents.gate import MOST_EXPORTS, GateDocument
 from schemas.events.gate import ExportGate, GateExported
 from schemas.gate import AdapterWeight, ExportManifest, GateExport, GateRun, MixSource
@@ -46,26 +46,34 @@ class Exports:
         self._work = work
         self._bases = bases
         self._clock = clock
-        self._config = config
+        self._paths = Paths(config.allowed_roots)
 
     async def export(self, command: ExportGate, origin: Origin) -> GateExported:
-        """Raises NoGate, OutsideRoots, OSError, and what the job raises."""
+        """Raises NoGate, NoMix, OSError, and what the job raises."""
         profile = await profile_of(self._registry, command.profile)
+        core.exportable(profile)
         if command.target == "base" and command.base is None:
             raise NoGate(
                 "nothing says where the base checkpoint is", "`base`: its folder on the machine that does the work"
+            )
+        if command.text is not None and command.base is None:
+            raise NoGate(
+                "losses on a text are a model's, and nothing says which",
+                "`base`, a causal model's folder, or no `text`",
             )
         document = await gate_of(self._registry, profile.id)
         mix, source = await self._mix(command, profile, document)
         gate = document.live if document else None
         own = source in ("static_mean", "dynamic") or (source == "uniform" and command.weights != "uniform")
         used = gate if own else None
-        folders, base, text = self._folders(profile), self._bases.path(command.base), self._bases.path(command.text)
+        folders = self._folders(profile)
+        base = None if command.base is None else self._paths.folder(command.base)
+        text = None if command.text is None else self._paths.file(command.text)
         job = job_of(origin.id)
         name = f"{command.target}-{job}"
         target = None
         if command.folder is not None:
-            target = real_path(command.folder, self._config.allowed_roots, SETTING)
+            target = self._paths.path(command.folder)
             if target.exists():
                 if origin.delivery > 1 and (target / MANIFEST).is_file():
                     return await self._exported(command, profile, target / MANIFEST, str(target))
@@ -128,7 +136,7 @@ class Exports:
         return (found[0], "dynamic") if command.weights == "dynamic" else found
 
     def _folders(self, profile: ModelProfile) -> dict[AdapterName, Path]:
-        """Raises NoGate, OutsideRoots."""
+        """Raises NoGate."""
         found = {}
         for adapter in profile.adapters:
             if adapter.folder is None:
@@ -136,9 +144,7 @@ class Exports:
                     f"adapter {adapter.name!r} of profile {profile.id!r} has no folder, so its weights can't be merged",
                     f"lakehouse profile set {profile.id} --adapter {adapter.name}=1@/path/of/its/folder",
                 )
-            found[adapter.name] = real_path(adapter.folder, self._config.allowed_roots, SETTING)
-        if not found:
-            raise NoGate(f"profile {profile.id!r} has 0 adapters: there is nothing to export")
+            found[adapter.name] = self._paths.folder(adapter.folder)
         return found
 
     async def _base_sha256(

@@ -7,6 +7,8 @@ written into a folder of their own, the manifest last.
     llamacpp  adapters/<name>/, arguments.txt, convert.txt
 """
 
+import math
+import shlex
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from actors.errors import Unfit
 from actors.gate.adapters import CONFIG, WEIGHTS, SourceAdapter, open_adapters, sha256_of
 from actors.gate.base_merge import write_base
 from actors.gate.core_minimise import compass
@@ -95,6 +98,7 @@ def export_job(order: ExportOrder, out: Path) -> Iterator[Phase | ExportManifest
                     report = said
                 else:
                     yield Phase("merge", *said, "shards")
+            (out / MANIFEST).unlink(missing_ok=True)  # the base's own, where that is an export
             notes.append("to GGUF: convert_hf_to_gguf.py of llama.cpp takes this folder")
         case "llamacpp":
             arguments, more = yield from _apart(order, adapters, strengths, out)
@@ -139,7 +143,7 @@ def _apart(
     )
     arguments = ["--lora-scaled", scaled]
     (out / "arguments.txt").write_text("\n".join(arguments) + "\n", encoding="utf-8")
-    base = "BASE" if order.base is None else str(order.base)
+    base = "BASE" if order.base is None else shlex.quote(str(order.base))
     convert = [
         f"python convert_lora_to_gguf.py --base {base} --outfile adapters/{adapter.name}.gguf adapters/{adapter.name}"
         for adapter in adapters
@@ -180,7 +184,13 @@ def measure(
         rows.append((order.source, weights))
         losses = []
         for of, row in rows:
-            losses.append(MixLoss(of, (row * scales).tolist(), model.loss(row * scales, text.test)))
+            loss = model.loss(row * scales, text.test)
+            if not math.isfinite(loss):
+                raise Unfit(
+                    f"the loss of {of} on {order.text.name} isn't finite: the weights of {order.base.name}, or what "
+                    "the adapters add to them, hold or make values that aren't"
+                )
+            losses.append(MixLoss(of, (row * scales).tolist(), loss))
             yield Phase("loss", len(losses), len(rows), "passes")
     return mix, Evaluation(
         text_sha256=text.sha256,

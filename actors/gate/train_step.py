@@ -14,18 +14,18 @@ from actors.base import Origin
 from actors.gate import core
 from actors.gate.adapters import CONFIG
 from actors.gate.base_content import BaseContents
-from actors.gate.config import SETTING, GateConfig
+from actors.gate.config import GateConfig
 from actors.gate.core_lora import Lora, Unmergeable, read_config
 from actors.gate.core_mlp import HIDDEN, Recipe
 from actors.gate.embedding import PromptEmbedders, embed_all
 from actors.gate.keeping import NoGate, change, gate_of, home, profile_of
+from actors.gate.paths import Paths
 from actors.gate.phase import Phase
 from actors.gate.store import GateStore
 from actors.gate.training import train_job
 from actors.gate.work import Work, job_of
 from actors.gate_ports import GateJournal
 from actors.ports import Buckets, Bus, Clock, Embedder, Registry, TableRef, Tables
-from actors.roots import OutsideRoots, real_path
 from schemas.documents.dataset import DatasetDocument
 from schemas.documents.gate import GateDocument
 from schemas.events.gate import MOST_EXAMPLES, GateTrained, TrainGate
@@ -58,22 +58,24 @@ class Training:
         self._bases = bases
         self._bus = bus
         self._clock = clock
-        self._config = config
+        self._paths = Paths(config.allowed_roots)
 
     async def train(self, command: TrainGate, origin: Origin) -> GateTrained:
-        """Raises NoGate, NoMix, OutsideRoots."""
+        """Raises NoGate, NoMix."""
         profile = await profile_of(self._registry, command.profile)
         adapters = core.declared(profile)
         run = job_of(origin.id)
         before = await gate_of(self._registry, profile.id)
         if before is not None and before.last is not None and before.last.run == run:  # come again after its end
             return _trained(before, before.last, command)
+        if command.examples and command.dataset is not None:
+            raise NoGate("a gate learns from examples or from a dataset, and both are given", "leave one of them out")
         examples = command.examples or await self._examples(command)
         y = core.labels(examples, adapters)
         slot = await self._bus.ask(GetSlot(), cause=origin)
         if unready := self._embedders.unready(profile, slot):
             raise NoGate(unready.reason, unready.hint, unready.status)
-        base = self._bases.path(command.base)
+        base = None if command.base is None else self._paths.folder(command.base)
         loras = self._loras(profile)
         at_hand = await self._bases.at_hand(run, profile.id, base, (lora.base for _, lora in loras.values()))
         recorded = {f"adapter {name}": self._bases.recorded(folder) for name, (folder, _) in loras.items()}
@@ -170,9 +172,9 @@ class Training:
         found = {}
         for adapter in profile.adapters:
             try:
-                folder = real_path(adapter.folder or "", self._config.allowed_roots, SETTING)
+                folder = self._paths.folder(adapter.folder or "")
                 found[adapter.name] = folder, read_config((folder / CONFIG).read_bytes(), adapter.name)
-            except (OutsideRoots, OSError, Unmergeable):
+            except (NoGate, OSError, Unmergeable):
                 continue
         return found
 

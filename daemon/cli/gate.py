@@ -298,12 +298,17 @@ def _pairs(file: Path) -> list[dict[str, str]]:
     """What the fields may be, the daemon says."""
     try:
         lines = file.read_bytes().splitlines()
-        return [msgspec.json.decode(line, type=dict[str, str]) for line in lines if line.strip()]
     except OSError as error:
         raise CliError(f"{file} can't be read: {error.strerror}.", code=WRONG_USE) from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        hint = '{"prompt": "…", "adapter": "code"} on every line'
-        raise CliError(f"{file} is no file of pairs: {error}.", hint, WRONG_USE) from None
+    found = []
+    for number, line in enumerate(lines, 1):
+        try:
+            if line.strip():
+                found.append(msgspec.json.decode(line, type=dict[str, str]))
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            hint = '{"prompt": "…", "adapter": "code"} on every line'
+            raise CliError(f"{file} is no file of pairs: line {number}: {error}.", hint, WRONG_USE) from None
+    return found
 
 
 def _text(file: Path | None) -> str:

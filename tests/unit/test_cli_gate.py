@@ -111,9 +111,10 @@ def test_wrong_use_is_told(run: Run, arguments: list[str], says: str) -> None:
 
 def test_pairs_that_are_none_are_told(run: Run, tmp_path: Path) -> None:
     file = tmp_path / "x.jsonl"
-    file.write_text("[1]\n")
-    code, _, err = run("gate", "train", "p", "--file", str(file))
-    assert (code, "no file of pairs" in err) == (2, True)
+    for raw in (b"[1]", b'{"prompt": "\xff"}', b"[" * 200_000):
+        file.write_bytes(b'{"prompt": "a", "adapter": "code"}\n\n' + raw + b"\n")
+        code, _, err = run("gate", "train", "p", "--file", str(file))
+        assert (code, "no file of pairs: line 3: " in err) == (2, True), err
 
 
 def test_export_shows_one_banner_line(run: Run, daemon: CliDaemon, tmp_path: Path) -> None:
