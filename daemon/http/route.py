@@ -20,7 +20,6 @@ from daemon.http.config import HttpConfig
 from daemon.metrics import Metrics
 from daemon.sql.engine import DuckEngine
 from schemas.events.base import Request
-from schemas.names import MessageId
 from schemas.secret import decode_hook, encode_hook
 
 P = TypeVar("P")
@@ -95,11 +94,11 @@ class Call(Generic[P, B]):
     params: P
     body: B
 
-    async def ask(self, message: Request[R], *, long: bool = False, id: MessageId | None = None) -> R:
+    async def ask(self, message: Request[R], *, long: bool = False) -> R:
         """The owner's reply. Raises Refused, Unavailable."""
         config = self.services.config
         timeout_s = config.long_timeout_s if long else config.ask_timeout_s
-        return await self.services.bus.ask(message, timeout_s=timeout_s, id=id)
+        return await self.services.bus.ask(message, timeout_s=timeout_s)
 
 
 Handler = Callable[[Call[Any, Any]], Awaitable[Any]]

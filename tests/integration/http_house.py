@@ -287,7 +287,8 @@ class Lab(Actor):
     def __init__(self, bus: MemoryBus) -> None:
         self.bus = bus
         self.says: list[Progress] = []
-        self.lasts_s = 0.0
+        self.pace_s = self.lasts_s = 0.0
+        self.ended = 0
         self.end: Message | Exception = Refusal("conflict", "no such gate", "train one")
 
     @handles
@@ -295,7 +296,9 @@ class Lab(Actor):
         await self.bus.signal(Progress("another", command.profile, "merge", 1, 2, "modules"))
         for said in self.says:
             await self.bus.signal(msgspec.structs.replace(said, job=job_of(origin.id)))
+            await asyncio.sleep(self.pace_s)
         await asyncio.sleep(self.lasts_s)
+        self.ended += 1
         if isinstance(self.end, Exception):
             raise self.end
         return [self.end]  # type: ignore[list-item]

@@ -14,7 +14,7 @@ from daemon.http import jobs
 from schemas.events.base import Progress, Refusal
 from schemas.events.codec import SweepFinished, SweepPointSkipped
 from schemas.events.dataset import DatasetAppended, DatasetDropped
-from tests.integration.http_house import House, house
+from tests.integration.http_house import House, house, until
 from tests.unit.test_cli_gate import exported
 
 
@@ -116,6 +116,45 @@ async def test_what_ends_otherwise_after_it_began_says_so_in_its_last_line(
         *told, last = [json.loads(line) async for line in response.content]
     assert (response.status, len(told)) == (200, 2)
     assert (last["type"], last["status"], says in last["reason"]) == ("refusal", status, True), last
+
+
+async def test_it_goes_on_when_its_client_leaves(here: House) -> None:
+    here.lab.says, here.lab.lasts_s, here.lab.end = STEPS, 0.3, exported()
+    async with here.client.post("/gate/p/export", json={"target": "peft"}) as response:
+        assert json.loads(await response.content.readline())["phase"] == "loss"
+    assert (await here.call("POST", "/gate/p/export?wait=false", json={"target": "peft"}))[0] == 202
+    assert here.lab.ended < 2
+    await until(lambda: here.lab.ended == 2)
+
+
+async def test_other_jobs_don_t_keep_it_from_its_end(here: House) -> None:
+    async def busy() -> None:
+        while True:
+            await here.bus.signal(Progress("another", "q", "build", 1))
+            await asyncio.sleep(0.001)
+
+    traffic = asyncio.create_task(busy())
+    here.lab.says, here.lab.end = STEPS, exported()
+    try:
+        async with here.client.post("/gate/p/export", json={"target": "peft"}) as response, asyncio.timeout(10):
+            *told, last = [json.loads(line) async for line in response.content]
+    finally:
+        traffic.cancel()
+    assert ([line["phase"] for line in told], last["type"]) == (["loss", "merge"], "gate.exported")
+
+
+async def test_it_is_followed_for_as_long_as_it_says_something(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "HEARTBEAT_S", 0.1)
+    async with house(tmp_path, long_timeout_s=0.8) as here:
+        here.lab.says, here.lab.pace_s, here.lab.end = STEPS * 2, 0.4, exported()
+        async with here.client.post("/gate/p/export", json={"target": "peft"}) as response, asyncio.timeout(10):
+            *_, last = [json.loads(line) async for line in response.content]
+        assert last["type"] == "gate.exported"
+        here.lab.lasts_s = 1.5
+        async with here.client.post("/gate/p/export", json={"target": "peft"}) as response, asyncio.timeout(10):
+            *told, last = [json.loads(line) async for line in response.content]
+        assert told[-1]["phase"] == "merge"  # the last is told again
+        assert (last["status"], "0.8 s; it may go on" in last["reason"]) == ("unavailable", True)
 
 
 async def test_who_doesn_t_wait_for_it_learns_that_it_began(here: House) -> None:
