@@ -3,6 +3,7 @@ that lie, numbers too large; and what a killed export leaves."""
 
 import os
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from schemas.events.gate import ExportGate, GateExported, GateTrained, Generate,
 from schemas.events.index import EmbedderSpec
 from schemas.gate import AdapterWeight, ExportManifest
 from schemas.profile import Adapter
-from tests.unit.gate_adapters import write_adapter_folder, write_base_folder
+from tests.unit.gate_adapters import SHAPES, write_adapter_folder, write_base_folder
 from tests.unit.gate_setting import Setting, examples
 from tests.unit.inline_compute import InlineCompute
 
@@ -217,6 +218,30 @@ def test_empty_factors_are_refused(tmp_path: Path, a: tuple[int, int], b: tuple[
     folder = write_adapter_folder(tmp_path / "a", 0, extra=extra, config={"rank_pattern": {"x.q": a[0]}})
     with pytest.raises(Unmergeable, match=r"adapter style: x\.q: .* are empty"):
         open_adapter("style", folder)
+
+
+@pytest.mark.parametrize("pattern", ["(([a-z._0-9])+)+!", ".*.*.*!", "(a|b){9}", "a?" * 9 + "b", "(a|aa)" * 9])
+@pytest.mark.parametrize("which", ["rank_pattern", "alpha_pattern"])
+def test_a_pattern_that_could_be_looked_for_without_end_is_refused(tmp_path: Path, pattern: str, which: str) -> None:
+    folder = write_adapter_folder(tmp_path / "a", 0, config={which: {pattern: 4}})
+    with pytest.raises(Unmergeable, match=r"adapter style: the pattern .* could be looked for without end"):
+        open_adapter("style", folder)
+
+
+@pytest.mark.parametrize("pattern", [r".*\.layers\.(0|1)\..*", r"layers\.[01]\.(q|up)", r"^model\.layers\.0\.q\+?"])
+def test_patterns_as_people_write_them_are_read(tmp_path: Path, pattern: str) -> None:
+    folder = write_adapter_folder(tmp_path / "a", 0, config={"alpha_pattern": {pattern: 40}})
+    modules = open_adapter("style", folder).modules
+    assert {name for name, module in modules.items() if module.alpha == 40} == {
+        name for name in SHAPES if re.match(rf"(.*\.)?({pattern})$", name)
+    }
+
+
+def test_a_name_without_end_is_refused(tmp_path: Path) -> None:
+    name = "base_model.model." + "x" * 301
+    extra: dict[str, Any] = {f"{name}.lora_{factor}.weight": np.ones((4, 4), np.float32) for factor in "AB"}
+    with pytest.raises(Unmergeable, match="whose name has 301 characters"):
+        open_adapter("style", write_adapter_folder(tmp_path / "a", 0, extra=extra))
 
 
 # --- numbers too large --------------------------------------------------------------------------
