@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from actors.errors import CorruptState, ModelServerError
@@ -18,12 +19,18 @@ from actors.gate.base_merge import write_base
 from actors.gate.core_lora import Unmergeable
 from actors.gate.merging import Merge, Weighted, write_adapter
 from actors.gate.work import Work
+from actors.ports import TableRef
 from actors.tensors.checkpoint import open_checkpoint
 from actors.tensors.header import CheckpointError
 from daemon.models.llamacpp_adapters import Lora, wanted_scales
+from schemas.documents.dataset import DatasetDocument
+from schemas.documents.gate import GateDocument
+from schemas.documents.profile import ProfileDocument
 from schemas.events.base import Message, Refusal
+from schemas.events.dataset import CommitInfo
 from schemas.events.gate import ExportGate, GateExported, GateTrained, Generate, Generated, TrainGate, WeighPrompt
 from schemas.events.index import EmbedderSpec
+from schemas.events.profile import ProfileDeleted
 from schemas.gate import AdapterWeight, ExportManifest
 from schemas.profile import Adapter
 from tests.unit.gate_adapters import SHAPES, write_adapter_folder, write_base_folder
@@ -321,3 +328,47 @@ async def test_a_gate_that_lost_a_file_is_told(house: Setting, file: str) -> Non
     await house.buckets.delete("mine", key)
     with pytest.raises(CorruptState, match=f"{key} of a gate isn't in bucket mine any more: train the gate again"):
         await house.ask(WeighPrompt("p", "x"))
+
+
+@pytest.mark.parametrize(
+    "command", [TrainGate("p", examples=examples(8)), ExportGate("p", "peft", adapter_mix="code:1")]
+)
+async def test_a_profile_deleted_meanwhile_leaves_no_gate_to_the_next_of_its_name(
+    house: Setting, monkeypatch: pytest.MonkeyPatch, command: TrainGate | ExportGate
+) -> None:
+    await house.with_profile()
+    house.with_adapters()
+
+    async def deleted(_: Message) -> None:
+        if await house.registry.load(ProfileDocument, "p") is not None:
+            await house.registry.delete(ProfileDocument, "p")
+            await house.ask(ProfileDeleted("p"))
+
+    monkeypatch.setattr(house.bus, "signal", deleted)
+    said = refused(await house.ask(command))
+    assert (said.status, said.reason) == ("not_found", "there is no profile 'p'")
+    assert await house.registry.load(GateDocument, "p") is None
+
+
+# --- a dataset's columns ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("columns", "says"),
+    [
+        ({"prompt_column": "ask"}, "has no column adapter"),
+        ({}, "has no column prompt and adapter"),
+        ({"prompt_column": "ask", "adapter_column": "ask"}, "column 'ask' can't be both"),
+    ],
+)
+async def test_columns_that_are_none_are_named(house: Setting, columns: dict[str, str], says: str) -> None:
+    await house.with_profile()
+    rows = pa.RecordBatch.from_pylist([{"ask": one.prompt, "who": one.adapter} for one in examples(5)])
+    commit = CommitInfo(version=0, time=0, operation="append", rows=0, message="m", source="s")
+    await house.tables.commit(TableRef("primary", "datasets/pairs"), [rows], commit)
+    document = DatasetDocument(
+        dataset="pairs", bucket="primary", path="datasets/pairs", id_column="id", generated_id=False, columns=[],
+        created=5.0,
+    )  # fmt: skip
+    await house.registry.save("pairs", document, expected=None)
+    assert says in refused(await house.ask(TrainGate("p", dataset="pairs", **columns))).reason
