@@ -175,6 +175,33 @@ def test_what_a_killed_export_left_beside_its_target_goes_at_the_next_start(tmp_
     assert list((tmp_path / "cache").iterdir()) == list((tmp_path / "new").iterdir()) == []
 
 
+@pytest.mark.parametrize("target", ["ollama", "base", "llamacpp"])
+async def test_an_export_is_on_the_disk_before_it_has_its_name(
+    house: Setting, monkeypatch: pytest.MonkeyPatch, target: Any
+) -> None:
+    """A file that is only in the page cache is empty after a power cut, the folder's new name may be kept."""
+    await house.with_profile()
+    house.with_adapters()
+    synced: set[int] = set()
+    renamed: list[set[int]] = []
+    fsync, rename = os.fsync, os.rename
+
+    def seen(descriptor: int) -> None:
+        synced.add(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    def named(old: Path, new: Path) -> None:
+        renamed.append({path.stat().st_ino for path in (*old.rglob("*"), old)} - synced)
+        rename(old, new)
+
+    monkeypatch.setattr("os.fsync", seen)
+    monkeypatch.setattr("actors.gate.export_step.os.rename", named)
+    out = house.work / "out"
+    command = ExportGate("p", target, adapter_mix="code:1,prose:1", base=house.with_base(), folder=str(out))
+    assert isinstance(await house.ask(command), GateExported)
+    assert (renamed, house.work.stat().st_ino in synced) == ([set()], True)
+
+
 async def test_a_full_disk_is_told_with_the_folder(house: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     await house.with_profile()
     house.with_adapters()
