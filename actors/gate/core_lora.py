@@ -15,6 +15,7 @@ field that this module doesn't know has to be at rest, so that what PEFT learns 
 import math
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -43,6 +44,11 @@ REASONS = {
 }
 INITIALISED = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Initialisations that change the base weights: ΔW is to a base that isn't there."""
+
+MOST_REPEATS, MOST_GROUPS, LONGEST_PATTERN = 2, 3, 500
+"""Of a pattern for modules' names; `.*\\.layers\\.(1|2)\\..*` repeats twice and has a group."""
+LONGEST = 300
+"""Characters of a module's name."""
 
 _KEY = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<factor>[AB])\.(?:[^.]+\.)?weight")
 
@@ -98,10 +104,24 @@ def read_config(raw: bytes, who: str) -> Lora:
             Lora,
         )
         for pattern in (*lora.ranks, *lora.alphas):
-            re.compile(pattern)
+            _compiled(pattern)
+            _refuse_slow(pattern, who)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, re.error) as error:
         raise Unmergeable(f"{who}: adapter_config.json can't be read: {error}") from None
     return lora
+
+
+def _refuse_slow(pattern: str, who: str) -> None:
+    """An expression that backtracks could be at it for years, and the worker process with it."""
+    bare = re.sub(r"\\.", "x", pattern).replace("(?", "(")
+    repeats, groups = len(re.findall(r"[*+?{]", bare)), bare.count("(")
+    nested = re.search(r"\)[*+{]", bare)
+    if nested or repeats > MOST_REPEATS or groups > MOST_GROUPS or len(pattern) > LONGEST_PATTERN:
+        raise Unmergeable(
+            f"{who}: the pattern {pattern[:60]!r} has a repeated group, more than {MOST_REPEATS} repeats or "
+            f"{MOST_GROUPS} groups, or {LONGEST_PATTERN} characters, and could be looked for without end: name the "
+            "modules in rank_pattern and alpha_pattern"
+        )
 
 
 def _refuse_unknown(config: Mapping[str, Any], who: str) -> None:
@@ -127,6 +147,8 @@ def modules_of(shapes: Mapping[str, tuple[int, ...]], lora: Lora, who: str) -> d
         found = _KEY.fullmatch(tensor)
         if found is None:
             raise Unmergeable(f"{who} has the tensor {tensor}, {_what(tensor)}")
+        if len(found["module"]) > LONGEST:
+            raise Unmergeable(f"{who} has a module whose name has {len(found['module'])} characters: {tensor[:60]}…")
         factors.setdefault(found["module"], {})[found["factor"]] = tensor
     if not factors:
         raise Unmergeable(f"{who} has no LoRA factors")
@@ -154,9 +176,15 @@ def _module(name: str, pair: Mapping[str, str], shapes: Mapping[str, tuple[int, 
 def pattern_value(patterns: Mapping[str, float], module: str, default: float) -> float:
     """As PEFT looks one up: the first pattern that the module's name ends with, at a dot."""
     for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
+        if _compiled(pattern).match(module):
             return value
     return default
+
+
+@lru_cache(4096)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    """Some converters write a pattern for every module: re's own cache is too small for that."""
+    return re.compile(rf"(.*\.)?({pattern})$")
 
 
 def _what(tensor: str) -> str:

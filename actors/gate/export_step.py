@@ -15,7 +15,7 @@ from actors.gate import core
 from actors.gate.adapters import open_adapters
 from actors.gate.base_content import BaseContents
 from actors.gate.config import GateConfig
-from actors.gate.exporting import MANIFEST, ExportOrder, export_job
+from actors.gate.exporting import MANIFEST, ExportOrder, export_job, sync
 from actors.gate.keeping import NoGate, change, gate_of, home, profile_of
 from actors.gate.paths import Paths
 from actors.gate.store import GateStore
@@ -95,7 +95,7 @@ class Exports:
             await self._work.run(job, profile.id, export_job, order, folder)
             manifest = folder / MANIFEST
             if target is not None:
-                await anyio.to_thread.run_sync(os.rename, folder, target)
+                await anyio.to_thread.run_sync(_put, folder, target)
                 return await self._exported(command, profile, target / MANIFEST, str(target))
             store = GateStore(self._buckets, await home(self._registry, self._buckets, profile), profile.id)
             files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path != manifest]
@@ -193,6 +193,11 @@ class Exports:
             notes=told.notes,
             asked_by=command.asked_by,
         )
+
+
+def _put(folder: Path, target: Path) -> None:
+    os.rename(folder, target)
+    sync(target.parent)
 
 
 def _with_export(document: GateDocument, export: GateExport) -> GateDocument:

@@ -8,6 +8,7 @@ written into a folder of their own, the manifest last.
 """
 
 import math
+import os
 import shlex
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -127,7 +128,18 @@ def export_job(order: ExportOrder, out: Path) -> Iterator[Phase | ExportManifest
         created=order.created,
     )
     (out / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n")
+    for path in (*out.rglob("*"), out):
+        sync(path)
     yield manifest
+
+
+def sync(path: Path) -> None:
+    """A file's content, or a folder's names, onto the disk: what has its own name stays whole, whatever comes."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _apart(

@@ -126,6 +126,7 @@ class Training:
                     held_out_loss=_finite(said.held_out_loss),
                     mean_weights=[_finite(weight) for weight in said.mean_weights],
                 )
+            await profile_of(self._registry, profile.id)  # which may have been deleted meanwhile
             files = await store.put(gate, weights, model)
         await self._journal.append(core.events_of(gate, gate.created))
         after = await change(self._registry, profile, lambda document: _with_run(document, gate, files))
@@ -153,9 +154,12 @@ class Training:
         table = TableRef(found[0].bucket, found[0].path)
         state = await self._tables.state(table)
         columns = [command.prompt_column, command.adapter_column]
-        if state is None or not set(columns) <= set(state.schema.names):
+        if columns[0] == columns[1]:
+            raise NoGate(f"column {columns[0]!r} can't be both prompt and adapter", "prompt_column and adapter_column")
+        missing = [column for column in columns if state is None or column not in state.schema.names]
+        if state is None or missing:
             has = ", ".join(state.schema.names) if state else "no rows yet"
-            raise NoGate(f"dataset {command.dataset!r} has no columns {' and '.join(columns)}", f"it has {has}")
+            raise NoGate(f"dataset {command.dataset!r} has no column {' and '.join(missing)}", f"it has {has}")
         if state.rows > MOST_EXAMPLES:
             raise NoGate(
                 f"dataset {command.dataset!r} has {state.rows} rows; a gate learns from {MOST_EXAMPLES} at most"

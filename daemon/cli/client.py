@@ -132,7 +132,11 @@ class Client:
         sent = {**self._headers, **(headers or {})}
         data: Iterable[bytes] | bytes | None = body if headers else None
         if body is not None and not headers:
-            data = msgspec.json.encode(body)
+            try:
+                data = msgspec.json.encode(body)
+            except UnicodeEncodeError as error:
+                sentence = f"{error.object[:60]!r} is no UTF-8 text: character {error.start}."
+                raise CliError(sentence, "texts are sent as JSON; check the terminal's encoding", WRONG_USE) from None
             sent["Content-Type"] = "application/json"
         connection = self._connection(timeout_s)
         try:

@@ -185,7 +185,7 @@ async def test_pairs_come_from_a_dataset(house: Setting) -> None:
     )  # fmt: skip
     await house.registry.save("pairs", document, expected=None)
     wrong = of(Refusal, await house.ask(TrainGate("p", dataset="pairs")))
-    assert ("no columns prompt and adapter" in wrong.reason, wrong.hint) == (True, "it has ask, who")
+    assert ("no column prompt and adapter" in wrong.reason, wrong.hint) == (True, "it has ask, who")
     command = TrainGate("p", dataset="pairs", prompt_column="ask", adapter_column="who")
     said = of(GateTrained, await house.ask(command))
     assert said.gate.samples == [5, 5]

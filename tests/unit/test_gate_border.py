@@ -3,11 +3,13 @@ that lie, numbers too large; and what a killed export leaves."""
 
 import os
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from actors.errors import CorruptState, ModelServerError
@@ -17,15 +19,21 @@ from actors.gate.base_merge import write_base
 from actors.gate.core_lora import Unmergeable
 from actors.gate.merging import Merge, Weighted, write_adapter
 from actors.gate.work import Work
+from actors.ports import TableRef
 from actors.tensors.checkpoint import open_checkpoint
 from actors.tensors.header import CheckpointError
 from daemon.models.llamacpp_adapters import Lora, wanted_scales
+from schemas.documents.dataset import DatasetDocument
+from schemas.documents.gate import GateDocument
+from schemas.documents.profile import ProfileDocument
 from schemas.events.base import Message, Refusal
+from schemas.events.dataset import CommitInfo
 from schemas.events.gate import ExportGate, GateExported, GateTrained, Generate, Generated, TrainGate, WeighPrompt
 from schemas.events.index import EmbedderSpec
+from schemas.events.profile import ProfileDeleted
 from schemas.gate import AdapterWeight, ExportManifest
 from schemas.profile import Adapter
-from tests.unit.gate_adapters import write_adapter_folder, write_base_folder
+from tests.unit.gate_adapters import SHAPES, write_adapter_folder, write_base_folder
 from tests.unit.gate_setting import Setting, examples
 from tests.unit.inline_compute import InlineCompute
 
@@ -167,6 +175,33 @@ def test_what_a_killed_export_left_beside_its_target_goes_at_the_next_start(tmp_
     assert list((tmp_path / "cache").iterdir()) == list((tmp_path / "new").iterdir()) == []
 
 
+@pytest.mark.parametrize("target", ["ollama", "base", "llamacpp"])
+async def test_an_export_is_on_the_disk_before_it_has_its_name(
+    house: Setting, monkeypatch: pytest.MonkeyPatch, target: Any
+) -> None:
+    """A file that is only in the page cache is empty after a power cut, the folder's new name may be kept."""
+    await house.with_profile()
+    house.with_adapters()
+    synced: set[int] = set()
+    renamed: list[set[int]] = []
+    fsync, rename = os.fsync, os.rename
+
+    def seen(descriptor: int) -> None:
+        synced.add(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    def named(old: Path, new: Path) -> None:
+        renamed.append({path.stat().st_ino for path in (*old.rglob("*"), old)} - synced)
+        rename(old, new)
+
+    monkeypatch.setattr("os.fsync", seen)
+    monkeypatch.setattr("actors.gate.export_step.os.rename", named)
+    out = house.work / "out"
+    command = ExportGate("p", target, adapter_mix="code:1,prose:1", base=house.with_base(), folder=str(out))
+    assert isinstance(await house.ask(command), GateExported)
+    assert (renamed, house.work.stat().st_ino in synced) == ([set()], True)
+
+
 async def test_a_full_disk_is_told_with_the_folder(house: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     await house.with_profile()
     house.with_adapters()
@@ -217,6 +252,30 @@ def test_empty_factors_are_refused(tmp_path: Path, a: tuple[int, int], b: tuple[
     folder = write_adapter_folder(tmp_path / "a", 0, extra=extra, config={"rank_pattern": {"x.q": a[0]}})
     with pytest.raises(Unmergeable, match=r"adapter style: x\.q: .* are empty"):
         open_adapter("style", folder)
+
+
+@pytest.mark.parametrize("pattern", ["(([a-z._0-9])+)+!", ".*.*.*!", "(a|b){9}", "a?" * 9 + "b", "(a|aa)" * 9])
+@pytest.mark.parametrize("which", ["rank_pattern", "alpha_pattern"])
+def test_a_pattern_that_could_be_looked_for_without_end_is_refused(tmp_path: Path, pattern: str, which: str) -> None:
+    folder = write_adapter_folder(tmp_path / "a", 0, config={which: {pattern: 4}})
+    with pytest.raises(Unmergeable, match=r"adapter style: the pattern .* could be looked for without end"):
+        open_adapter("style", folder)
+
+
+@pytest.mark.parametrize("pattern", [r".*\.layers\.(0|1)\..*", r"layers\.[01]\.(q|up)", r"^model\.layers\.0\.q\+?"])
+def test_patterns_as_people_write_them_are_read(tmp_path: Path, pattern: str) -> None:
+    folder = write_adapter_folder(tmp_path / "a", 0, config={"alpha_pattern": {pattern: 40}})
+    modules = open_adapter("style", folder).modules
+    assert {name for name, module in modules.items() if module.alpha == 40} == {
+        name for name in SHAPES if re.match(rf"(.*\.)?({pattern})$", name)
+    }
+
+
+def test_a_name_without_end_is_refused(tmp_path: Path) -> None:
+    name = "base_model.model." + "x" * 301
+    extra: dict[str, Any] = {f"{name}.lora_{factor}.weight": np.ones((4, 4), np.float32) for factor in "AB"}
+    with pytest.raises(Unmergeable, match="whose name has 301 characters"):
+        open_adapter("style", write_adapter_folder(tmp_path / "a", 0, extra=extra))
 
 
 # --- numbers too large --------------------------------------------------------------------------
@@ -296,3 +355,47 @@ async def test_a_gate_that_lost_a_file_is_told(house: Setting, file: str) -> Non
     await house.buckets.delete("mine", key)
     with pytest.raises(CorruptState, match=f"{key} of a gate isn't in bucket mine any more: train the gate again"):
         await house.ask(WeighPrompt("p", "x"))
+
+
+@pytest.mark.parametrize(
+    "command", [TrainGate("p", examples=examples(8)), ExportGate("p", "peft", adapter_mix="code:1")]
+)
+async def test_a_profile_deleted_meanwhile_leaves_no_gate_to_the_next_of_its_name(
+    house: Setting, monkeypatch: pytest.MonkeyPatch, command: TrainGate | ExportGate
+) -> None:
+    await house.with_profile()
+    house.with_adapters()
+
+    async def deleted(_: Message) -> None:
+        if await house.registry.load(ProfileDocument, "p") is not None:
+            await house.registry.delete(ProfileDocument, "p")
+            await house.ask(ProfileDeleted("p"))
+
+    monkeypatch.setattr(house.bus, "signal", deleted)
+    said = refused(await house.ask(command))
+    assert (said.status, said.reason) == ("not_found", "there is no profile 'p'")
+    assert await house.registry.load(GateDocument, "p") is None
+
+
+# --- a dataset's columns ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("columns", "says"),
+    [
+        ({"prompt_column": "ask"}, "has no column adapter"),
+        ({}, "has no column prompt and adapter"),
+        ({"prompt_column": "ask", "adapter_column": "ask"}, "column 'ask' can't be both"),
+    ],
+)
+async def test_columns_that_are_none_are_named(house: Setting, columns: dict[str, str], says: str) -> None:
+    await house.with_profile()
+    rows = pa.RecordBatch.from_pylist([{"ask": one.prompt, "who": one.adapter} for one in examples(5)])
+    commit = CommitInfo(version=0, time=0, operation="append", rows=0, message="m", source="s")
+    await house.tables.commit(TableRef("primary", "datasets/pairs"), [rows], commit)
+    document = DatasetDocument(
+        dataset="pairs", bucket="primary", path="datasets/pairs", id_column="id", generated_id=False, columns=[],
+        created=5.0,
+    )  # fmt: skip
+    await house.registry.save("pairs", document, expected=None)
+    assert says in refused(await house.ask(TrainGate("p", dataset="pairs", **columns))).reason
