@@ -111,7 +111,10 @@ def _tensor(checkpoint: Checkpoint, module: str) -> StoredTensor:
         return checkpoint.tensors[wanted]
     near = [name for name in checkpoint.tensors if wanted.endswith(f".{name}")]
     if not near:
-        raise Unmergeable(f"the base has no tensor {wanted}: the adapters are of another base")
+        raise Unmergeable(
+            f"the base has no tensor {wanted}: the adapters are of another base; name the checkpoint that they were "
+            "trained on"
+        )
     return checkpoint.tensors[max(near, key=len)]
 
 

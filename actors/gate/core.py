@@ -36,7 +36,10 @@ def declared(profile: ModelProfile) -> list[AdapterName]:
     """The adapters that a gate chooses between. Raises NoMix for fewer than two and for names a gate can't have."""
     names = [adapter.name for adapter in profile.adapters]
     if len(names) < 2:
-        raise NoMix(f"profile {profile.id!r} has {len(names)} adapters; a gate chooses between two or more")
+        raise NoMix(
+            f"profile {profile.id!r} has {len(names)} adapters; a gate chooses between two or more: declare them "
+            f"(lakehouse profile set {profile.id} --adapter NAME=SCALE@FOLDER …)"
+        )
     return _named(profile, "a gate")
 
 

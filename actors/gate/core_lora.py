@@ -33,7 +33,7 @@ NEUTRAL = frozenset({
 """Fields that say nothing about ΔW, or are read here. eva_config and loftq_config belong to an initialisation."""
 
 REASONS = {
-    "use_dora": "DoRA rescales every row by what base and adapter are together, so it is no sum",
+    "use_dora": "DoRA rescales every row by what base and adapter are together, so it is no sum: train it without",
     "modules_to_save": "whole modules were trained beside the LoRA factors, and they can't be weighted with them",
     "trainable_token_indices": "rows of the embedding were trained beside the LoRA factors",
     "layer_replication": "its layers are replicated: the base has fewer",
@@ -207,7 +207,11 @@ def check_together(adapters: Mapping[str, tuple[Lora, Mapping[str, Module]]]) ->
         for field in ("base", "revision", "fan_in_fan_out"):
             mine, yours = getattr(lora, field), getattr(other, field)
             if mine != yours:
-                raise Unmergeable(f"adapters {first} and {name} have different {field}: {mine!r} and {yours!r}")
+                setting = "base_model_name_or_path" if field == "base" else field
+                raise Unmergeable(
+                    f"adapters {first} and {name} have different {field}: {mine!r} and {yours!r}; where both mean the "
+                    f"same, write it alike, as {setting} in adapter_config.json"
+                )
         for module in modules.keys() & theirs.keys():
             a, b = modules[module], theirs[module]
             if (a.outputs, a.inputs) != (b.outputs, b.inputs):

@@ -2,12 +2,14 @@
 and of a merged base, cuts, refusals; losses without merging; weights found by loss."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from actors.errors import Unfit
 from actors.gate import core_mlp
 from actors.gate.adapters import open_adapters
 from actors.gate.base_merge import write_base
@@ -16,9 +18,11 @@ from actors.gate.exporting import ExportOrder, export_job
 from actors.gate.losses import MixedModel, read_text
 from actors.gate.merging import Merge, Weighted, write_adapter
 from actors.gate.phase import Phase
+from actors.tensors.shard_writer import write_arrays
 from benchmarks.small_adapters import TARGETS, load, peft_mix, save_random, tiny_llama, train_adapter
 from schemas.events.gate import ExportGate
 from schemas.gate import AdapterWeight, ExportManifest
+from tests.unit.gate_adapters import read_all
 
 pytestmark = [  # PEFT asks transformers by an old name, and says what it does of itself
     pytest.mark.filterwarnings("ignore::FutureWarning"),
@@ -182,6 +186,31 @@ def test_losses_without_merging_are_those_of_the_merged_model(lm: Path, tmp_path
     merged = MixedModel(tmp_path / "merged", [])
     assert mixed == pytest.approx(merged.loss(np.empty(0), prompts), abs=1e-5)
     assert nothing == pytest.approx(MixedModel(lm, []).loss(np.empty(0), prompts), abs=1e-6)
+
+
+def test_a_loss_that_isn_t_finite_is_refused(lm: Path, tmp_path: Path) -> None:
+    """A manifest couldn't hold it."""
+    two = {name: save_random(lm, tmp_path / name, seed, r=4, target_modules=TARGETS) for seed, name in enumerate("ab")}
+    base = tmp_path / "base"
+    shutil.copytree(lm, base)
+    weights = read_all(base)
+    (norm,) = [name for name in weights if name.endswith("ln_f.weight")]
+    write_arrays(base / "model.safetensors", {**weights, norm: np.full_like(weights[norm], np.nan)}, {"format": "pt"})
+    order = ExportOrder(
+        asked=ExportGate("p", "peft", prompts=16, tokens=8),
+        folders=two,
+        mix=[AdapterWeight("a", 0.5), AdapterWeight("b", 0.5)],
+        source="uniform",
+        run=None,
+        model="small",
+        base=base,
+        base_sha256=None,
+        scales=[1.0, 1.0],
+        text=lm / "held-out.txt",
+        created=1.0,
+    )
+    with pytest.raises(Unfit, match=r"the loss of base on held-out\.txt isn't finite: the weights of base"):
+        list(export_job(order, tmp_path / "out"))
 
 
 @pytest.mark.slow
