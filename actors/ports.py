@@ -74,10 +74,18 @@ class Bus(Protocol):
         queue is full, ValueError when it is too large."""
         ...
 
-    async def ask(self, request: Request[R], *, cause: Origin | None = None, timeout_s: float = 60.0) -> R:
+    async def ask(
+        self,
+        request: Request[R],
+        *,
+        cause: Origin | None = None,
+        timeout_s: float = 60.0,
+        id: MessageId | None = None,
+    ) -> R:
         """The owner's reply. A direct call when the owner lives in this process, NATS
         request/reply otherwise. Raises Refused, Unavailable, Failed. An asked command goes on
-        to its end when the asker stops waiting."""
+        to its end when the asker stops waiting. `id` is the request's own, for who wants to know
+        beforehand what its job will be called."""
         ...
 
     async def signal(self, message: Message) -> None:

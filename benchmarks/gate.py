@@ -18,7 +18,7 @@ import tempfile
 import time
 import tracemalloc
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -130,8 +130,8 @@ def _table(model: Any, of: dict[str, tuple[list[str], list[str]]]) -> list[tuple
     print(f"{len(test)} test prompts ({kinds}); the gate's best adapter is the prompt's own for {right:.1%} of them")
 
     half, eye = np.full(2, 0.5), np.eye(2)
-    simplex, _, passes = compass(lambda w: model.loss(w, choose), [half, *eye], free=False)
-    free, _, more = compass(lambda w: model.loss(w, choose), [half, *eye], free=True)
+    simplex, passes = found(compass(lambda w: model.loss(w, choose), [half, *eye], free=False))
+    free, more = found(compass(lambda w: model.loss(w, choose), [half, *eye], free=True))
     print(f"static_loss took {passes} passes over {len(choose)} prompts on the simplex, {more} free")
 
     single = [model.token_losses(row, test) for row in eye]  # sums and counts by prompt
@@ -160,6 +160,15 @@ def _table(model: Any, of: dict[str, tuple[list[str], list[str]]]) -> list[tuple
         ("dynamic, top1", "by prompt", chosen(output.argmax(axis=1))),
         ("the prompt's own adapter", "by prompt", chosen(truth)),
     ]  # fmt: skip
+
+
+def found(search: Generator[int, None, tuple[np.ndarray, float, int]]) -> tuple[np.ndarray, int]:
+    """The weights at a search's end, and how many it evaluated."""
+    while True:
+        try:
+            next(search)
+        except StopIteration as end:
+            return end.value[0], end.value[2]
 
 
 def _embedder(prompts: list[str]) -> Any:

@@ -18,11 +18,10 @@ MixSource = Literal["static_mean", "static_loss", "uniform", "explicit", "dynami
 """Where weights come from; `dynamic`: from each prompt, when it is asked."""
 ExportTarget = Literal["peft", "ollama", "base", "llamacpp"]
 MergeMode = Literal["exact", "svd", "none"]
-Weight = Annotated[float, Meta(ge=0, le=100)]
 
 
 class AdapterWeight(msgspec.Struct, frozen=True):
-    adapter: AdapterName
+    adapter: Annotated[str, Meta(min_length=1, max_length=255)]  # as declared; of a gate it is an AdapterName
     weight: float
 
 
@@ -55,6 +54,7 @@ class GateRun(msgspec.Struct, frozen=True, kw_only=True):
     uniform_loss: float  # ln N, what knows nothing
     mean_weights: list[float | None]  # over the prompts of its corpus; None: not finite
     created: Timestamp
+    base_sha256: Sha256 | None = None  # of the base's tensors and config; None: it wasn't at hand
 
 
 class GateFile(msgspec.Struct, frozen=True):
@@ -81,6 +81,7 @@ class ExportedAdapter(msgspec.Struct, frozen=True, kw_only=True):
 
     name: AdapterName
     weight: float
+    scale: float = 1.0  # that the weight was multiplied by: the declared one for a gate's weights
     sha256: Sha256  # of its weights' file
     config_sha256: Sha256
     ranks: list[int]  # that its modules have, ascending
@@ -109,7 +110,7 @@ class MixLoss(msgspec.Struct, frozen=True):
     """Mean loss of the merged model, in nats a token."""
 
     of: str  # base, uniform, an adapter's name, or the mix that was chosen
-    weights: list[float]
+    weights: list[float]  # as they were merged
     loss: float
 
 
@@ -133,7 +134,8 @@ class ExportManifest(msgspec.Struct, frozen=True, kw_only=True):
     run: GateRunId | None  # of the gate that the weights come from
     adapters: list[ExportedAdapter]
     base_model: str
-    base_revision: str
+    base_revision: str  # as told, or as the adapters' configurations tell it; empty: nobody does
+    base_sha256: Sha256 | None = None  # of the base's tensors and config; None: it wasn't at hand, nothing was compared
     merge: MergeReport
     evaluation: Evaluation | None
     arguments: list[str]  # llamacpp: for llama-server
@@ -148,6 +150,7 @@ class GateExport(msgspec.Struct, frozen=True, kw_only=True):
     target: ExportTarget
     gate_mode: MixSource
     weights: list[AdapterWeight]
+    scales: list[float] = []  # that the weights were multiplied by, in their order; empty: none were
     place: str  # a folder of the machine that did the work, or bucket://NAME/PREFIX
     manifest_sha256: Sha256
     created: Timestamp

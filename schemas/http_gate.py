@@ -6,8 +6,13 @@ from msgspec import Meta
 
 from schemas.events.gate import MOST_EXAMPLES, Prompt, Rank, Routing, Seed
 from schemas.gate import Example, ExportTarget, MixSource
-from schemas.http import Body
-from schemas.names import DatasetName
+from schemas.http import Body, Params
+from schemas.names import DatasetName, ProfileName
+
+
+class GateJobParams(Params, frozen=True):
+    profile: ProfileName
+    wait: bool = True  # false: the answer is that it has begun, and nothing is streamed
 
 
 class ExampleBody(Example, frozen=True, forbid_unknown_fields=True):
@@ -21,6 +26,7 @@ class TrainGateBody(Body, frozen=True):
     dataset: DatasetName | None = None
     prompt_column: str = "prompt"
     adapter_column: str = "adapter"
+    base: str | None = None
     base_revision: str = ""
     seed: Seed = 42
     asked_by: str = "http"

@@ -23,10 +23,10 @@ from actors.codec.family import FAMILIES
 from actors.codec.versions import versions
 from actors.tensors.checkpoint import Checkpoint, open_checkpoint
 from actors.tensors.header import CheckpointError
+from actors.tensors.identity import content_sha256
 from actors.tensors.shard_writer import Written, write_arrays
 from actors.tensors.stored import read_array
 from schemas.codec import ArtifactName, CodecParams, CodecTarget, Family, Manifest, Override, StoredFile, TensorRow
-from schemas.names import Sha256
 
 MANIFEST = "manifest.json"
 EXTRA = "extra"
@@ -81,7 +81,7 @@ def manifest_of(
     return Manifest(
         artifact=artifact,
         target=target,
-        target_sha256=target_sha256((row.name, row.dtype, row.shape, row.sha256) for row in rows),
+        target_sha256=content_sha256((row.name, row.dtype, row.shape, row.sha256) for row in rows),
         params=params,
         overrides=list(overrides),
         tensors=list(rows),
@@ -92,11 +92,6 @@ def manifest_of(
         rows=rows[0].shape[0] if dataset_version is not None else None,
         versions=versions(),
     )
-
-
-def target_sha256(tensors: Iterator[tuple[str, str, tuple[int, ...], Sha256 | None]]) -> Sha256:
-    """Of names, types, shapes and contents, in the order of names, however the tensors are spread over files."""
-    return hashlib.sha256(msgspec.json.encode(sorted(tensors))).hexdigest()
 
 
 def _elements(row: TensorRow) -> int:

@@ -6,7 +6,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
+from actors.errors import Unfit
 from actors.gate.core_lora import Module, Unmergeable
 from actors.gate.merging import METADATA, Merge
 from actors.tensors.checkpoint import INDEX_SUFFIX, Checkpoint, open_checkpoint
@@ -24,7 +26,13 @@ CHUNK_BYTES = 4 << 20  # of a weight's rows in memory at once
 TIED = ("lm_head", "embed_out")
 
 
+CONV1D = {"gpt2": ("c_attn", "c_proj", "c_fc", "q_attn"), "openai-gpt": ("c_attn", "c_proj", "c_fc")}
+"""By type of model its layers that are stored (in, out). PEFT tells one fan_in_fan_out for all modules of an adapter,
+that of the last, which is wrong for these where a linear layer comes after."""
+
+
 class _Config(msgspec.Struct):
+    model_type: str | None = None
     quantization_config: dict[str, object] | None = None
     tie_word_embeddings: bool = False
 
@@ -61,7 +69,7 @@ def find_targets(merge: Merge, checkpoint: Checkpoint, base: Path, *, allow_quan
     config = base / "config.json"
     try:
         told = msgspec.json.decode(config.read_bytes(), type=_Config) if config.is_file() else _Config()
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Unmergeable(f"{config} can't be read: {error}") from None
     if told.quantization_config and not allow_quantised:
         method = told.quantization_config.get("quant_method", "unnamed")
@@ -79,6 +87,14 @@ def find_targets(merge: Merge, checkpoint: Checkpoint, base: Path, *, allow_quan
             raise Unmergeable(f"{name} is tied to the embedding, which a merge would change too")
         if tensor.dtype not in FLOATS:
             raise Unmergeable(f"the base's {tensor.name} is quantised ({tensor.dtype}): nothing can be added to it")
+        if not merge.lora.fan_in_fan_out and name.split(".")[-1] in CONV1D.get(told.model_type or "", ()):
+            raise Unmergeable(
+                f"{name} of a {told.model_type} is stored (in, out), and the adapters' fan_in_fan_out says it isn't: "
+                "train adapters of it and of linear layers, such as lm_head, apart"
+            )
+        other = found.get(tensor.name)
+        if other is not None:
+            raise Unmergeable(f"the adapters' {other.name} and {name} are both the base's {tensor.name}")
         if tensor.shape != _stored_shape(merge, module, tensor):
             raise Unmergeable(
                 f"the base's {tensor.name} is {list(tensor.shape)}, the adapters' {name} is "
@@ -95,7 +111,10 @@ def _tensor(checkpoint: Checkpoint, module: str) -> StoredTensor:
         return checkpoint.tensors[wanted]
     near = [name for name in checkpoint.tensors if wanted.endswith(f".{name}")]
     if not near:
-        raise Unmergeable(f"the base has no tensor {wanted}: the adapters are of another base")
+        raise Unmergeable(
+            f"the base has no tensor {wanted}: the adapters are of another base; name the checkpoint that they were "
+            "trained on"
+        )
     return checkpoint.tensors[max(near, key=len)]
 
 
@@ -115,8 +134,14 @@ def _merged(merge: Merge, module: Module, tensor: StoredTensor) -> Iterator[byte
     b = factors.b_rows(0, module.outputs) if transposed else None
     for row, values in row_chunks(tensor, chunk_bytes=CHUNK_BYTES):
         stop = row + len(values)
-        if b is not None:
-            values += a[:, row:stop].T @ b.T
-        else:
-            values += factors.b_rows(row, stop) @ a
-        yield from_float32(values, tensor.dtype)
+        with np.errstate(over="ignore", invalid="ignore"):
+            if b is not None:
+                values += a[:, row:stop].T @ b.T
+            else:
+                values += factors.b_rows(row, stop) @ a
+        if not np.isfinite(values).all():
+            raise Unmergeable(f"the base's {tensor.name} with the mix added is beyond what float32 holds")
+        try:
+            yield from_float32(values, tensor.dtype)
+        except Unfit as error:
+            raise Unmergeable(f"the base's {tensor.name} with the mix added: {error}") from None

@@ -8,7 +8,7 @@ exactly so at the optimum): as fixed weights, static_mean knows little beyond co
 import hashlib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 from actors.gate import core_mlp
 from schemas.documents.gate import GateEvent
 from schemas.events.gate import Routing
-from schemas.gate import AdapterWeight, Example, GateRun, MixSource
-from schemas.names import AdapterName, Timestamp
+from schemas.gate import AdapterWeight, Example, GateExport, GateRun, MixSource
+from schemas.names import AdapterName, Sha256, Timestamp
 from schemas.profile import Adapter, ModelProfile
 
+NUMBER = re.compile(r"\+?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+LARGEST = float(np.finfo(np.float32).max)
 ADAPTER = re.compile(r"[a-z][a-z0-9_]{0,31}")
 MIX = "NAME:WEIGHT,NAME:WEIGHT"
 
@@ -34,14 +36,28 @@ def declared(profile: ModelProfile) -> list[AdapterName]:
     """The adapters that a gate chooses between. Raises NoMix for fewer than two and for names a gate can't have."""
     names = [adapter.name for adapter in profile.adapters]
     if len(names) < 2:
-        raise NoMix(f"profile {profile.id!r} has {len(names)} adapters; a gate chooses between two or more")
-    for name in names:
-        if not ADAPTER.fullmatch(name):
+        raise NoMix(
+            f"profile {profile.id!r} has {len(names)} adapters; a gate chooses between two or more: declare them "
+            f"(lakehouse profile set {profile.id} --adapter NAME=SCALE@FOLDER …)"
+        )
+    return _named(profile, "a gate")
+
+
+def exportable(profile: ModelProfile) -> list[AdapterName]:
+    """The adapters of an export, whose names become those of files. Raises NoMix for none, and for names that can't."""
+    if not profile.adapters:
+        raise NoMix(f"profile {profile.id!r} has 0 adapters: there is nothing to export")
+    return _named(profile, "an export")
+
+
+def _named(profile: ModelProfile, what: str) -> list[AdapterName]:
+    for adapter in profile.adapters:
+        if not ADAPTER.fullmatch(adapter.name):
             raise NoMix(
-                f"a gate can't have the adapter {name!r} of profile {profile.id!r}: names are a letter a-z and up to 31"
-                " of a-z, 0-9 and _, the stem of the adapter's file"
+                f"{what} can't have the adapter {adapter.name!r} of profile {profile.id!r}: names are a letter a-z and "
+                "up to 31 of a-z, 0-9 and _, the stem of the adapter's file"
             )
-    return names
+    return [adapter.name for adapter in profile.adapters]
 
 
 def parse_mix(text: str, adapters: Sequence[AdapterName]) -> Mix:
@@ -59,13 +75,11 @@ def parse_mix(text: str, adapters: Sequence[AdapterName]) -> Mix:
             raise NoMix(f"the adapter mix names {name!r} twice")
         if name not in adapters:
             raise NoMix(f"the adapter mix names {name!r}; declared are {', '.join(adapters) or 'none'}")
-        try:
-            weight = float(number)
-        except ValueError:
-            weight = math.nan
-        if not (math.isfinite(weight) and weight >= 0):
+        if not NUMBER.fullmatch(number.strip()):
             raise NoMix(f"{name!r} in the adapter mix weighs {number!r}; a number from 0 on is meant")
-        given[name] = weight
+        if float(number) > LARGEST:
+            raise NoMix(f"{name!r} in the adapter mix weighs {number}; float32, which it is used in, ends at 3.4e38")
+        given[name] = float(number)
     if not any(given.values()):
         raise NoMix("every weight of the adapter mix is 0; one adapter at least has to count")
     return [AdapterWeight(name, given.get(name, 0.0)) for name in adapters]
@@ -142,6 +156,17 @@ def other_embedder(run: GateRun, identity: str, dim: int) -> str | None:
     )
 
 
+def other_base(at_hand: Sha256 | None, recorded: Mapping[str, Sha256 | None]) -> str | None:
+    """Why things that were made for a base don't go with the one at hand, or with each other. recorded: the base's
+    content by what says it."""
+    known = {who: sha256 for who, sha256 in recorded.items() if sha256 is not None}
+    against, wanted = ("the base at hand", at_hand) if at_hand else next(iter(known.items()), ("", None))
+    for who, sha256 in known.items():
+        if sha256 != wanted:
+            return f"{who} is for a base of content {sha256[:12]}, {against} {'is' if at_hand else 'for'} {wanted:.12}"
+    return None
+
+
 def resolve(
     profile: ModelProfile, live: GateRun | None, events: Sequence[GateEvent], explicit: str | None = None
 ) -> tuple[Mix, MixSource] | None:
@@ -161,9 +186,24 @@ def resolve(
     return [AdapterWeight(name, recorded[name]) for name in names], "static_mean"
 
 
+def scales(profile: ModelProfile, source: MixSource) -> list[float]:
+    """What the weights of a mix are multiplied by where they are merged. A gate says which adapters help, their
+    declared scales how strongly each is meant, when a prompt is routed as when a mix is frozen. Weights that somebody
+    gave, and those that were found by the merged model's loss, are strengths themselves."""
+    final = source in ("explicit", "static_loss")
+    return [1.0 if final else adapter.scale for adapter in profile.adapters]
+
+
+def strengths(export: GateExport) -> Mix:
+    """What was merged: the weights by the scales of then."""
+    by = export.scales or [1.0] * len(export.weights)
+    return [AdapterWeight(one.adapter, one.weight * scale) for one, scale in zip(export.weights, by, strict=True)]
+
+
 def banner(mix: Mix, source: MixSource, run: GateRun | None) -> str:
-    """One line that tells that a gate's weights were put in; empty for weights that somebody gave."""
-    if source == "explicit" or run is None:
+    """One line that tells that a gate's weights were put in; empty for weights that somebody gave, and where every
+    prompt brings its own."""
+    if source in ("explicit", "dynamic") or run is None:
         return ""
     over = f" over {sum(run.samples)} prompts" if source == "static_mean" else ""
     return f"gate {run.run} puts in {words(mix)} ({source}{over})"

@@ -15,6 +15,7 @@ field that this module doesn't know has to be at rest, so that what PEFT learns 
 import math
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -32,7 +33,7 @@ NEUTRAL = frozenset({
 """Fields that say nothing about ΔW, or are read here. eva_config and loftq_config belong to an initialisation."""
 
 REASONS = {
-    "use_dora": "DoRA rescales every row by what base and adapter are together, so it is no sum",
+    "use_dora": "DoRA rescales every row by what base and adapter are together, so it is no sum: train it without",
     "modules_to_save": "whole modules were trained beside the LoRA factors, and they can't be weighted with them",
     "trainable_token_indices": "rows of the embedding were trained beside the LoRA factors",
     "layer_replication": "its layers are replicated: the base has fewer",
@@ -43,6 +44,11 @@ REASONS = {
 }
 INITIALISED = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Initialisations that change the base weights: ΔW is to a base that isn't there."""
+
+MOST_REPEATS, MOST_GROUPS, LONGEST_PATTERN = 2, 3, 500
+"""Of a pattern for modules' names; `.*\\.layers\\.(1|2)\\..*` repeats twice and has a group."""
+LONGEST = 300
+"""Characters of a module's name."""
 
 _KEY = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<factor>[AB])\.(?:[^.]+\.)?weight")
 
@@ -98,10 +104,24 @@ def read_config(raw: bytes, who: str) -> Lora:
             Lora,
         )
         for pattern in (*lora.ranks, *lora.alphas):
-            re.compile(pattern)
-    except (msgspec.DecodeError, UnicodeDecodeError, re.error) as error:  # ValidationError is a DecodeError
+            _compiled(pattern)
+            _refuse_slow(pattern, who)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, re.error) as error:
         raise Unmergeable(f"{who}: adapter_config.json can't be read: {error}") from None
     return lora
+
+
+def _refuse_slow(pattern: str, who: str) -> None:
+    """An expression that backtracks could be at it for years, and the worker process with it."""
+    bare = re.sub(r"\\.", "x", pattern).replace("(?", "(")
+    repeats, groups = len(re.findall(r"[*+?{]", bare)), bare.count("(")
+    nested = re.search(r"\)[*+{]", bare)
+    if nested or repeats > MOST_REPEATS or groups > MOST_GROUPS or len(pattern) > LONGEST_PATTERN:
+        raise Unmergeable(
+            f"{who}: the pattern {pattern[:60]!r} has a repeated group, more than {MOST_REPEATS} repeats or "
+            f"{MOST_GROUPS} groups, or {LONGEST_PATTERN} characters, and could be looked for without end: name the "
+            "modules in rank_pattern and alpha_pattern"
+        )
 
 
 def _refuse_unknown(config: Mapping[str, Any], who: str) -> None:
@@ -127,6 +147,8 @@ def modules_of(shapes: Mapping[str, tuple[int, ...]], lora: Lora, who: str) -> d
         found = _KEY.fullmatch(tensor)
         if found is None:
             raise Unmergeable(f"{who} has the tensor {tensor}, {_what(tensor)}")
+        if len(found["module"]) > LONGEST:
+            raise Unmergeable(f"{who} has a module whose name has {len(found['module'])} characters: {tensor[:60]}…")
         factors.setdefault(found["module"], {})[found["factor"]] = tensor
     if not factors:
         raise Unmergeable(f"{who} has no LoRA factors")
@@ -141,6 +163,8 @@ def _module(name: str, pair: Mapping[str, str], shapes: Mapping[str, tuple[int, 
         raise Unmergeable(f"{who}: {name} is no linear layer: lora_A is {list(a)}, lora_B {list(b)}")
     if a[0] != b[1]:
         raise Unmergeable(f"{who}: {name}: lora_A {list(a)} and lora_B {list(b)} are of different ranks")
+    if not (a[0] and a[1] and b[0]):
+        raise Unmergeable(f"{who}: {name}: lora_A {list(a)} and lora_B {list(b)} are empty: nothing was saved of it")
     rank = int(pattern_value(lora.ranks, name, lora.rank))
     if rank != a[0]:
         raise Unmergeable(f"{who}: {name} has rank {a[0]}, its configuration says {rank}")
@@ -152,16 +176,25 @@ def _module(name: str, pair: Mapping[str, str], shapes: Mapping[str, tuple[int, 
 def pattern_value(patterns: Mapping[str, float], module: str, default: float) -> float:
     """As PEFT looks one up: the first pattern that the module's name ends with, at a dot."""
     for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
+        if _compiled(pattern).match(module):
             return value
     return default
+
+
+@lru_cache(4096)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    """Some converters write a pattern for every module: re's own cache is too small for that."""
+    return re.compile(rf"(.*\.)?({pattern})$")
 
 
 def _what(tensor: str) -> str:
     if "lora_magnitude_vector" in tensor:
         return f"which is DoRA's: {REASONS['use_dora']}"
     if "lora_embedding_" in tensor or ".base_layer." in tensor:
-        return "of an embedding, which may be tied to the output: it isn't merged"
+        return (
+            "of an embedding or the output layer, which may be tied to each other: it isn't merged (PEFT saves such a "
+            "layer whole where an adapter has it; save_embedding_layers=False leaves it out)"
+        )
     if "lora_" in tensor:
         return "which is no weight of a linear LoRA layer"
     return f"a whole module's: {REASONS['modules_to_save']}"
@@ -174,7 +207,11 @@ def check_together(adapters: Mapping[str, tuple[Lora, Mapping[str, Module]]]) ->
         for field in ("base", "revision", "fan_in_fan_out"):
             mine, yours = getattr(lora, field), getattr(other, field)
             if mine != yours:
-                raise Unmergeable(f"adapters {first} and {name} have different {field}: {mine!r} and {yours!r}")
+                setting = "base_model_name_or_path" if field == "base" else field
+                raise Unmergeable(
+                    f"adapters {first} and {name} have different {field}: {mine!r} and {yours!r}; where both mean the "
+                    f"same, write it alike, as {setting} in adapter_config.json"
+                )
         for module in modules.keys() & theirs.keys():
             a, b = modules[module], theirs[module]
             if (a.outputs, a.inputs) != (b.outputs, b.inputs):

@@ -6,7 +6,7 @@ gives it to another, so that the weights go on summing to 1; free, it changes on
 evaluations for two to four adapters, each of which is a pass of the model over the text.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,27 +28,31 @@ def compass(
     step: float = STEP,
     smallest: float = SMALLEST,
     most: int = MOST,
-) -> tuple[F64, float, int]:
-    """The best weights found, their loss, and how many were evaluated. starts: (N,) each, of which the best is gone
-    on from; on the simplex each sums to 1."""
+) -> Generator[int, None, tuple[F64, float, int]]:
+    """The best weights found (N,), their loss, and how many were evaluated, which it yields after each. starts: (N,)
+    each, of which the best is gone on from; on the simplex each sums to 1."""
     seen: dict[tuple[float, ...], float] = {}
 
-    def at(weights: F64) -> float:
-        key = tuple(np.round(weights, 9).tolist())
-        if key not in seen:
-            value = loss(weights)
-            seen[key] = value if np.isfinite(value) else float("inf")
-        return seen[key]
+    def best_of(candidates: Sequence[F64]) -> Generator[int, None, F64]:
+        for weights in candidates:
+            if _key(weights) not in seen:
+                value = loss(weights)
+                seen[_key(weights)] = value if np.isfinite(value) else float("inf")
+                yield len(seen)
+        return min(candidates, key=lambda weights: seen[_key(weights)])
 
-    best = min((start.astype(np.float64) for start in starts), key=at)
+    best = yield from best_of([start.astype(np.float64) for start in starts])
     while step >= smallest and len(seen) < most:
         around = list(_free(best, step) if free else _simplex(best, step))
-        next_best = min(around, key=at, default=best)
-        if at(next_best) < at(best):
-            best = next_best
-        else:
+        found = yield from best_of([best, *around])  # the first of equals, so it moves only where that helps
+        if found is best:
             step /= 2
-    return best, at(best), len(seen)
+        best = found
+    return best, seen[_key(best)], len(seen)
+
+
+def _key(weights: F64) -> tuple[float, ...]:
+    return tuple(np.round(weights, 9).tolist())
 
 
 def _simplex(weights: F64, step: float) -> Iterator[F64]:

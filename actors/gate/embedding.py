@@ -54,16 +54,19 @@ class PromptEmbedders:
         spec = self.spec(profile)
         if spec.kind == "lexical" and model is None:
             raise core.NoMix(core.other_embedder(run, "the lexical embedder", 384))
-        embedder = await self._embedders.load(spec, model)
+        try:
+            embedder = await self._embedders.load(spec, model)
+        except ValueError as error:
+            raise core.NoMix(f"the profile's embedder can't be used: {error}") from None
         if other := core.other_embedder(run, embedder.identity, embedder.dim):
             raise core.NoMix(other)
         return embedder
 
 
-async def embed_all(embedder: Embedder, prompts: Sequence[str]) -> NDArray[np.float32]:
-    """(n, d) float32."""
-    parts = [await embedder.embed(prompts[start : start + BATCH]) for start in range(0, len(prompts), BATCH)]
-    return np.concatenate(parts) if parts else np.empty((0, embedder.dim), np.float32)
+async def embed_all(embedder: Embedder, prompts: Sequence[str]) -> AsyncIterator[NDArray[np.float32]]:
+    """(k, d) float32 each, in their order."""
+    async for batch in _batches(prompts):
+        yield await embedder.embed(batch)
 
 
 async def _batches(prompts: Sequence[str]) -> AsyncIterator[Sequence[str]]:

@@ -3,6 +3,7 @@ not at all."""
 
 import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import anyio
@@ -11,68 +12,90 @@ import msgspec
 
 from actors.base import Origin
 from actors.gate import core
-from actors.gate.config import SETTING, GateConfig
-from actors.gate.exporting import MANIFEST, ExportOrder, export_job
+from actors.gate.adapters import open_adapters
+from actors.gate.base_content import BaseContents
+from actors.gate.config import GateConfig
+from actors.gate.exporting import MANIFEST, ExportOrder, export_job, sync
 from actors.gate.keeping import NoGate, change, gate_of, home, profile_of
+from actors.gate.paths import Paths
 from actors.gate.store import GateStore
-from actors.gate.work import Work, run_id
+from actors.gate.work import Work, job_of
 from actors.gate_ports import GateJournal
 from actors.ports import Buckets, Clock, Registry
-from actors.roots import real_path
 from schemas.documents.gate import MOST_EXPORTS, GateDocument
 from schemas.events.gate import ExportGate, GateExported
-from schemas.gate import AdapterWeight, ExportManifest, GateExport, MixSource
-from schemas.names import AdapterName
+from schemas.gate import AdapterWeight, ExportManifest, GateExport, GateRun, MixSource
+from schemas.names import AdapterName, ProfileName, Sha256
 from schemas.profile import ModelProfile
 
 
 class Exports:
     def __init__(
-        self, registry: Registry, buckets: Buckets, journal: GateJournal, work: Work, clock: Clock, config: GateConfig
+        self,
+        registry: Registry,
+        buckets: Buckets,
+        journal: GateJournal,
+        work: Work,
+        bases: BaseContents,
+        clock: Clock,
+        config: GateConfig,
     ) -> None:
         self._registry = registry
         self._buckets = buckets
         self._journal = journal
         self._work = work
+        self._bases = bases
         self._clock = clock
-        self._config = config
+        self._paths = Paths(config.allowed_roots)
 
     async def export(self, command: ExportGate, origin: Origin) -> GateExported:
-        """Raises NoGate, OutsideRoots, OSError, and what the job raises."""
+        """Raises NoGate, NoMix, OSError, and what the job raises."""
         profile = await profile_of(self._registry, command.profile)
+        core.exportable(profile)
         if command.target == "base" and command.base is None:
             raise NoGate(
                 "nothing says where the base checkpoint is", "`base`: its folder on the machine that does the work"
+            )
+        if command.text is not None and command.base is None:
+            raise NoGate(
+                "losses on a text are a model's, and nothing says which",
+                "`base`, a causal model's folder, or no `text`",
             )
         document = await gate_of(self._registry, profile.id)
         mix, source = await self._mix(command, profile, document)
         gate = document.live if document else None
         own = source in ("static_mean", "dynamic") or (source == "uniform" and command.weights != "uniform")
-        order = ExportOrder(
-            asked=command,
-            folders=self._folders(profile),
-            mix=mix,
-            source=source,
-            run=gate.run if gate and own else None,
-            model=profile.model,
-            base=self._path(command.base),
-            text=self._path(command.text),
-            created=self._clock.now(),
-        )
-        job = run_id(origin)
+        used = gate if own else None
+        folders = self._folders(profile)
+        base = None if command.base is None else self._paths.folder(command.base)
+        text = None if command.text is None else self._paths.file(command.text)
+        job = job_of(origin.id)
         name = f"{command.target}-{job}"
         target = None
         if command.folder is not None:
-            target = real_path(command.folder, self._config.allowed_roots, SETTING)
+            target = self._paths.path(command.folder)
             if target.exists():
                 if origin.delivery > 1 and (target / MANIFEST).is_file():
                     return await self._exported(command, profile, target / MANIFEST, str(target))
                 raise NoGate(f"{command.folder} is there already", "name a folder that isn't", "conflict")
+        order = ExportOrder(
+            asked=command,
+            folders=folders,
+            mix=mix,
+            source=source,
+            scales=core.scales(profile, source),
+            run=used.run if used else None,
+            model=profile.model,
+            base=base,
+            base_sha256=await self._base_sha256(job, profile.id, base, folders, used),
+            text=text,
+            created=self._clock.now(),
+        )
         with self._work.folder(target) as folder:
             await self._work.run(job, profile.id, export_job, order, folder)
             manifest = folder / MANIFEST
             if target is not None:
-                await anyio.to_thread.run_sync(os.rename, folder, target)
+                await anyio.to_thread.run_sync(_put, folder, target)
                 return await self._exported(command, profile, target / MANIFEST, str(target))
             store = GateStore(self._buckets, await home(self._registry, self._buckets, profile), profile.id)
             files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path != manifest]
@@ -113,7 +136,7 @@ class Exports:
         return (found[0], "dynamic") if command.weights == "dynamic" else found
 
     def _folders(self, profile: ModelProfile) -> dict[AdapterName, Path]:
-        """Raises NoGate, OutsideRoots."""
+        """Raises NoGate."""
         found = {}
         for adapter in profile.adapters:
             if adapter.folder is None:
@@ -121,19 +144,29 @@ class Exports:
                     f"adapter {adapter.name!r} of profile {profile.id!r} has no folder, so its weights can't be merged",
                     f"lakehouse profile set {profile.id} --adapter {adapter.name}=1@/path/of/its/folder",
                 )
-            found[adapter.name] = real_path(adapter.folder, self._config.allowed_roots, SETTING)
-        if not found:
-            raise NoGate(f"profile {profile.id!r} has 0 adapters: there is nothing to export")
+            found[adapter.name] = self._paths.folder(adapter.folder)
         return found
 
-    def _path(self, path: str | None) -> Path | None:
-        """Raises OutsideRoots, NoGate."""
-        if path is None:
-            return None
-        real = real_path(path, self._config.allowed_roots, SETTING)
-        if not real.exists():
-            raise NoGate(f"{path}: there is no such file or folder", "on the machine that does the work", "not_found")
-        return real
+    async def _base_sha256(
+        self,
+        job: str,
+        about: ProfileName,
+        base: Path | None,
+        folders: Mapping[AdapterName, Path],
+        run: GateRun | None,
+    ) -> Sha256 | None:
+        """Of the base at hand, which has to be what the gate and the adapters were made for. Raises NoGate,
+        Unmergeable, CheckpointError."""
+        adapters = await anyio.to_thread.run_sync(open_adapters, folders)
+        at_hand = await self._bases.at_hand(job, about, base, (adapter.lora.base for adapter in adapters))
+        recorded = {f"adapter {adapter.name}": self._bases.recorded(adapter.folder) for adapter in adapters}
+        if run is not None:
+            recorded[f"gate {run.run}"] = run.base_sha256
+        found = at_hand[1] if at_hand else None
+        if other := core.other_base(found, recorded):
+            hint = f"name the base that they were made for, or train again: lakehouse gate train {about} --base …"
+            raise NoGate(other, hint, "conflict")
+        return found
 
     async def _exported(self, command: ExportGate, profile: ModelProfile, manifest: Path, place: str) -> GateExported:
         raw = await anyio.Path(manifest).read_bytes()
@@ -142,6 +175,7 @@ class Exports:
             target=told.target,
             gate_mode=told.gate_mode,
             weights=told.weights,
+            scales=[adapter.scale for adapter in told.adapters],
             place=place,
             manifest_sha256=hashlib.sha256(raw).hexdigest(),
             created=told.created,
@@ -159,6 +193,11 @@ class Exports:
             notes=told.notes,
             asked_by=command.asked_by,
         )
+
+
+def _put(folder: Path, target: Path) -> None:
+    os.rename(folder, target)
+    sync(target.parent)
 
 
 def _with_export(document: GateDocument, export: GateExport) -> GateDocument:

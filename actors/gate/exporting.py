@@ -7,6 +7,9 @@ written into a folder of their own, the manifest last.
     llamacpp  adapters/<name>/, arguments.txt, convert.txt
 """
 
+import math
+import os
+import shlex
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +17,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from actors.errors import Unfit
 from actors.gate.adapters import CONFIG, WEIGHTS, SourceAdapter, open_adapters, sha256_of
 from actors.gate.base_merge import write_base
 from actors.gate.core_minimise import compass
@@ -31,7 +35,7 @@ from schemas.gate import (
     MixLoss,
     MixSource,
 )
-from schemas.names import AdapterName, Timestamp
+from schemas.names import AdapterName, Sha256, Timestamp
 
 MANIFEST = "export_manifest.json"
 MODELFILE = "Modelfile"
@@ -46,9 +50,11 @@ class ExportOrder(msgspec.Struct, frozen=True):
     folders: Mapping[AdapterName, Path]  # of every declared adapter, in their order
     mix: list[AdapterWeight]  # to start from, for static_loss
     source: MixSource
+    scales: list[float]  # that the weights are multiplied by where they are merged
     run: str | None
     model: str  # the profile's
     base: Path | None
+    base_sha256: Sha256 | None  # of the base at hand
     text: Path | None
     created: Timestamp
 
@@ -59,12 +65,14 @@ def export_job(order: ExportOrder, out: Path) -> Iterator[Phase | ExportManifest
     adapters = open_adapters(order.folders)
     mix, evaluation = order.mix, None
     if order.text is not None and order.base is not None:
-        yield Phase("loss", 0, None, "passes")
-        mix, evaluation = measure(order, adapters)
-    weights = [one.weight for one in mix]
-    weighted = [Weighted(adapter, weight) for adapter, weight in zip(adapters, weights, strict=True)]
+        mix, evaluation = yield from measure(order, adapters)
+    strengths = [one.weight * scale for one, scale in zip(mix, order.scales, strict=True)]
+    weighted = [Weighted(adapter, strength) for adapter, strength in zip(adapters, strengths, strict=True)]
     arguments: list[str] = []
-    notes: list[str] = []
+    notes = [] if order.base_sha256 else ["the base isn't at hand: nothing says which content the mix is for"]
+    if any(scale != 1 for scale in order.scales):
+        by = ", ".join(f"{adapter.name} {scale:g}" for adapter, scale in zip(adapters, order.scales, strict=True))
+        notes.append(f"weights are multiplied by the scales that the profile declares: {by}")
     report = MergeReport(mode="none")
     yield Phase("merge", 0, None, "modules")
     match asked.target:
@@ -91,9 +99,10 @@ def export_job(order: ExportOrder, out: Path) -> Iterator[Phase | ExportManifest
                     report = said
                 else:
                     yield Phase("merge", *said, "shards")
+            (out / MANIFEST).unlink(missing_ok=True)  # the base's own, where that is an export
             notes.append("to GGUF: convert_hf_to_gguf.py of llama.cpp takes this folder")
         case "llamacpp":
-            arguments, more = yield from _apart(order, adapters, mix, out)
+            arguments, more = yield from _apart(order, adapters, strengths, out)
             notes += more
     files = [
         GateFile(path.relative_to(out).as_posix(), sha256_of(path), path.stat().st_size)
@@ -107,9 +116,10 @@ def export_job(order: ExportOrder, out: Path) -> Iterator[Phase | ExportManifest
         gate_mode=order.source,
         weights=mix,
         run=order.run,
-        adapters=[_told(adapter, weight) for adapter, weight in zip(adapters, weights, strict=True)],
+        adapters=[_told(*each) for each in zip(adapters, mix, order.scales, strict=True)],
         base_model=first.base or order.model,
         base_revision=asked.base_revision or first.revision,
+        base_sha256=order.base_sha256,
         merge=report,
         evaluation=evaluation,
         arguments=arguments,
@@ -118,23 +128,34 @@ def export_job(order: ExportOrder, out: Path) -> Iterator[Phase | ExportManifest
         created=order.created,
     )
     (out / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n")
+    for path in (*out.rglob("*"), out):
+        sync(path)
     yield manifest
 
 
+def sync(path: Path) -> None:
+    """A file's content, or a folder's names, onto the disk: what has its own name stays whole, whatever comes."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _apart(
-    order: ExportOrder, adapters: Sequence[SourceAdapter], mix: Sequence[AdapterWeight], out: Path
+    order: ExportOrder, adapters: Sequence[SourceAdapter], strengths: Sequence[float], out: Path
 ) -> Generator[Phase, None, tuple[list[str], list[str]]]:
     """Every adapter with its scale folded in, as llama.cpp knows neither rsLoRA nor patterns; and its arguments."""
     for number, adapter in enumerate(adapters):
         yield Phase("merge", number, len(adapters), "adapters")
         write_adapter(Merge([Weighted(adapter, 1.0)]), out / "adapters" / adapter.name)
-    scales = [0.0 if order.source == "dynamic" else one.weight for one in mix]
+    scales = [0.0] * len(adapters) if order.source == "dynamic" else strengths
     scaled = ",".join(
         f"adapters/{adapter.name}.gguf:{scale:.9g}" for adapter, scale in zip(adapters, scales, strict=True)
     )
     arguments = ["--lora-scaled", scaled]
     (out / "arguments.txt").write_text("\n".join(arguments) + "\n", encoding="utf-8")
-    base = "BASE" if order.base is None else str(order.base)
+    base = "BASE" if order.base is None else shlex.quote(str(order.base))
     convert = [
         f"python convert_lora_to_gguf.py --base {base} --outfile adapters/{adapter.name}.gguf adapters/{adapter.name}"
         for adapter in adapters
@@ -146,7 +167,9 @@ def _apart(
     return arguments, notes
 
 
-def measure(order: ExportOrder, adapters: Sequence[SourceAdapter]) -> tuple[list[AdapterWeight], Evaluation]:
+def measure(
+    order: ExportOrder, adapters: Sequence[SourceAdapter]
+) -> Generator[Phase, None, tuple[list[AdapterWeight], Evaluation]]:
     """Losses on every other prompt of the text; where weights are to be chosen by loss, on the prompts between. Needs
     the `cert` extra."""
     from actors.gate.losses import MixedModel, read_text
@@ -154,20 +177,33 @@ def measure(order: ExportOrder, adapters: Sequence[SourceAdapter]) -> tuple[list
     assert order.base is not None
     assert order.text is not None
     asked, n = order.asked, len(adapters)
+    yield Phase("loss", 0, None, "passes")
     with MixedModel(order.base, adapters).hooked() as model:
         text = read_text(order.text, model.tokenizer, asked.prompts, model.context(asked.tokens))
-        weights = np.array([one.weight for one in order.mix])
-        single = np.eye(n)
+        mix, scales = order.mix, np.array(order.scales)
+        weights, single = np.array([one.weight for one in mix]), np.eye(n)
         if order.source == "static_loss":
             starts = [np.full(n, 1 / n), *single]
             if abs(weights.sum() - 1) < 1e-6:
                 starts.append(weights / weights.sum())
-            weights, _, _ = compass(lambda w: model.loss(w, text.fit), starts, free=asked.free)
+            search = compass(lambda w: model.loss(w, text.fit), starts, free=asked.free)
+            weights, _, _ = yield from _searching(search)
+            mix = [
+                AdapterWeight(adapter.name, float(weight)) for adapter, weight in zip(adapters, weights, strict=True)
+            ]
         rows = [("base", np.zeros(n)), ("uniform", np.full(n, 1 / n))]
         rows += [(adapter.name, single[place]) for place, adapter in enumerate(adapters)]
         rows.append((order.source, weights))
-        losses = [MixLoss(of, row.tolist(), model.loss(row, text.test)) for of, row in rows]
-    mix = [AdapterWeight(adapter.name, float(weight)) for adapter, weight in zip(adapters, weights, strict=True)]
+        losses = []
+        for of, row in rows:
+            loss = model.loss(row * scales, text.test)
+            if not math.isfinite(loss):
+                raise Unfit(
+                    f"the loss of {of} on {order.text.name} isn't finite: the weights of {order.base.name}, or what "
+                    "the adapters add to them, hold or make values that aren't"
+                )
+            losses.append(MixLoss(of, (row * scales).tolist(), loss))
+            yield Phase("loss", len(losses), len(rows), "passes")
     return mix, Evaluation(
         text_sha256=text.sha256,
         prompts=len(text.test),
@@ -177,11 +213,21 @@ def measure(order: ExportOrder, adapters: Sequence[SourceAdapter]) -> tuple[list
     )
 
 
-def _told(adapter: SourceAdapter, weight: float) -> ExportedAdapter:
+def _searching(search: Generator[int, None, tuple[F64, float, int]]) -> Generator[Phase, None, tuple[F64, float, int]]:
+    """The search, told by how many weights were tried; how many there will be nobody knows."""
+    while True:
+        try:
+            yield Phase("search", next(search), None, "passes")
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+
+
+def _told(adapter: SourceAdapter, one: AdapterWeight, scale: float) -> ExportedAdapter:
     modules = adapter.modules.values()
     return ExportedAdapter(
         name=adapter.name,
-        weight=weight,
+        weight=one.weight,
+        scale=scale,
         sha256=sha256_of(adapter.folder / WEIGHTS),
         config_sha256=sha256_of(adapter.folder / CONFIG),
         ranks=sorted({module.rank for module in modules}),

@@ -208,7 +208,7 @@ class Gates(Actor):
                 f"{profile.server} can't route by prompt: the frozen mix is served, if its model was made of the "
                 f"newest export ({merged.place})"
             )
-        weights = merged.weights if merged else []
+        weights = core.strengths(merged) if merged else []
         return Generated(text, profile.id, profile.server, profile.model, "frozen", weights, [], None, note)
 
     async def _slot(self, origin: Origin) -> SlotInfo:

@@ -37,9 +37,12 @@ async def gate_of(registry: Registry, name: ProfileName) -> GateDocument | None:
 
 
 async def change(registry: Registry, profile: ModelProfile, to: Callable[[GateDocument], GateDocument]) -> GateDocument:
-    """The document after `to`, which is applied again where another was faster; made where there is none."""
+    """The document after `to`, which is applied again where another was faster; made where there is none. Raises
+    NoGate for a profile that was deleted meanwhile: one made later under its name would have its gate."""
     while True:
         found = await registry.load(GateDocument, profile.id)
+        if found is None:
+            await profile_of(registry, profile.id)
         before, revision = found or (GateDocument(profile=profile.id, bucket=bucket_of(profile)), None)
         after = to(before)
         if after == before:

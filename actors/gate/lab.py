@@ -1,12 +1,14 @@
 """The gate lab (work): trains gates and makes exports, in the worker process. What a refusal says, the steps say."""
 
 from collections.abc import Sequence
+from errno import EDQUOT, ENOSPC
 from pathlib import Path
 from typing import Never
 
 from actors.base import Actor, Origin, handles
 from actors.errors import Unfit
 from actors.gate import core
+from actors.gate.base_content import BaseContents
 from actors.gate.config import GateConfig
 from actors.gate.core_lora import Unmergeable
 from actors.gate.core_modelfile import Unquotable
@@ -17,7 +19,6 @@ from actors.gate.train_step import Training
 from actors.gate.work import Work
 from actors.gate_ports import GateJournal
 from actors.ports import Buckets, Bus, Clock, Compute, Registry, Tables
-from actors.roots import OutsideRoots
 from schemas.events.base import Refusal
 from schemas.events.gate import ExportGate, GateExported, GateTrained, TrainGate
 
@@ -42,8 +43,9 @@ class GateLab(Actor):
         cache: Path,
     ) -> None:
         self._work = Work(compute, bus, cache)
-        self._training = Training(registry, tables, buckets, embedders, journal, self._work, bus, clock, config)
-        self._exports = Exports(registry, buckets, journal, self._work, clock, config)
+        bases = BaseContents(self._work, config.allowed_roots)
+        self._training = Training(registry, tables, buckets, embedders, journal, self._work, bases, bus, clock, config)
+        self._exports = Exports(registry, buckets, journal, self._work, bases, clock, config)
 
     async def start(self) -> Sequence[Never]:
         self._work.sweep_out()
@@ -64,9 +66,9 @@ class GateLab(Actor):
             return [await self._exports.export(command, origin)]
         except NoGate as error:
             return [error.refusal]
-        except OutsideRoots as error:
-            return [Refusal(error.status, error.reason, error.hint)]
         except REFUSED as error:
             return [Refusal("invalid", str(error))]
         except OSError as error:
-            return [Refusal("invalid", f"the export can't be made: {error}")]
+            where = command.folder or "the cache in the daemon's state directory"
+            hint = f"free some space for {where}" if error.errno in (ENOSPC, EDQUOT) else ""
+            return [Refusal("invalid", f"the export can't be made in {where}: {error.strerror or error}", hint)]

@@ -71,6 +71,7 @@ class MixedModel:
     def hooked(self) -> Iterator["MixedModel"]:
         def hook(a: Any, b: Any, owner: Any) -> Any:
             def add(_: Any, given: tuple[Any, ...], out: Any) -> Any:
+                # (B, T, in) @ (in, R), each of R weighed as its adapter, @ (R, out)
                 return out + ((given[0] @ a) * self._weights[owner]) @ b
 
             return add

@@ -45,7 +45,14 @@ class Factors:
         for source in self._sources:
             part = source.adapter.modules[self._module]
             values = source.adapter.b_rows(self._module, first, stop)
-            np.multiply(values, source.weight * part.scale, out=rows[:, column : column + part.rank])
+            scaled = rows[:, column : column + part.rank]
+            with np.errstate(over="ignore", invalid="ignore"):
+                np.multiply(values, source.weight * part.scale, out=scaled)
+            if not np.isfinite(scaled).all():
+                raise Unmergeable(
+                    f"adapter {source.adapter.name}: lora_B of {self._module}, weighed by {source.weight:g} and scaled "
+                    f"by {part.scale:g}, is beyond what float32 holds: give it a smaller weight"
+                )
             column += part.rank
         return rows
 

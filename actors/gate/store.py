@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 
+from actors.errors import CorruptState
 from actors.ports import Artifact, Buckets
 from schemas.gate import GateFile, GateFiles, GateRun
 from schemas.names import BucketName, ProfileName
@@ -39,13 +40,18 @@ class GateStore:
         return GateFiles(_file(metadata), stored_weights, stored_embedder)
 
     async def metadata(self, files: GateFiles) -> GateRun:
-        """Raises FileNotFoundError, CorruptState."""
+        """Raises CorruptState."""
         path = await self.local(files.metadata)
         return msgspec.json.decode(path.read_bytes(), type=GateRun)
 
     async def local(self, file: GateFile) -> Path:
-        """A local, read-only file. Raises FileNotFoundError, CorruptState."""
-        return await self._buckets.fetch(self._bucket, file.key, file.sha256)
+        """A local, read-only file. Raises CorruptState, also where it is gone."""
+        try:
+            return await self._buckets.fetch(self._bucket, file.key, file.sha256)
+        except FileNotFoundError:
+            raise CorruptState(
+                f"object {file.key} of a gate isn't in bucket {self._bucket} any more: train the gate again"
+            ) from None
 
     async def put_export(self, name: str, files: list[tuple[str, Path]]) -> str:
         """Files by their keys, the manifest last. Returns where they are."""

@@ -3,29 +3,35 @@ events are rows of `gate_events` before its document says that it is there.
 """
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from actors.base import Origin
 from actors.gate import core
-from actors.gate.config import SETTING, GateConfig
-from actors.gate.core_lora import Unmergeable, read_config
+from actors.gate.adapters import CONFIG
+from actors.gate.base_content import BaseContents
+from actors.gate.config import GateConfig
+from actors.gate.core_lora import Lora, Unmergeable, read_config
 from actors.gate.core_mlp import HIDDEN, Recipe
 from actors.gate.embedding import PromptEmbedders, embed_all
 from actors.gate.keeping import NoGate, change, gate_of, home, profile_of
+from actors.gate.paths import Paths
 from actors.gate.phase import Phase
 from actors.gate.store import GateStore
 from actors.gate.training import train_job
-from actors.gate.work import Work, run_id
+from actors.gate.work import Work, job_of
 from actors.gate_ports import GateJournal
-from actors.ports import Buckets, Bus, Clock, Registry, TableRef, Tables
-from actors.roots import OutsideRoots, real_path
+from actors.ports import Buckets, Bus, Clock, Embedder, Registry, TableRef, Tables
 from schemas.documents.dataset import DatasetDocument
 from schemas.documents.gate import GateDocument
 from schemas.events.gate import MOST_EXAMPLES, GateTrained, TrainGate
 from schemas.events.profile import GetSlot
-from schemas.gate import Example, GateFiles, GateRun
+from schemas.gate import Example, GateFiles, GateRun, GateRunId
+from schemas.names import AdapterName, ProfileName
 from schemas.profile import ModelProfile
 
 
@@ -38,6 +44,7 @@ class Training:
         embedders: PromptEmbedders,
         journal: GateJournal,
         work: Work,
+        bases: BaseContents,
         bus: Bus,
         clock: Clock,
         config: GateConfig,
@@ -48,23 +55,32 @@ class Training:
         self._embedders = embedders
         self._journal = journal
         self._work = work
+        self._bases = bases
         self._bus = bus
         self._clock = clock
-        self._config = config
+        self._paths = Paths(config.allowed_roots)
 
     async def train(self, command: TrainGate, origin: Origin) -> GateTrained:
         """Raises NoGate, NoMix."""
         profile = await profile_of(self._registry, command.profile)
         adapters = core.declared(profile)
-        run = run_id(origin)
+        run = job_of(origin.id)
         before = await gate_of(self._registry, profile.id)
         if before is not None and before.last is not None and before.last.run == run:  # come again after its end
             return _trained(before, before.last, command)
+        if command.examples and command.dataset is not None:
+            raise NoGate("a gate learns from examples or from a dataset, and both are given", "leave one of them out")
         examples = command.examples or await self._examples(command)
         y = core.labels(examples, adapters)
         slot = await self._bus.ask(GetSlot(), cause=origin)
         if unready := self._embedders.unready(profile, slot):
             raise NoGate(unready.reason, unready.hint, unready.status)
+        base = None if command.base is None else self._paths.folder(command.base)
+        loras = self._loras(profile)
+        at_hand = await self._bases.at_hand(run, profile.id, base, (lora.base for _, lora in loras.values()))
+        recorded = {f"adapter {name}": self._bases.recorded(folder) for name, (folder, _) in loras.items()}
+        if other := core.other_base(at_hand and at_hand[1], recorded):
+            raise NoGate(other, "name the base that the adapters were made for", "conflict")
         prompts = [example.prompt for example in examples]
         try:
             embedder, model = await self._embedders.fit(profile, prompts)
@@ -77,7 +93,8 @@ class Training:
             adapters=adapters,
             samples=[int((y == place).sum()) for place in range(len(adapters))],
             base_model=profile.model,
-            base_revision=command.base_revision or self._revision(profile),
+            base_revision=command.base_revision or _revision(lora for _, lora in loras.values()),
+            base_sha256=at_hand[1] if at_hand else None,
             embedder=self._embedders.spec(profile),
             embedder_identity=embedder.identity,
             input_dim=embedder.dim,
@@ -95,23 +112,37 @@ class Training:
         with self._work.folder() as folder:
             weights: Path | None = None
             if core.learnable(y, len(adapters)):
-                await self._work.tell(run, profile.id, Phase("embed", 0, len(prompts), "prompts"))
-                x = await embed_all(embedder, prompts)
-                await self._work.tell(run, profile.id, Phase("train", 0, Recipe().steps, "steps"))
+                x = await self._embed(run, profile.id, embedder, prompts)
+                steps = Recipe().steps
+                await self._work.tell(run, profile.id, Phase("train", 0, steps, "steps"))
                 weights = folder / "gate.safetensors"
                 (said,) = await self._work.run(run, profile.id, train_job, x, y, len(adapters), command.seed, weights)
+                await self._work.tell(run, profile.id, Phase("train", steps, steps, "steps"))
                 gate = msgspec.structs.replace(
                     gate,
                     mode="diverged" if said.diverged else "trained",
-                    steps=Recipe().steps,
+                    steps=steps,
                     train_loss=_finite(said.train_loss),
                     held_out_loss=_finite(said.held_out_loss),
                     mean_weights=[_finite(weight) for weight in said.mean_weights],
                 )
+            await profile_of(self._registry, profile.id)  # which may have been deleted meanwhile
             files = await store.put(gate, weights, model)
         await self._journal.append(core.events_of(gate, gate.created))
         after = await change(self._registry, profile, lambda document: _with_run(document, gate, files))
         return _trained(after, gate, command)
+
+    async def _embed(
+        self, run: GateRunId, about: ProfileName, embedder: Embedder, prompts: list[str]
+    ) -> NDArray[np.float32]:
+        """(n, d), told batch by batch."""
+        done, parts = 0, []
+        await self._work.tell(run, about, Phase("embed", 0, len(prompts), "prompts"))
+        async for part in embed_all(embedder, prompts):
+            parts.append(part)
+            done += len(part)
+            await self._work.tell(run, about, Phase("embed", done, len(prompts), "prompts"))
+        return np.concatenate(parts)
 
     async def _examples(self, command: TrainGate) -> list[Example]:
         """The pairs of a dataset. Raises NoGate."""
@@ -123,9 +154,12 @@ class Training:
         table = TableRef(found[0].bucket, found[0].path)
         state = await self._tables.state(table)
         columns = [command.prompt_column, command.adapter_column]
-        if state is None or not set(columns) <= set(state.schema.names):
+        if columns[0] == columns[1]:
+            raise NoGate(f"column {columns[0]!r} can't be both prompt and adapter", "prompt_column and adapter_column")
+        missing = [column for column in columns if state is None or column not in state.schema.names]
+        if state is None or missing:
             has = ", ".join(state.schema.names) if state else "no rows yet"
-            raise NoGate(f"dataset {command.dataset!r} has no columns {' and '.join(columns)}", f"it has {has}")
+            raise NoGate(f"dataset {command.dataset!r} has no column {' and '.join(missing)}", f"it has {has}")
         if state.rows > MOST_EXAMPLES:
             raise NoGate(
                 f"dataset {command.dataset!r} has {state.rows} rows; a gate learns from {MOST_EXAMPLES} at most"
@@ -137,16 +171,22 @@ class Training:
         except msgspec.ValidationError as error:
             raise NoGate(f"dataset {command.dataset!r}: {error}", "a prompt and an adapter's name, both text") from None
 
-    def _revision(self, profile: ModelProfile) -> str:
-        """As the adapters' configurations tell it, those that can be read."""
-        told = set()
+    def _loras(self, profile: ModelProfile) -> dict[AdapterName, tuple[Path, Lora]]:
+        """Folders and configurations of those adapters that can be read: a gate needs none."""
+        found = {}
         for adapter in profile.adapters:
             try:
-                folder = real_path(adapter.folder or "", self._config.allowed_roots, SETTING)
-                told.add(read_config((folder / "adapter_config.json").read_bytes(), adapter.name).revision)
-            except (OutsideRoots, OSError, Unmergeable):
+                folder = self._paths.folder(adapter.folder or "")
+                found[adapter.name] = folder, read_config((folder / CONFIG).read_bytes(), adapter.name)
+            except (NoGate, OSError, Unmergeable):
                 continue
-        return told.pop() if len(told) == 1 else ""
+        return found
+
+
+def _revision(loras: Iterable[Lora]) -> str:
+    """As the adapters' configurations tell it, where they agree."""
+    told = {lora.revision for lora in loras}
+    return told.pop() if len(told) == 1 else ""
 
 
 def _finite(value: float) -> float | None:

@@ -2,6 +2,7 @@
 gone afterwards."""
 
 import hashlib
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import aclosing, contextmanager
@@ -9,10 +10,13 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from actors.base import Origin
 from actors.gate.phase import Phase
 from actors.ports import Bus, Compute
 from schemas.events.base import Progress
+from schemas.names import MessageId
+
+MARK = ".beside"
+"""Of a file that says where a job's folder is that isn't below the cache."""
 
 
 class Work:
@@ -22,7 +26,11 @@ class Work:
         self._cache = cache
 
     def sweep_out(self) -> None:
-        """What killed jobs left; called before any is at work."""
+        """What killed jobs left, beside where it was to be, too; called before any is at work."""
+        for mark in self._cache.glob(f"*{MARK}"):
+            place = Path(os.fsdecode(mark.read_bytes()))
+            if place.name.endswith(f"-{mark.stem}"):
+                shutil.rmtree(place, ignore_errors=True)
         shutil.rmtree(self._cache, ignore_errors=True)
 
     async def tell(self, job: str, about: str, phase: Phase) -> None:
@@ -43,14 +51,19 @@ class Work:
     def folder(self, beside: Path | None = None) -> Iterator[Path]:
         """For a job's files, gone afterwards; beside where they are to be, so that renaming is enough."""
         name = uuid4().hex
-        place = self._cache / name if beside is None else beside.with_name(f".{beside.name}-{name}")
-        place.mkdir(parents=True)
+        place, mark = self._cache / name, self._cache / f"{name}{MARK}"
+        if beside is not None:
+            place = beside.with_name(f".{beside.name}-{name}")
+            self._cache.mkdir(parents=True, exist_ok=True)
+            mark.write_bytes(os.fsencode(place))
         try:
+            place.mkdir(parents=True)
             yield place
         finally:
             shutil.rmtree(place, ignore_errors=True)
+            mark.unlink(missing_ok=True)
 
 
-def run_id(origin: Origin) -> str:
-    """Of what a message asks for; the same at every delivery."""
-    return hashlib.sha256(origin.id.encode()).hexdigest()[:12]
+def job_of(message: MessageId) -> str:
+    """What the job that a message asks for is called, a training's run too; the same at every delivery."""
+    return hashlib.sha256(message.encode()).hexdigest()[:12]

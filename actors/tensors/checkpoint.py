@@ -132,7 +132,7 @@ def _read_index(index: Path) -> dict[str, set[str]]:
         decoded = msgspec.json.decode(index.read_bytes(), type=_Index)
     except OSError as error:
         raise CheckpointError(str(index), None, f"can't be read: {error.strerror}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CheckpointError(str(index), None, f"malformed index: {error}") from None
     shards: dict[str, set[str]] = {}
     for name, shard in decoded.weight_map.items():

@@ -37,6 +37,10 @@ class CheckpointError(Unfit):
         self.tensor = tensor
         self.problem = problem
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """It comes out of worker processes, and what an exception is made again of by default is its words alone."""
+        return type(self), (self.file, self.tensor, self.problem)
+
 
 class Entry(msgspec.Struct, frozen=True):
     """One tensor's place in a file."""

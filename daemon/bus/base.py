@@ -120,9 +120,16 @@ class MessageBus(ABC):
         await self._store(subject_of(type(message)), self._fit(message), wire.headers_of(origin))
         return origin.id
 
-    async def ask(self, request: Request[R], *, cause: Origin | None = None, timeout_s: float = 60.0) -> R:
+    async def ask(
+        self,
+        request: Request[R],
+        *,
+        cause: Origin | None = None,
+        timeout_s: float = 60.0,
+        id: MessageId | None = None,
+    ) -> R:
         answer = self._answers.get(type(request))
-        origin = self._origin(cause, None, asked=True)
+        origin = self._origin(cause, id, asked=True)
         if answer is None:
             return cast(R, await self._ask_elsewhere(request, origin, timeout_s))
         try:

@@ -132,7 +132,11 @@ class Client:
         sent = {**self._headers, **(headers or {})}
         data: Iterable[bytes] | bytes | None = body if headers else None
         if body is not None and not headers:
-            data = msgspec.json.encode(body)
+            try:
+                data = msgspec.json.encode(body)
+            except UnicodeEncodeError as error:
+                sentence = f"{error.object[:60]!r} is no UTF-8 text: character {error.start}."
+                raise CliError(sentence, "texts are sent as JSON; check the terminal's encoding", WRONG_USE) from None
             sent["Content-Type"] = "application/json"
         connection = self._connection(timeout_s)
         try:
@@ -191,6 +195,11 @@ def _refusal(response: http.client.HTTPResponse) -> CliError:
     if wait := response.getheader("Retry-After"):
         hint = f"{hint}; try again in {wait} s".lstrip("; ")
     return CliError(_sentence(reason), hint, status=response.status)
+
+
+def refused(line: Mapping[str, Any]) -> CliError:
+    """The refusal with which a stream ends."""
+    return CliError(_sentence(" ".join(line["reason"].split())), line["hint"])
 
 
 def _sentence(reason: str) -> str:

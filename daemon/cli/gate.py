@@ -7,12 +7,14 @@ import msgspec
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
-from daemon.cli.client import Client, segment
+from daemon.cli.client import Client, refused, segment
 from daemon.cli.connection import Connection
 from daemon.cli.errors import WRONG_USE, CliError
-from daemon.cli.output import Json, console, moment, print_facts, print_json, print_table
+from daemon.cli.output import Json, console, moment, print_facts, print_json, print_json_line, print_table
 
 app = App(name="gate", help="Learn which LoRA adapter a prompt wants; route by it, or freeze a mix of adapters.")
+
+PROGRESS = "job.progress"
 
 Profile = Annotated[str, Parameter(help="The profile.")]
 
@@ -26,6 +28,7 @@ def train(
     dataset: str | None = None,
     prompt_column: str = "prompt",
     adapter_column: str = "adapter",
+    base: str | None = None,
     base_revision: str = "",
     seed: Annotated[int, Parameter(validator=Number(gte=0))] = 42,
     json: Json = False,
@@ -43,22 +46,26 @@ def train(
         Its column of prompts.
     adapter_column
         Its column of adapters' names.
+    base
+        Folder of the model's checkpoint, on the machine that does the work: its content is kept with the gate. Default
+        the folder that the adapters' configurations name, if it is there.
     base_revision
         Of the profile's model; default what the adapters' configurations say.
     seed
         Of the gate's first weights and of which prompts are held out.
+    json
+        Print every message as a line of JSON.
     """
     if (file is None) == (dataset is None):
         hint = f"lakehouse gate train {profile} --file pairs.jsonl"
         raise CliError("A gate learns from a --file or from a --dataset.", hint, WRONG_USE)
-    body: dict[str, Any] = {"seed": seed, "base_revision": base_revision, "asked_by": "cli"}
+    body: dict[str, Any] = {"seed": seed, "base": base, "base_revision": base_revision, "asked_by": "cli"}
     if file is not None:
         body["examples"] = _pairs(file)
     else:
         body |= {"dataset": dataset, "prompt_column": prompt_column, "adapter_column": adapter_column}
-    answer = Client(to).post(f"/gate/{segment(profile)}/train", body, timeout_s=None)
+    answer = _followed(to, f"/gate/{segment(profile)}/train", body, f"Gate of {profile}", json)
     if json:
-        print_json(answer)
         return 0
     gate = answer["gate"]
     samples = ", ".join(f"{name} {n}" for name, n in zip(gate["adapters"], gate["samples"], strict=True))
@@ -114,6 +121,7 @@ def show(profile: Profile, /, *, json: Json = False, to: Connection = Connection
             "gate": f"{live['run']} ({live['mode']}), {moment(live['created'])}",
             "adapters": [f"{name}, {n} prompts" for name, n in zip(live["adapters"], live["samples"], strict=True)],
             "model": " at revision ".join(filter(None, (live["base_model"], live["base_revision"]))),
+            "base": live["base_sha256"] and f"content {live['base_sha256'][:12]}",
             "embedder": f"{live['embedder_identity']}, {live['input_dim']} dimensions",
             "loss": live["held_out_loss"] and f"{live['held_out_loss']:.3f}, of chance {live['uniform_loss']:.3f}",
             "stale": answer["stale"],
@@ -198,6 +206,8 @@ def export(
         ollama: a file with the SYSTEM text.
     parameter
         ollama: NAME=VALUE, as often as there are some.
+    json
+        Print every message as a line of JSON.
     """
     body: dict[str, Any] = {
         "target": target, "weights": weights, "adapter_mix": adapter_mix, "folder": folder, "rank": rank,
@@ -206,9 +216,8 @@ def export(
         "template": _text(template), "system": _text(system), "parameters": _parameters(parameter or []),
         "asked_by": "cli",
     }  # fmt: skip
-    answer = Client(to).post(f"/gate/{segment(profile)}/export", body, timeout_s=None)
+    answer = _followed(to, f"/gate/{segment(profile)}/export", body, f"Export of {profile}", json)
     if json:
-        print_json(answer)
         return
     if answer["banner"]:
         console.print(answer["banner"], markup=False)
@@ -266,16 +275,40 @@ def generate(
     console.print(f"{answer['routing']}: {told}" + (f"; {answer['note']}" if answer["note"] else ""), markup=False)
 
 
+def _followed(to: Connection, path: str, body: dict[str, Any], step: str, as_json: bool) -> dict[str, Any]:
+    """The job's last line, its phases shown until then. Raises CliError for a refusal, and for a stream that ends
+    before."""
+    from daemon.cli.progress import Steps
+
+    last: dict[str, Any] = {"type": PROGRESS}
+    with Steps().step(step) as bars:
+        for last in Client(to).lines(path, body):
+            if as_json:
+                print_json_line(last)
+            if last["type"] == PROGRESS:
+                bars.heard(last)
+    if last["type"] == PROGRESS:
+        raise CliError("The stream ended before the job did.", "it goes on: lakehouse gate show")
+    if last["type"] == "refusal":
+        raise refused(last)
+    return last
+
+
 def _pairs(file: Path) -> list[dict[str, str]]:
     """What the fields may be, the daemon says."""
     try:
         lines = file.read_bytes().splitlines()
-        return [msgspec.json.decode(line, type=dict[str, str]) for line in lines if line.strip()]
     except OSError as error:
         raise CliError(f"{file} can't be read: {error.strerror}.", code=WRONG_USE) from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        hint = '{"prompt": "…", "adapter": "code"} on every line'
-        raise CliError(f"{file} is no file of pairs: {error}.", hint, WRONG_USE) from None
+    found = []
+    for number, line in enumerate(lines, 1):
+        try:
+            if line.strip():
+                found.append(msgspec.json.decode(line, type=dict[str, str]))
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            hint = '{"prompt": "…", "adapter": "code"} on every line'
+            raise CliError(f"{file} is no file of pairs: line {number}: {error}.", hint, WRONG_USE) from None
+    return found
 
 
 def _text(file: Path | None) -> str:

@@ -86,8 +86,12 @@ def import_(index: Index, file: Path, /, *, json: Json = False, to: Connection =
     """
     try:
         state = file.read_text(encoding="ascii")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CliError(f"{file} can't be read: {error}.", "a file that `lakehouse planner export` wrote") from None
+    except UnicodeDecodeError:
+        raise CliError(
+            f"{file} is no planner's state: it isn't text.", "what `lakehouse planner export` wrote"
+        ) from None
+    except OSError as error:
+        raise CliError(f"{file} can't be read: {error.strerror}.", "what `lakehouse planner export` wrote") from None
     _show(Client(to).post(f"/planner/{segment(index)}/import", {"state": state.strip()}), json)
 
 

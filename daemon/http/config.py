@@ -26,7 +26,7 @@ class HttpConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     ask_timeout_s: Annotated[float, Meta(gt=0)] = 60.0
     """How long a request waits for the actor that answers it."""
     long_timeout_s: Annotated[float, Meta(gt=0)] = 7200.0
-    """The same for ingests, new indexes, eval sets, decoded checkpoints, gates and their exports, generated texts,
-    swaps and preloads; how long a streamed job may be silent."""
+    """The same for ingests, new indexes, eval sets, decoded checkpoints, generated texts, swaps and preloads; how long
+    a streamed job (a campaign, a codec's, a gate's) may be silent."""
     shutdown_s: Annotated[float, Meta(gt=0)] = 10.0
     """At stop, requests in flight get so many seconds to finish."""

@@ -75,6 +75,19 @@ def answer(error: Exception) -> web.Response:
     return _internal(number)
 
 
+def told(error: Exception) -> Refusal:
+    """The same as the last line of a stream that had begun."""
+    if isinstance(error, Refused):
+        return error.refusal
+    body = msgspec.json.decode(_bytes(answer(error)), type=ErrorBody)
+    return Refusal("unavailable", body.reason, body.hint)
+
+
+def _bytes(response: web.Response) -> bytes:
+    assert isinstance(response.body, bytes)
+    return response.body
+
+
 def _internal(id: str) -> web.Response:
     reason = "something went wrong inside the daemon"
     return _response(500, ErrorBody("internal", reason, f"the log has more under id {id}", id))

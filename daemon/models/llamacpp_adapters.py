@@ -33,8 +33,11 @@ class Lora(msgspec.Struct, frozen=True):
 
 def wanted_scales(have: Sequence[Lora], adapters: Sequence[Adapter]) -> dict[int, float]:
     """Scale by id, for every id, so that nothing hangs on what the server makes of one left out.
-    Raises UnknownAdapter for one that isn't there or is there twice."""
+    Raises UnknownAdapter for one that isn't there or is there twice, ModelServerError for ids that aren't one's own."""
     scales = {lora.id: 0.0 for lora in have}
+    if len(scales) < len(have):
+        listed = ", ".join(f"{lora.id}: {lora.path}" for lora in have)
+        raise ModelServerError(f"the server lists adapters of one id ({listed}): no scale of either can be set")
     for adapter in adapters:
         found = [lora for lora in have if adapter.name in adapter_names(lora.path)]
         if len(found) != 1:

@@ -33,6 +33,7 @@ class TrainGate(Request["GateTrained"], tag="gate.train"):
     dataset: DatasetName | None = None
     prompt_column: str = "prompt"
     adapter_column: str = "adapter"
+    base: str | None = None  # folder of the model's checkpoint; its content is kept with the gate
     base_revision: str = ""  # of the profile's model; default what the adapters' configurations say
     seed: Seed = 42
     asked_by: str = "bus"

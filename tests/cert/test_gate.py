@@ -2,21 +2,27 @@
 and of a merged base, cuts, refusals; losses without merging; weights found by loss."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from actors.errors import Unfit
+from actors.gate import core_mlp
 from actors.gate.adapters import open_adapters
 from actors.gate.base_merge import write_base
 from actors.gate.core_lora import Unmergeable
 from actors.gate.exporting import ExportOrder, export_job
 from actors.gate.losses import MixedModel, read_text
 from actors.gate.merging import Merge, Weighted, write_adapter
+from actors.gate.phase import Phase
+from actors.tensors.shard_writer import write_arrays
 from benchmarks.small_adapters import TARGETS, load, peft_mix, save_random, tiny_llama, train_adapter
 from schemas.events.gate import ExportGate
 from schemas.gate import AdapterWeight, ExportManifest
+from tests.unit.gate_adapters import read_all
 
 pytestmark = [  # PEFT asks transformers by an old name, and says what it does of itself
     pytest.mark.filterwarnings("ignore::FutureWarning"),
@@ -182,6 +188,31 @@ def test_losses_without_merging_are_those_of_the_merged_model(lm: Path, tmp_path
     assert nothing == pytest.approx(MixedModel(lm, []).loss(np.empty(0), prompts), abs=1e-6)
 
 
+def test_a_loss_that_isn_t_finite_is_refused(lm: Path, tmp_path: Path) -> None:
+    """A manifest couldn't hold it."""
+    two = {name: save_random(lm, tmp_path / name, seed, r=4, target_modules=TARGETS) for seed, name in enumerate("ab")}
+    base = tmp_path / "base"
+    shutil.copytree(lm, base)
+    weights = read_all(base)
+    (norm,) = [name for name in weights if name.endswith("ln_f.weight")]
+    write_arrays(base / "model.safetensors", {**weights, norm: np.full_like(weights[norm], np.nan)}, {"format": "pt"})
+    order = ExportOrder(
+        asked=ExportGate("p", "peft", prompts=16, tokens=8),
+        folders=two,
+        mix=[AdapterWeight("a", 0.5), AdapterWeight("b", 0.5)],
+        source="uniform",
+        run=None,
+        model="small",
+        base=base,
+        base_sha256=None,
+        scales=[1.0, 1.0],
+        text=lm / "held-out.txt",
+        created=1.0,
+    )
+    with pytest.raises(Unfit, match=r"the loss of base on held-out\.txt isn't finite: the weights of base"):
+        list(export_job(order, tmp_path / "out"))
+
+
 @pytest.mark.slow
 def test_weights_found_by_loss_are_no_worse_than_what_they_began_with(lm: Path, tmp_path: Path) -> None:
     """One adapter learnt the text's kind, the other noise: the weight goes to the first."""
@@ -196,18 +227,54 @@ def test_weights_found_by_loss_are_no_worse_than_what_they_began_with(lm: Path, 
         folders={"good": good, "noise": noise},
         mix=[AdapterWeight("good", 0.5), AdapterWeight("noise", 0.5)],
         source="static_loss",
+        scales=[1.0, 1.0],
         run=None,
         model="small",
         base=lm,
+        base_sha256=None,
         text=rest,
         created=1.0,
     )
     out = tmp_path / "out"
     out.mkdir()
-    (told,) = [said for said in export_job(order, out) if isinstance(said, ExportManifest)]
+    said = list(export_job(order, out))
+    (told,) = [each for each in said if isinstance(each, ExportManifest)]
+    phases = [each for each in said if isinstance(each, Phase)]
+    tried = [each.done for each in phases if each.phase == "search"]
+    assert tried == list(range(1, len(tried) + 1))
+    assert [(each.done, each.total) for each in phases if each.phase == "loss"][1:] == [(n, 5) for n in range(1, 6)]
     assert told.evaluation is not None
     losses = {each.of: each.loss for each in told.evaluation.losses}
     assert losses["static_loss"] <= min(losses["uniform"], losses["noise"])
     assert told.weights[0].weight > 0.85
     assert sum(one.weight for one in told.weights) == pytest.approx(1)
     assert json.loads((out / "export_manifest.json").read_text())["evaluation"]["fitted_on"] == 40
+
+
+def test_the_gate_s_network_is_torch_s() -> None:
+    """Loss and steps with torch's own gelu, cross-entropy, gradients and AdamW."""
+    import torch
+
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((16, 12)) / np.sqrt(12), rng.integers(0, 3, 16)
+    net = core_mlp.initial(12, 3, 64, rng)
+    first = second = core_mlp.Mlp(*(np.zeros_like(part) for part in net))
+    theirs = {name: torch.tensor(part, requires_grad=True) for name, part in zip(net._fields, net, strict=True)}
+    groups = [
+        {"params": [p for name, p in theirs.items() if name.startswith("w")], "weight_decay": 0.01},
+        {"params": [p for name, p in theirs.items() if name.startswith("b")], "weight_decay": 0.0},
+    ]
+    optimiser = torch.optim.AdamW(groups, lr=3e-4)
+    for step in range(1, 21):
+        loss, gradient = core_mlp.loss_and_gradient(net, x, y, 0.01)
+        net, first, second = core_mlp._adamw(net, gradient, first, second, step, core_mlp.Recipe())
+        hidden = torch.tensor(x * np.sqrt(12)) @ theirs["w1"] + theirs["b1"]
+        z = torch.nn.functional.gelu(hidden, approximate="tanh") @ theirs["w2"] + theirs["b2"]
+        entropy = torch.distributions.Categorical(logits=z).entropy().mean()
+        expected = torch.nn.functional.cross_entropy(z, torch.tensor(y)) - 0.01 * entropy
+        assert loss == pytest.approx(expected.item(), abs=1e-12)
+        optimiser.zero_grad()
+        expected.backward()
+        optimiser.step()
+    for name, part in zip(net._fields, net, strict=True):
+        np.testing.assert_allclose(part, theirs[name].detach().numpy(), atol=1e-10)

@@ -499,6 +499,14 @@ class BusContract(ABC):
         assert delivery is not None
         await consumer.close()
 
+    async def test_an_ask_may_bring_its_id(self, asker: MessageBus) -> None:
+        await asker.ask(Pour(3), id="mine")
+        consumer = await asker.subscribe(durable(Poured, "late"))
+        delivery = await consumer.next(0.5)
+        assert delivery is not None
+        assert delivery.origin.cause == "mine"
+        await consumer.close()
+
     async def test_a_refusal_is_raised_at_the_asker(self, asker: MessageBus) -> None:
         with pytest.raises(Refused) as refused:
             await asker.ask(Pour(-1))

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import msgspec
 
 from actors.base import Actor, Origin, handles
 from actors.errors import CorruptState, Poison, Transient
+from actors.gate.work import job_of
 from actors.planner.actor import Planner
 from actors.planner.config import PlannerConfig
 from actors.planner.planners import Planners
@@ -47,7 +49,7 @@ from schemas.events.autotune import (
     TuningFinished,
     TuningQueued,
 )
-from schemas.events.base import Progress, Refusal
+from schemas.events.base import Message, Progress, Refusal
 from schemas.events.codec import CodecJobFailed, CodecJobStarted, SweepCodec, SweepFinished, SweepPointSkipped
 from schemas.events.dataset import (
     DatasetAppended,
@@ -61,6 +63,7 @@ from schemas.events.dataset import (
     RowsDeleted,
     UpsertRows,
 )
+from schemas.events.gate import ExportGate, GateExported
 from schemas.events.index import (
     CreateIndex,
     EmbedderSpec,
@@ -278,6 +281,29 @@ class Codecs(Actor):
         ]
 
 
+class Lab(Actor):
+    """Answers for the gate lab: tells how far it is, then ends as it is to."""
+
+    def __init__(self, bus: MemoryBus) -> None:
+        self.bus = bus
+        self.says: list[Progress] = []
+        self.pace_s = self.lasts_s = 0.0
+        self.ended = 0
+        self.end: Message | Exception = Refusal("conflict", "no such gate", "train one")
+
+    @handles
+    async def on_export(self, command: ExportGate, origin: Origin) -> Sequence[GateExported | Refusal]:
+        await self.bus.signal(Progress("another", command.profile, "merge", 1, 2, "modules"))
+        for said in self.says:
+            await self.bus.signal(msgspec.structs.replace(said, job=job_of(origin.id)))
+            await asyncio.sleep(self.pace_s)
+        await asyncio.sleep(self.lasts_s)
+        self.ended += 1
+        if isinstance(self.end, Exception):
+            raise self.end
+        return [self.end]  # type: ignore[list-item]
+
+
 class NoCommits:
     """The Tables port as far as Promotion reads it."""
 
@@ -319,6 +345,7 @@ class House:
     stores: Stores
     tuner: Tuner
     codecs: Codecs
+    lab: Lab
     slot: Slot
     profiles: Profiles
     process: ThisProcess
@@ -347,16 +374,16 @@ async def house(folder: Path, sql: DuckEngine | None = None, **config: Any) -> A
     tables = DeltaTables(buckets, uploads)
     engine = sql or DuckEngine(Catalogue(tables, registry), SqlConfig())
     server = HttpServer(bus, bus, process, metrics, settings, token=TOKEN, uploads=uploads, sql=engine)
-    shelf, stores = Shelf(), Stores()
+    shelf, stores, lab = Shelf(), Stores(), Lab(bus)
     planners = Planners(PlannerConfig())
     planner = Planner(
         planners, registry, TableSnapshots(tables, registry, uploads), InlineCompute(), clock, planners.config, "test"
     )
-    actors = [files, shelf, stores, tuner, codecs, promotion, slot, profiles, planner]
+    actors = [files, shelf, stores, tuner, codecs, lab, promotion, slot, profiles, planner]
     async with Runtime(bus, actors, observe=metrics.handled), server.running():
         headers = {"Authorization": f"Bearer {TOKEN}"}
         async with aiohttp.ClientSession(server.url, headers=headers) as client:
             yield House(
-                server, client, bus, files, shelf, stores, tuner, codecs, slot, profiles, process, registry, metrics,
-                uploads, planners,
+                server, client, bus, files, shelf, stores, tuner, codecs, lab, slot, profiles, process, registry,
+                metrics, uploads, planners,
             )  # fmt: skip

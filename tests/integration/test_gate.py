@@ -54,7 +54,14 @@ async def gated(tmp_path: Path) -> AsyncIterator[Gated]:
 
 async def test_from_pairs_to_a_routed_prompt_and_an_export(gated: Gated) -> None:
     pairs = [{"prompt": one.prompt, "adapter": one.adapter} for one in examples(40)]
-    trained = await gated.call("POST", "/gate/p/train", {"examples": pairs})
+    *told, trained = await gated.call("POST", "/gate/p/train", {"examples": pairs})
+    assert [(line["phase"], line["done"]) for line in told] == [
+        ("embed", 0),
+        ("embed", 80),
+        ("train", 0),
+        ("train", 200),
+    ]
+    assert {line["job"] for line in told} == {trained["gate"]["run"]}
     run = trained["gate"]["run"]
     assert (trained["gate"]["mode"], trained["live"], trained["asked_by"]) == ("trained", True, "http")
     weights = (await gated.call("POST", "/gate/p/weights", {"prompt": "import async lambda yield"}))["weights"]
@@ -77,15 +84,20 @@ async def test_from_pairs_to_a_routed_prompt_and_an_export(gated: Gated) -> None
     for target in ("peft", "base"):
         folder = gated.work / f"out-{target}"
         order = {"target": target, "folder": str(folder), "base": str(gated.work / "base")}
-        made = await gated.call("POST", "/gate/p/export", order)
+        *told, made = await gated.call("POST", "/gate/p/export", order)
+        assert "merge" in {line["phase"] for line in told}
         assert made["banner"].startswith(f"gate {run} puts in code ")
         assert json.loads((folder / "export_manifest.json").read_text())["gate_mode"] == "static_mean"
     shown = await gated.call("GET", "/gate/p")
     assert [one["target"] for one in shown["exports"]] == ["base", "peft"]
 
-    with pytest.raises(HttpError) as unmerged:
-        await gated.call("POST", "/gate/p/export", {"target": "peft", "folder": str(gated.work / "x"), "rank": 1})
-    assert (unmerged.value.status, "max_error" in unmerged.value.body["reason"]) == (422, True)
+    *_, unmerged = await gated.call(
+        "POST", "/gate/p/export", {"target": "peft", "folder": str(gated.work / "x"), "rank": 1}
+    )
+    assert (unmerged["type"], unmerged["status"], "max_error" in unmerged["reason"]) == ("refusal", "invalid", True)
+    with pytest.raises(HttpError) as early:
+        await gated.call("POST", "/gate/p/export", {"target": "peft", "weights": "explicit"})
+    assert early.value.status == 422
     with pytest.raises(HttpError) as unknown:
         await gated.call("POST", "/gate/p/train", {"examples": [], "exmaples": []})
     assert unknown.value.status == 400

@@ -9,10 +9,13 @@ from typing import Any
 import aiohttp
 import pytest
 
-from schemas.events.base import Progress
+from actors.errors import Transient
+from daemon.http import jobs
+from schemas.events.base import Progress, Refusal
 from schemas.events.codec import SweepFinished, SweepPointSkipped
 from schemas.events.dataset import DatasetAppended, DatasetDropped
-from tests.integration.http_house import House, house
+from tests.integration.http_house import House, house, until
+from tests.unit.test_cli_gate import exported
 
 
 @pytest.fixture
@@ -74,6 +77,99 @@ async def test_a_job_is_followed_for_as_long_as_it_says_something(tmp_path: Path
 async def test_who_doesn_t_wait_for_a_codec_job_learns_that_it_began(here: House) -> None:
     status, body = await here.call("POST", "/codec/sweep?wait=false", json=SWEEP)
     assert (status, body["type"], body["job"], body["steps"]) == (202, "codec.job_started", "c9", 1)
+
+
+STEPS = [Progress("", "p", "loss", 1, 4, "passes"), Progress("", "p", "merge", 0, 2, "shards")]
+
+
+async def test_a_job_whose_answer_is_its_end_streams_what_is_told_of_it(here: House) -> None:
+    here.lab.says, here.lab.end = STEPS, exported()
+    async with here.client.post("/gate/p/export", json={"target": "peft"}) as response, asyncio.timeout(10):
+        assert (response.status, response.content_type) == (200, "application/x-ndjson")
+        *told, last = [json.loads(line) async for line in response.content]
+    assert [(line["type"], line["phase"], line["done"]) for line in told] == [
+        ("job.progress", "loss", 1),
+        ("job.progress", "merge", 0),
+    ]
+    assert len({line["job"] for line in told}) == 1
+    assert (last["type"], last["export"]["place"]) == ("gate.exported", "/out")
+
+
+async def test_refused_before_it_began_it_is_no_stream(here: House) -> None:
+    status, body = await here.call("POST", "/gate/p/export", json={"target": "peft"})
+    assert (status, body["error"], body["hint"]) == (409, "conflict", "train one")
+
+
+@pytest.mark.parametrize(
+    ("end", "status", "says"),
+    [
+        (Refusal("invalid", "rank 1 loses 0.9", "a higher rank"), "invalid", "rank 1 loses"),
+        (Transient("the worker died", 5), "unavailable", "the worker died"),
+        (RuntimeError("secret detail of the inside"), "unavailable", "inside the daemon"),
+    ],
+)
+async def test_what_ends_otherwise_after_it_began_says_so_in_its_last_line(
+    here: House, end: Any, status: str, says: str
+) -> None:
+    here.lab.says, here.lab.end = STEPS, end
+    async with here.client.post("/gate/p/export", json={"target": "peft"}) as response, asyncio.timeout(10):
+        *told, last = [json.loads(line) async for line in response.content]
+    assert (response.status, len(told)) == (200, 2)
+    assert (last["type"], last["status"], says in last["reason"]) == ("refusal", status, True), last
+
+
+async def test_it_goes_on_when_its_client_leaves(here: House) -> None:
+    here.lab.says, here.lab.lasts_s, here.lab.end = STEPS, 0.3, exported()
+    async with here.client.post("/gate/p/export", json={"target": "peft"}) as response:
+        assert json.loads(await response.content.readline())["phase"] == "loss"
+    assert (await here.call("POST", "/gate/p/export?wait=false", json={"target": "peft"}))[0] == 202
+    assert here.lab.ended < 2
+    await until(lambda: here.lab.ended == 2)
+
+
+async def test_other_jobs_don_t_keep_it_from_its_end(here: House) -> None:
+    async def busy() -> None:
+        while True:
+            await here.bus.signal(Progress("another", "q", "build", 1))
+            await asyncio.sleep(0.001)
+
+    traffic = asyncio.create_task(busy())
+    here.lab.says, here.lab.end = STEPS, exported()
+    try:
+        async with here.client.post("/gate/p/export", json={"target": "peft"}) as response, asyncio.timeout(10):
+            *told, last = [json.loads(line) async for line in response.content]
+    finally:
+        traffic.cancel()
+    assert ([line["phase"] for line in told], last["type"]) == (["loss", "merge"], "gate.exported")
+
+
+async def test_it_is_followed_for_as_long_as_it_says_something(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "HEARTBEAT_S", 0.1)
+    async with house(tmp_path, long_timeout_s=0.8) as here:
+        here.lab.says, here.lab.pace_s, here.lab.end = STEPS * 2, 0.4, exported()
+        async with here.client.post("/gate/p/export", json={"target": "peft"}) as response, asyncio.timeout(10):
+            *_, last = [json.loads(line) async for line in response.content]
+        assert last["type"] == "gate.exported"
+        here.lab.lasts_s = 1.5
+        async with here.client.post("/gate/p/export", json={"target": "peft"}) as response, asyncio.timeout(10):
+            *told, last = [json.loads(line) async for line in response.content]
+        assert told[-1]["phase"] == "merge"  # the last is told again
+        assert (last["status"], "0.8 s; it may go on" in last["reason"]) == ("unavailable", True)
+
+
+async def test_who_doesn_t_wait_for_it_learns_that_it_began(here: House) -> None:
+    here.lab.says, here.lab.end = STEPS, exported()
+    status, body = await here.call("POST", "/gate/p/export?wait=false", json={"target": "peft"})
+    assert (status, body["type"], body["phase"]) == (202, "job.progress", "loss")
+
+
+async def test_a_silent_job_is_told_to_wait(here: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "HEARTBEAT_S", 0.05)
+    here.lab.end, here.lab.lasts_s = exported(), 0.3
+    async with here.client.post("/gate/p/export", json={"target": "peft"}) as response, asyncio.timeout(10):
+        *told, last = [json.loads(line) async for line in response.content]
+    assert {(line["phase"], line["about"]) for line in told} == {("waiting", "p")}
+    assert last["type"] == "gate.exported"
 
 
 async def read_event(response: aiohttp.ClientResponse) -> dict[str, Any]:

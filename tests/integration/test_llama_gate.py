@@ -47,7 +47,7 @@ def test_a_request_s_scales_are_what_the_model_speaks_with(llamas: Llamas) -> No
 
 def test_a_gate_routes_and_leaves_the_set_scales(llamas: Llamas) -> None:
     pairs = [{"prompt": one.prompt, "adapter": one.adapter} for one in examples(40, WORDS)]
-    trained = llamas.call("POST", "/gate/p/train", {"examples": pairs})
+    *_, trained = llamas.call("POST", "/gate/p/train", {"examples": pairs})
     assert trained["gate"]["mode"] == "trained"
     for prompt, best in (("the court, an appeal, a clause", "law"), ("autumn morning by the river", "style")):
         for routing in ("top1", "floor"):

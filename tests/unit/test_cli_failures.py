@@ -34,6 +34,7 @@ from tests.unit.cli_daemon import CliDaemon, Run
         (["lance", "index", "docs", "--type", "IVF_RQ", "--sub-vectors", "48"], "IVF_RQ has none."),
         (["lance", "index", "docs", "--sub-vectors", "0"], "--sub-vectors"),
         (["lance", "search", "docs"], "Exactly one of TEXT and --vector"),
+        (["gate", "weights", "p", "a\udcff"], "is no UTF-8 text: character 1."),
         (["lance", "doc", "docs"], "ID"),
         (["lance", "doc", "docs", ""], "ID is empty."),
         (["lance", "delete", "docs"], "IDS"),

@@ -8,9 +8,10 @@ import msgspec
 import pytest
 
 from daemon.cli.profile import _adapter
+from schemas.events.base import Progress, Refusal
 from schemas.events.gate import GateExported, GateInfo, GateTrained, Generated, PromptWeights
 from schemas.gate import AdapterWeight, GateExport, GateRun
-from tests.unit.cli_daemon import CliDaemon, Run
+from tests.unit.cli_daemon import CliDaemon, Run, ndjson
 from tests.unit.test_gate_core import run as gate_run
 
 MIX = [AdapterWeight("code", 0.62), AdapterWeight("prose", 0.38)]
@@ -33,6 +34,11 @@ def exported(**more: Any) -> GateExported:
     return GateExported(**{**given, **more})
 
 
+def told(*last: msgspec.Struct) -> list[bytes]:
+    """A job's stream: how far it is, then its end."""
+    return ndjson(Progress("j1", "p", "embed", 0, 2, "prompts"), Progress("j1", "p", "train", 0, 200, "steps"), *last)
+
+
 @pytest.fixture
 def pairs(tmp_path: Path) -> Path:
     file = tmp_path / "pairs.jsonl"
@@ -41,7 +47,7 @@ def pairs(tmp_path: Path) -> Path:
 
 
 def test_train_sends_pairs_and_says_how_it_went(run: Run, daemon: CliDaemon, pairs: Path) -> None:
-    daemon.answers["POST /gate/{profile}/train"] = GateTrained("p", "primary", of(), True, "cli")
+    daemon.answers["POST /gate/{profile}/train"] = told(GateTrained("p", "primary", of(), True, "cli"))
     code, out, _ = run("gate", "train", "p", "--file", str(pairs), "--seed", "7")
     assert code == 0
     assert "gate r1 of p: trained; prompts: code 20, prose 12" in out
@@ -64,9 +70,30 @@ def test_train_sends_pairs_and_says_how_it_went(run: Run, daemon: CliDaemon, pai
 def test_train_says_when_nothing_was_learnt(
     run: Run, daemon: CliDaemon, pairs: Path, gate: GateRun, code: int, says: str
 ) -> None:
-    daemon.answers["POST /gate/{profile}/train"] = GateTrained("p", "primary", gate, gate.mode != "diverged", "cli")
+    daemon.answers["POST /gate/{profile}/train"] = told(
+        GateTrained("p", "primary", gate, gate.mode != "diverged", "cli")
+    )
     found, out, _ = run("gate", "train", "p", "--file", str(pairs))
     assert (found, says in out) == (code, True), out
+
+
+def test_a_stream_that_ends_otherwise_is_told(run: Run, daemon: CliDaemon, pairs: Path) -> None:
+    train = ["gate", "train", "p", "--file", str(pairs)]
+    daemon.answers["POST /gate/{profile}/train"] = told(Refusal("invalid", "the embedder can't", "another one"))
+    code, out, err = run(*train)
+    assert (code, out) == (1, "")
+    assert "The embedder can't." in err
+    assert "another one" in err
+    daemon.answers["POST /gate/{profile}/train"] = told()
+    code, _, err = run(*train)
+    assert (code, "ended before the job did" in err) == (1, True)
+
+
+def test_as_json_every_line_is_printed(run: Run, daemon: CliDaemon, pairs: Path) -> None:
+    daemon.answers["POST /gate/{profile}/train"] = told(GateTrained("p", "primary", of(), True, "cli"))
+    code, out, _ = run("gate", "train", "p", "--file", str(pairs), "--json")
+    assert code == 0
+    assert [json.loads(line)["type"] for line in out.splitlines()] == ["job.progress"] * 2 + ["gate.trained"]
 
 
 @pytest.mark.parametrize(
@@ -84,13 +111,14 @@ def test_wrong_use_is_told(run: Run, arguments: list[str], says: str) -> None:
 
 def test_pairs_that_are_none_are_told(run: Run, tmp_path: Path) -> None:
     file = tmp_path / "x.jsonl"
-    file.write_text("[1]\n")
-    code, _, err = run("gate", "train", "p", "--file", str(file))
-    assert (code, "no file of pairs" in err) == (2, True)
+    for raw in (b"[1]", b'{"prompt": "\xff"}', b"[" * 200_000):
+        file.write_bytes(b'{"prompt": "a", "adapter": "code"}\n\n' + raw + b"\n")
+        code, _, err = run("gate", "train", "p", "--file", str(file))
+        assert (code, "no file of pairs: line 3: " in err) == (2, True), err
 
 
 def test_export_shows_one_banner_line(run: Run, daemon: CliDaemon, tmp_path: Path) -> None:
-    daemon.answers["POST /gate/{profile}/export"] = exported()
+    daemon.answers["POST /gate/{profile}/export"] = told(exported())
     system = tmp_path / "system.txt"
     system.write_text("Be brief.\n")
     code, out, _ = run(
@@ -103,7 +131,7 @@ def test_export_shows_one_banner_line(run: Run, daemon: CliDaemon, tmp_path: Pat
     assert "in /out" in out
     sent = msgspec.to_builtins(daemon.seen[0][2])
     assert (sent["system"], sent["parameters"], sent["rank"]) == ("Be brief.", {"stop": ["a", "b=c"]}, 8)
-    daemon.answers["POST /gate/{profile}/export"] = exported(banner="", arguments=["--lora-scaled", "a.gguf:1"])
+    daemon.answers["POST /gate/{profile}/export"] = told(exported(banner="", arguments=["--lora-scaled", "a.gguf:1"]))
     code, out, _ = run("gate", "export", "p", "--as", "llamacpp", "--adapter-mix", "code:1")
     assert "puts in" not in out
     assert "--lora-scaled a.gguf:1" in out

@@ -60,7 +60,11 @@ def test_what_is_exported_can_be_imported(daemon: CliDaemon, run: Run, tmp_path:
     assert daemon.seen[-1][2].state == b"learnt"
     code, _, err = run("planner", "import", "docs", str(tmp_path / "missing"))
     assert code == 1
-    assert "can't be read" in err
+    assert "can't be read: No such file or directory." in err
+    (tmp_path / "noise").write_bytes(b"\xa0\xff")
+    code, _, err = run("planner", "import", "docs", str(tmp_path / "noise"))
+    assert code == 1
+    assert "noise is no planner's state: it isn't text." in " ".join(err.split())
 
 
 @pytest.mark.parametrize("pattern", [None, 7])

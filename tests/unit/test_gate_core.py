@@ -1,6 +1,7 @@
 """What the gate decides: corpora, mixes, which weights are put in, which adapters a prompt gets."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -162,6 +163,7 @@ def test_the_banner_tells_of_a_gate_s_weights_alone() -> None:
     assert found is not None
     assert core.banner(*found, gate) == "gate r1 puts in code 0.2, prose 0.3, law 0.5 (static_mean over 15 prompts)"
     assert core.banner(core.parse_mix("code:1", NAMES), "explicit", gate) == ""
+    assert core.banner(found[0], "dynamic", gate) == ""
     assert "\n" not in core.banner(*found, gate)
 
 
@@ -187,10 +189,22 @@ def test_a_prompt_gets_the_best_adapter_or_all_above_the_floor() -> None:
 # --- static_loss's search -----------------------------------------------------------------------
 
 
+def found_by(loss: Callable[[Any], float], starts: list[Any], *, free: bool) -> tuple[Any, float, int]:
+    """The search's end; on the way it counts its evaluations."""
+    search, counted = compass(loss, starts, free=free), []
+    try:
+        while True:
+            counted.append(next(search))
+    except StopIteration as end:
+        found: tuple[Any, float, int] = end.value
+    assert counted == list(range(1, found[2] + 1))
+    return found
+
+
 @pytest.mark.parametrize("target", [[0.7, 0.3], [0.0, 1.0], [0.2, 0.5, 0.3], [0.1, 0.2, 0.3, 0.4]])
 def test_the_search_finds_a_minimum_on_the_simplex(target: list[float]) -> None:
     goal, n = np.array(target), len(target)
-    found, value, evaluated = compass(lambda w: float(((w - goal) ** 2).sum()), [np.full(n, 1 / n)], free=False)
+    found, value, evaluated = found_by(lambda w: float(((w - goal) ** 2).sum()), [np.full(n, 1 / n)], free=False)
     assert found.sum() == pytest.approx(1)
     assert (found >= 0).all()
     np.testing.assert_allclose(found, goal, atol=0.03)
@@ -200,16 +214,16 @@ def test_the_search_finds_a_minimum_on_the_simplex(target: list[float]) -> None:
 
 def test_the_search_is_free_where_it_may_be() -> None:
     goal = np.array([1.4, 0.6])
-    found, _, _ = compass(lambda w: float(((w - goal) ** 2).sum()), [np.array([0.5, 0.5])], free=True)
+    found, _, _ = found_by(lambda w: float(((w - goal) ** 2).sum()), [np.array([0.5, 0.5])], free=True)
     np.testing.assert_allclose(found, goal, atol=0.03)
-    found, _, _ = compass(lambda w: float(((w + 1) ** 2).sum()), [np.array([0.5, 0.5])], free=True)
+    found, _, _ = found_by(lambda w: float(((w + 1) ** 2).sum()), [np.array([0.5, 0.5])], free=True)
     np.testing.assert_allclose(found, 0, atol=1e-9)
 
 
 def test_the_search_is_no_worse_than_its_starts_and_survives_nan() -> None:
     starts = [np.array([1.0, 0.0]), np.array([0.0, 1.0]), np.array([0.5, 0.5])]
     table = {1.0: 0.3, 0.0: 0.2, 0.5: 0.9}
-    found, value, _ = compass(lambda w: table.get(float(w[0]), float("nan")), starts, free=False)
+    found, value, _ = found_by(lambda w: table.get(float(w[0]), float("nan")), starts, free=False)
     assert (found.tolist(), value) == ([0.0, 1.0], 0.2)
 
 

@@ -181,6 +181,31 @@ def test_bases_that_are_none_are_refused(tmp_path: Path) -> None:
         based(merge_of({"o": tied}, {"o": 1.0}), packed, tmp_path / "out", allow_quantised=True)
 
 
+@pytest.mark.parametrize(("model_type", "fits"), [("gpt2", False), ("llama", True)])
+def test_a_square_layer_that_is_stored_the_other_way_round_is_refused(
+    tmp_path: Path, model_type: str, fits: bool
+) -> None:
+    """Its shape doesn't tell, and an adapter of a linear layer beside it says what holds for that one."""
+    name = "h.0.attn.c_proj"
+    a = write_adapter_folder(tmp_path / "a", 0, modules=[name], shapes={name: (16, 16)})
+    write_arrays(tmp_path / "base/model.safetensors", {f"{name}.weight": np.zeros((16, 16), np.float32)})
+    (tmp_path / "base/config.json").write_text(json.dumps({"model_type": model_type}))
+    merge = merge_of({"a": a}, {"a": 1.0})
+    if fits:
+        based(merge, tmp_path / "base", tmp_path / "out")
+    else:
+        with pytest.raises(Unmergeable, match=r"c_proj of a gpt2 is stored \(in, out\).* fan_in_fan_out"):
+            based(merge, tmp_path / "base", tmp_path / "out")
+
+
+def test_two_modules_of_one_tensor_are_refused(tmp_path: Path) -> None:
+    shapes = {"model.layers.0.q": (24, 16), "lm.model.layers.0.q": (24, 16)}
+    a = write_adapter_folder(tmp_path / "a", 0, modules=list(shapes), shapes=shapes)
+    write_base_folder(tmp_path / "base")
+    with pytest.raises(Unmergeable, match=r"both the base's model\.layers\.0\.q\.weight"):
+        based(merge_of({"a": a}, {"a": 1.0}), tmp_path / "base", tmp_path / "out")
+
+
 # --- what is refused ----------------------------------------------------------------------------
 
 NAME = "base_model.model.model.layers.0.q"

@@ -5,6 +5,8 @@ import pytest
 
 from actors.gate import core_mlp as mlp
 from actors.gate.core_mlp import Mlp, Recipe
+from schemas.events.gate import TrainGate
+from schemas.http_gate import TrainGateBody
 
 
 def clouds(n: int, per: int, d: int, seed: int = 0, spread: float = 0.4) -> tuple[np.ndarray, np.ndarray]:
@@ -50,6 +52,35 @@ def test_it_learns_what_can_be_told_apart(n: int, d: int) -> None:
     assert found.held_out_loss < 0.7 * np.log(n)
     unseen, truth = clouds(n, 40, d)
     assert (mlp.probabilities(found.mlp, unseen).argmax(axis=1) == truth).mean() > 0.95
+
+
+def test_the_recipe_is_as_it_is_told() -> None:
+    """deploy/gate.md has these numbers."""
+    recipe = Recipe()
+    assert (recipe.rate, recipe.steps, recipe.batch, recipe.entropy, recipe.hidden) == (3e-4, 200, 16, 0.01, 64)
+    assert (mlp.HIDDEN, mlp.FEWEST) == (64, 4)
+    assert TrainGate("p").seed == TrainGateBody().seed == 42
+    x, y = clouds(3, 4, 384)
+    net = mlp.fit(x, y, 3, 42).mlp
+    assert [part.shape for part in net] == [(384, 64), (64,), (64, 3), (3,)]
+
+
+def test_a_step_is_adamw_s() -> None:
+    """Of one weight and one bias, as algorithm 2 of Loshchilov & Hutter has it, in plain numbers."""
+    recipe = Recipe()
+    zeros = Mlp(*(np.zeros((1, 1)) if name.startswith("w") else np.zeros(1) for name in Mlp._fields))
+    net = Mlp(*(np.full_like(part, 0.5) for part in zeros))
+    first = second = zeros
+    w = b = 0.5
+    m = v = 0.0
+    for step, g in enumerate((0.3, -0.7, 0.01), 1):
+        net, first, second = mlp._adamw(net, Mlp(*(np.full_like(p, g) for p in net)), first, second, step, recipe)
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+        moved = m / (1 - 0.9**step) / ((v / (1 - 0.999**step)) ** 0.5 + 1e-8)
+        w, b = w - 3e-4 * (moved + 0.01 * w), b - 3e-4 * moved
+    assert net.w1[0, 0] == net.w2[0, 0] == pytest.approx(w, rel=1e-14)
+    assert net.b1[0] == net.b2[0] == pytest.approx(b, rel=1e-14)
+    assert w != pytest.approx(b, abs=1e-6)
 
 
 def test_the_same_seed_gives_the_same_gate() -> None:

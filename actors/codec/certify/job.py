@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.codec.artifact import open_column, read_manifest, target_sha256
+from actors.codec.artifact import open_column, read_manifest
 from actors.codec.base import CodecError, Phase
 from actors.codec.certify import causal_lm, column, encoder, gates
 from actors.codec.certify.causal_lm import Runs, Tokens
@@ -26,6 +26,7 @@ from actors.codec.checkpoints.source import Source, open_source
 from actors.codec.params import split_rows
 from actors.codec.restore import decode_checkpoint
 from actors.prompts import TextError, read_texts, tokenised
+from actors.tensors.identity import content_sha256
 from actors.torch_models import context, libraries, load_model, load_tokenizer
 from schemas.certificate import (
     CausalLmFunction,
@@ -216,7 +217,7 @@ def _same_target(manifest: Manifest, source: Source) -> None:
                 "calibrate again"
             )
         rows.append((item.name, item.dtype, item.route.shape if item.route else (), sha256))
-    if target_sha256(iter(rows)) != manifest.target_sha256:
+    if content_sha256(rows) != manifest.target_sha256:
         raise CodecError(f"the target isn't what artifact {manifest.artifact!r} was made of; calibrate again")
 
 

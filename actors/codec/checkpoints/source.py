@@ -16,6 +16,7 @@ from actors.codec.core import Route, route_checkpoint
 from actors.tensors import stored
 from actors.tensors.checkpoint import Checkpoint, open_checkpoint
 from actors.tensors.header import CheckpointError
+from actors.tensors.identity import stored_sha256
 from actors.tensors.stored import StoredTensor
 from schemas.codec import Override
 from schemas.names import Sha256
@@ -50,18 +51,15 @@ class Item(msgspec.Struct, frozen=True):
 
     def sha256(self) -> Sha256:
         """Of its bytes as they are stored. Raises CheckpointError."""
-        digest = hashlib.sha256()
         if self.vectors is not None:
-            rows = self.matrix()
+            digest, rows = hashlib.sha256(), self.matrix()
             step = max(1, stored.CHUNK_BYTES // max(1, 4 * rows.shape[1]))
             for start in range(0, len(rows), step):
                 digest.update(np.ascontiguousarray(rows[start : start + step]).data)
-        elif self.stored is not None:
-            for chunk in stored.byte_chunks(self.stored):
-                digest.update(chunk)
-        else:
+            return digest.hexdigest()
+        if self.stored is None:
             raise CheckpointError(self.shard, self.name, self.problem)
-        return digest.hexdigest()
+        return stored_sha256(self.stored)
 
 
 class Source(msgspec.Struct, frozen=True):
