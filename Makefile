@@ -32,11 +32,11 @@ test-llama: venv-dev  ## the llama.cpp tests on a real llama-server, built at th
 test-cert: venv-cert  ## the tests of certificates of models, on torch (a language model is trained at the first call: minutes)
 	LAKEHOUSE_CERT=1 $(BIN)/pytest -q tests/cert
 
-check: venv-dev  ## what to run before a commit: lint, types, unit and contract tests
+check: venv-dev  ## what to run before a commit: lint, types, unit tests that are quick
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy
-	$(BIN)/pytest -n $(WORKERS) --dist loadfile -q -m "not slow" tests/unit tests/contract
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile -q -m "not slow" tests/unit
 
 fmt: venv-dev  ## format the code
 	$(BIN)/ruff check --fix $(CODE)

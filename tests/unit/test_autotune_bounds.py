@@ -23,6 +23,7 @@ SHAPES: dict[str, tuple[float, Draw]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.parametrize("n", [20, 100, 500])
 def test_lower_bound_covers(name: str, n: int) -> None:

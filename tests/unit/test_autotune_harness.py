@@ -30,6 +30,7 @@ def assert_prefix(merged: EvalSet, fresh: EvalSet, at_least: int) -> None:
         assert np.isinf(merged.truth_distances[q, length:]).all()
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),

@@ -125,6 +125,7 @@ async def test_the_live_graph_is_brought_up_to_date_and_its_ef_compared(bench: B
     assert again.best.recall == best.recall
 
 
+@pytest.mark.slow
 async def test_a_challenger_is_measured_against_the_champions_trial(bench: Bench) -> None:
     await bench.go_live(HnswConfig(8, 40, 40))
     first = await bench.trial("t-1", LIVE)
@@ -150,6 +151,7 @@ async def test_a_graph_of_another_library_is_not_loaded(bench: Bench) -> None:
     assert said.best.build == "v1-M8-efc40-s42"  # built instead
 
 
+@pytest.mark.slow
 async def test_truth_follows_appends_and_deletes(bench: Bench) -> None:
     await bench.trial("t-1", fresh())
     before, _ = await bench.eval_set()

@@ -89,6 +89,7 @@ def fresh(index_type: LanceType, partitions: int = 8, sub_vectors: int = 0, **mo
     return Proposal(config, "explore", f"explore: {config.build}", 0.1, 7, policy="{}", **more)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("index_type", "sub_vectors"), [("IVF_RQ", 0), ("IVF_FLAT", 0), ("IVF_PQ", 8), ("IVF_HNSW_SQ", 0)]
 )
@@ -122,6 +123,7 @@ async def test_every_point_of_the_sweep_is_a_row_that_tells_all(
     assert said.holds_target == (best.recall_lower >= 0.9)
 
 
+@pytest.mark.slow
 async def test_recall_is_what_brute_force_says(bench: LanceBench) -> None:
     effort = LanceEffort(3, 2)
     await bench.trial("t-1", fresh("IVF_RQ", extra=[effort]))
@@ -138,6 +140,7 @@ async def test_recall_is_what_brute_force_says(bench: LanceBench) -> None:
     assert row.recall == pytest.approx(np.mean(recalls))
 
 
+@pytest.mark.slow
 async def test_an_index_is_built_once(bench: LanceBench) -> None:
     await bench.trial("t-1", fresh("IVF_FLAT"))
     await bench.trial("t-2", fresh("IVF_FLAT"))
@@ -147,6 +150,7 @@ async def test_an_index_is_built_once(bench: LanceBench) -> None:
     assert {r.effort: r.recall for r in second} == {r.effort: r.recall for r in first}
 
 
+@pytest.mark.slow
 async def test_what_is_live_is_measured_with_the_rows_that_came_since(bench: LanceBench) -> None:
     live = LanceConfig("IVF_FLAT", 8, 0, 6, 1)
     name = await bench.serve(live)
@@ -170,6 +174,7 @@ async def test_what_is_live_is_measured_with_the_rows_that_came_since(bench: Lan
     assert challenger.best.champion_trial == ("t-1" if challenger.holds_target else None)
 
 
+@pytest.mark.slow
 async def test_a_build_made_while_rows_come_is_measured_without_them(bench: LanceBench) -> None:
     """The store is further than the snapshot: its older version is built over."""
     await bench.add(np.arange(2000, 2900), 2)
@@ -179,6 +184,7 @@ async def test_a_build_made_while_rows_come_is_measured_without_them(bench: Lanc
     assert max(row.recall for row in bench.journal.rows) > 0.95
 
 
+@pytest.mark.slow
 async def test_backends_are_measured_against_each_other(bench: LanceBench) -> None:
     await bench.go_live(HnswConfig(8, 40, 40))
     live = Proposal(HnswConfig(8, 40, 40), "champion", "champion: live", extra=[HnswEffort(40)], reuse_live=True)
@@ -192,6 +198,7 @@ async def test_backends_are_measured_against_each_other(bench: LanceBench) -> No
     assert (second.best.champion_ratio_low or 0) > 1, "2,000 rows in memory: a graph is faster by far"
 
 
+@pytest.mark.slow
 async def test_a_graph_challenges_what_lance_serves(bench: LanceBench) -> None:
     live = LanceConfig("IVF_FLAT", 8, 0, 8, 1)
     await bench.serve(live)
@@ -211,6 +218,7 @@ async def test_an_index_that_was_never_there_before_it_was_measured_fails_with_w
     assert "/vectors/lance/migrate/docs" in said.reason
 
 
+@pytest.mark.slow
 async def test_a_store_that_lags_is_waited_for(bench: LanceBench) -> None:
     bench.snapshots.set(2, np.arange(2500))
     with pytest.raises(Transient, match="has dataset version 1, not 2"):
@@ -219,6 +227,7 @@ async def test_a_store_that_lags_is_waited_for(bench: LanceBench) -> None:
     assert isinstance(await bench.trial("t-1", fresh("IVF_FLAT")), TrialCompleted)
 
 
+@pytest.mark.slow
 async def test_what_can_not_be_built_fails_and_leaves_the_others(bench: LanceBench) -> None:
     said = await bench.trial("t-1", fresh("IVF_PQ", sub_vectors=7))
     assert isinstance(said, TrialFailed)
@@ -226,6 +235,7 @@ async def test_what_can_not_be_built_fails_and_leaves_the_others(bench: LanceBen
     assert isinstance(await bench.trial("t-2", fresh("IVF_FLAT")), TrialCompleted)
 
 
+@pytest.mark.slow
 async def test_ivf_pq_under_the_target_never_passes_the_gate(bench: LanceBench) -> None:
     """The system that this descends from shipped it unmeasured, at 0.835 under a gate of 0.9."""
     proposal = fresh("IVF_PQ", sub_vectors=1)

@@ -451,6 +451,7 @@ POINTS = [
 ]
 
 
+@pytest.mark.slow
 def test_the_frontier_is_a_table_and_a_picture(run: Run, daemon: CliDaemon) -> None:
     daemon.answers["GET /codec/frontier"] = Frontier("icc_3_1", "/models/tiny", POINTS, "SELECT")
     out = run("codec", "frontier", "/models/tiny", "--plot", "f.png")[1]

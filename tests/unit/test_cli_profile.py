@@ -277,6 +277,7 @@ def test_leaving_an_activation_doesnt_undo_it(run: Run, monkeypatch: pytest.Monk
     assert (code, "the daemon goes on" in err, "vram --watch" in err) == (130, True, True)
 
 
+@pytest.mark.slow
 def test_the_phases_of_a_swap_are_drawn(run: Run, daemon: CliDaemon, monkeypatch: pytest.MonkeyPatch) -> None:
     """The order is given only once its progress is heard: nothing of it is missed."""
     monkeypatch.setenv("FORCE_COLOR", "1")

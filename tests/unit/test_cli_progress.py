@@ -99,6 +99,7 @@ def test_create_as_json_is_the_index_that_serves(run: Run) -> None:
     assert json.loads(run(*CREATE, "--json")[1])["generation"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("creating", "terminal")
 def test_create_shows_the_daemons_phases_on_a_terminal(run: Run, daemon: CliDaemon) -> None:
     asked, heard = threading.Event(), threading.Event()

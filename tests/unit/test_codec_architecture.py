@@ -112,6 +112,7 @@ ANY_JSON = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.sampled_from([*LLAMA, "dtype", "n_embd", "text_config"]), ANY_JSON))
 def test_whatever_a_field_holds_the_answer_is_an_architecture_or_a_config_error(change: dict[str, Any]) -> None:
     with suppress(ConfigError):

@@ -40,6 +40,7 @@ def row_of(source: Path, number: int, params: CodecParams, out: Path, activation
     return row
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "params",
     [

@@ -195,6 +195,7 @@ def test_a_global_rotation_is_one(columns: int) -> None:
     assert np.abs(np.trace(turned)) < columns / 2
 
 
+@pytest.mark.slow
 def test_a_destroyed_column_s_search_fails() -> None:
     vectors = matrix()
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -245,6 +246,7 @@ async def certified(house: House, params: CodecParams, gate: ColumnGate) -> list
     return await house.run(CertifyCodec("vectors", gate=gate, prompts=150), "m2")
 
 
+@pytest.mark.slow
 async def test_a_column_is_certified_kept_and_graduates(house: House) -> None:
     (fact,) = of(CodecCertified, await certified(house, ROTATED, ColumnGate(oversample=3)))
     certificate = fact.certificate
@@ -262,6 +264,7 @@ async def test_a_column_is_certified_kept_and_graduates(house: House) -> None:
     assert isinstance(graduated, CodecGraduated)
 
 
+@pytest.mark.slow
 async def test_a_codec_that_loses_too_much_isn_t_passed(house: House) -> None:
     one_bit = CodecParams(family="rotated", bits=1, rotation="hadamard", calibration_rows=300)
     (fact,) = of(CodecCertified, await certified(house, one_bit, ColumnGate(oversample=1)))
@@ -269,6 +272,7 @@ async def test_a_codec_that_loses_too_much_isn_t_passed(house: House) -> None:
     assert "recall@10" in fact.certificate.failures[0]
 
 
+@pytest.mark.slow
 async def test_a_gate_that_lets_everything_pass_certifies_nothing(house: House) -> None:
     (fact,) = of(CodecSelfTestFailed, await certified(house, ROTATED, ColumnGate(recall=0.0)))
     assert "passed the gate" in fact.reason
@@ -284,6 +288,7 @@ async def test_a_reference_that_changed_isn_t_what_was_certified(house: House) -
     assert "has changed since" in failed.reason
 
 
+@pytest.mark.slow
 async def test_a_certification_that_comes_again_is_the_same(house: House) -> None:
     await house.with_index()
     await house.run(CalibrateCodec(COLUMN, ROTATED, "vectors"))

@@ -171,6 +171,7 @@ def test_without_torch_the_error_says_what_to_install(missing: str, monkeypatch:
         libraries()
 
 
+@pytest.mark.slow
 def test_torch_is_imported_by_nobody_who_doesn_t_measure_a_model() -> None:
     code = (
         "import sys, actors.codec.certify.job, actors.codec.certify.activations, daemon.wiring;"

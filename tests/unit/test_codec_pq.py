@@ -142,6 +142,7 @@ def test_everything_is_charged(centroids: int, code_bytes: int) -> None:
     assert charge.total == N * 6 + 2 * 16 * D + 4 + 2 * D * D
 
 
+@pytest.mark.slow
 def test_opq_beats_pq_on_unseen_rows_whose_columns_are_entangled() -> None:
     rows, unseen = weights(3000), weights(1000, seed=1)
     plain = CodecParams(family="pq", subspaces=6, centroids=32, lane_width="bf16x32")

@@ -75,6 +75,7 @@ def test_a_row_that_is_the_mean_decodes_to_it() -> None:
     assert through(x) == pytest.approx(x, rel=2e-3, abs=1e-3 * float(np.abs(x).max()))
 
 
+@pytest.mark.slow
 def test_bits_a_weight() -> None:
     x = weights(3000, 384)
     state = rabitq.fit(x, params(), np.random.default_rng(0))

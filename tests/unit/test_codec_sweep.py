@@ -72,6 +72,7 @@ def timeless(found: Iterable[PointMeasured]) -> dict[tuple[str, int], PointMeasu
     return {(item.tensor, item.point): replace(item, **zero) for item in found}
 
 
+@pytest.mark.slow
 def test_a_point_of_a_sweep_is_exactly_what_it_is_alone(tmp_path: Path) -> None:
     folder = model(tmp_path)
     together, skipped = run(folder, sweep(folder, points=MANY))
@@ -85,6 +86,7 @@ def test_a_point_of_a_sweep_is_exactly_what_it_is_alone(tmp_path: Path) -> None:
     assert len(learnt_alone) == len({learnt(item.params) for item in together}) == len(together) - 10
 
 
+@pytest.mark.slow
 def test_a_point_is_what_the_family_alone_makes_of_the_rows(tmp_path: Path) -> None:
     folder = model(tmp_path)
     found, _ = run(folder, sweep(folder, points=MANY))

@@ -62,6 +62,7 @@ def test_each_file_yields_what_it_promises(name: str, tmp_path: Path) -> None:
     assert all(item.refused == "" for item in found)
 
 
+@pytest.mark.slow
 def test_the_cross_product_has_every_combination_once_and_learns_six_times(tmp_path: Path) -> None:
     found, _ = measured("cross_product", tmp_path)
     combined = {

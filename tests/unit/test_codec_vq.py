@@ -43,17 +43,20 @@ def test_groups_of_one_are_lloyd_max_levels(k: int, left: float) -> None:
     assert error**2 == pytest.approx(left, rel=0.03)
 
 
+@pytest.mark.slow
 def test_pairs_of_256_centroids_come_near_the_bound() -> None:
     """Zador's high-rate law in two dimensions: 5 / (36 sqrt 3) * 8 pi / 256 = 0.00787 a value."""
     error = unseen_error(shared(), weights(200, 768), weights(100, 768, seed=1))
     assert 0.00787 * 0.97 < error**2 < 0.00787 * 1.1
 
 
+@pytest.mark.slow
 def test_pairs_beat_single_values_at_the_same_bits() -> None:
     rows, unseen = weights(1500), weights(seed=1)
     assert unseen_error(shared(), rows, unseen) < 0.97 * unseen_error(shared(dsub=1, centroids=16), rows, unseen)
 
 
+@pytest.mark.slow
 def test_the_rotation_is_what_makes_one_codebook_fit() -> None:
     rows, unseen = weights(200, 768), weights(100, 768, seed=1)
     errors = {r: unseen_error(shared(rotation=r), rows, unseen) for r in ("identity", "hadamard")}
@@ -104,6 +107,7 @@ def test_rows_of_zeros_stay_zeros() -> None:
     assert not vq.decode(state, vq.encode(state, np.zeros_like(rows), params), params).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("centroids", "code_bytes"), [(16, 1), (256, 1), (300, 2)])
 def test_everything_is_charged(centroids: int, code_bytes: int) -> None:
     rows = weights(300)
@@ -186,6 +190,7 @@ def test_additive_decodes_the_sum_of_its_stages() -> None:
         assert np.allclose(back[i], np.concatenate(groups) * length, rtol=1e-5, atol=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("params", [shared(), summing()])
 def test_the_generator_decides_and_the_unit_does_not_matter(params: CodecParams) -> None:
     rows, family = weights(200), additive if params.family == "additive" else vq

@@ -164,6 +164,7 @@ async def test_prints_of_a_job_dont_touch_the_stream(compute, capfd):
     assert capfd.readouterr().out == ""
 
 
+@pytest.mark.slow
 async def test_large_arrays_pass_both_ways(compute):
     array = np.random.default_rng(0).standard_normal((50_000, 384)).astype(np.float32)  # 77 MB
     (doubled,) = await collect(compute, jobs.double, array)

@@ -60,6 +60,7 @@ def test_the_readmes_transient_unit_names_real_properties(tmp_path: Path) -> Non
     assert (checked.returncode, checked.stderr.strip()) == (0, "")
 
 
+@pytest.mark.slow
 def test_the_heavy_libraries_work_without_writable_code_pages() -> None:
     """MemoryDenyWriteExecute=yes, by the kernel's own switch for it."""
     code = """

@@ -133,6 +133,7 @@ def test_codes_follow_rows_that_come_and_go(params: CodecParams) -> None:
     assert CodedVectors.at(nothing, later).search(later.vectors[:1], 1)[0].tolist() == [[int(later.rows[0])]]
 
 
+@pytest.mark.slow
 def test_many_queries_at_once_take_no_more_memory_than_their_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BLOCK_FLOATS", 1 << 16)
     stored = vectors("cosine", 4000)

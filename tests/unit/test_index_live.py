@@ -100,6 +100,7 @@ def test_a_live_graph_finds_what_brute_force_finds(metric, start, steps, seed):
     anyio.run(scenario)
 
 
+@pytest.mark.slow
 async def test_searches_go_on_and_stay_whole_while_rows_come_go_and_are_taken_in():
     """Rows come in pairs of equal vectors: an answer with one of a pair is half a change."""
     vectors = pool(3000, "l2")

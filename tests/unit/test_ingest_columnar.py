@@ -165,6 +165,7 @@ print(rows, int(next(line for line in open("/proc/self/status") if line.startswi
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("store_schema", [True, False])
 def test_a_parquet_bomb_does_not_fill_memory(tmp_path: Path, store_schema: bool) -> None:
     """1 MB of text once in the dictionary, 2,000 times in the column: 2 GB unfolded. Small at

@@ -22,6 +22,7 @@ def kinds(name: str, values: object) -> list[PiiKind]:
     return [found.kind for found in detect(name, array)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("seed", "rows"), [(11, 120), (12, 40), (13, 12)])
 def test_precision_and_recall_by_column(seed: int, rows: int) -> None:
     """Told kinds against labelled ones: at least 0.95 each, whatever the length of the table."""
@@ -132,6 +133,7 @@ def test_what_can_hold_nothing_holds_nothing(array: pa.Array) -> None:
     assert detect("email phone iban", array) == []
 
 
+@pytest.mark.slow
 @given(st.text(max_size=30), st.lists(st.text(max_size=60), max_size=20))
 @settings(max_examples=150, deadline=None)
 def test_any_text_gets_an_honest_answer(name: str, values: list[str]) -> None:
@@ -142,6 +144,7 @@ def test_any_text_gets_an_honest_answer(name: str, values: list[str]) -> None:
         assert found.share == pytest.approx(found.matched / found.sampled, abs=1e-4)
 
 
+@pytest.mark.slow
 @given(st.randoms(use_true_random=False))
 @settings(max_examples=20, deadline=None)
 def test_order_does_not_matter(rng: random.Random) -> None:

@@ -80,6 +80,7 @@ pieces = st.sampled_from(
 )
 
 
+@pytest.mark.slow
 @given(st.sampled_from([*LEFT, "person_name", "street_address", "national_id"]), st.lists(pieces | st.text(max_size=5)))
 @settings(max_examples=400, deadline=None)
 def test_nothing_but_what_is_said_is_left_of_a_value(kind: PiiKind, parts: list[str]) -> None:

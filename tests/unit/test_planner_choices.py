@@ -250,6 +250,7 @@ def test_a_verdict_needs_confidence(values, verdict):
     assert measured(np.empty((0, 4)), 0.95) is None
 
 
+@pytest.mark.slow
 def test_looking_often_turns_nothing_on():
     """Planners that gain nothing, looked at again and again."""
     rng, on, naive = np.random.default_rng(7), 0, 0

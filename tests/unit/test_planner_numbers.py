@@ -296,6 +296,7 @@ def test_the_same_queries_seldom_shift_and_others_do():
     assert shift(heavy[0, 0][:49], heavy[0, 1], 2.0, rng) is None
 
 
+@pytest.mark.slow
 def test_who_watches_all_the_time_seldom_cries_wolf():
     """Three hours of sixty queries a minute that don't change, and some that do."""
     rng = np.random.default_rng(15)

@@ -268,6 +268,7 @@ def acceptable(
     return True
 
 
+@pytest.mark.slow
 @given(models, profiles, st.integers(0, 3), st.booleans(), st.integers(0, 20), loads)
 @settings(max_examples=400, deadline=None)
 def test_the_plan_is_the_cheapest_of_all_acceptable_ones(

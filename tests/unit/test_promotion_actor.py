@@ -42,6 +42,7 @@ async def here(tmp_path: Path) -> Setting:
 WRITERS, OPERATIONS = 8, 200
 
 
+@pytest.mark.slow
 async def test_eight_writers_never_tear_the_history(here: Setting) -> None:
     answers: dict[str, Message] = {}
 

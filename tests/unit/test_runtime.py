@@ -242,6 +242,7 @@ async def test_an_unforeseen_error_is_tried_five_times_then_buried(clock: Virtua
     assert door.diary == ["start", "1#1", "1#2", "1#3", "1#4", "1#5", "stop"]
 
 
+@pytest.mark.slow
 @simulated
 async def test_a_message_that_waits_for_something_outside_is_not_buried(clock: VirtualClock, bus: MemoryBus) -> None:
     async def away(n: int, origin: Origin) -> None:

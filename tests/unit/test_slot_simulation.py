@@ -42,6 +42,7 @@ def test_a_seed(any_seed: int) -> None:
     assert world_of(any_seed).witness.broken == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [pytest.param(range(FIRST), id=f"0-{FIRST - 1}"), *chunks(0)])
 def test_the_slot_keeps_its_word(seeds: range) -> None:
     keeps_its_word(seeds)
@@ -140,6 +141,7 @@ def believes_old_lists(port: Any) -> Any:
     return Nostalgic(port) if isinstance(port, PlayServer) else port
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sabotage", "seen"),
     [

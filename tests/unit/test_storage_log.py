@@ -34,6 +34,7 @@ async def append(tables: DeltaTables, *numbers: int) -> None:
     await tables.commit(TABLE, [pa.record_batch({"n": pa.array(numbers, pa.int64())})], note())
 
 
+@pytest.mark.slow
 async def test_readers_during_commits_leave_no_gap_in_the_log(tmp_path: Path) -> None:
     """A reader that met a commit at its entry once counted it twice, and the next commit left
     a version out: nobody could open the table again."""
