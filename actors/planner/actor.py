@@ -43,6 +43,8 @@ from schemas.events.planner import (
 from schemas.names import IndexName
 from schemas.planner import PlannerGain, PlannerMode
 
+KEEP_EACH = 50
+"""New labels that are worth a revision of the state: a process that is killed takes no more with it."""
 log = structlog.get_logger(__name__)
 
 Lessons = PlannerLearned | PatternShift | PlannerModeChanged
@@ -102,6 +104,8 @@ class Planner(Actor):
                 await self._forget(name)
                 continue
             said += await self._apart(name, self._judge(name, planned))
+            if planned.instant.labelled - planned.kept >= KEEP_EACH:
+                said += await self._apart(name, self._keep(name))
             recent = await self._shifted(planned)
             if recent and name not in self._learning:
                 said += await self._apart(name, self._learn(name, recent))
@@ -223,6 +227,10 @@ class Planner(Actor):
         self._planners.indexes[command.index] = planned
         await self._keeper.save(command.index)
         return (PlannerForgot(command.index, True, self._process_id), await self._keeper.status(command.index))
+
+    async def _keep(self, name: IndexName) -> list[Lessons]:
+        await self._keeper.save(name)
+        return []
 
     async def _forget(self, name: IndexName) -> None:
         self._planners.forget(name)

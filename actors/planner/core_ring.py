@@ -30,6 +30,9 @@ class Trajectories(NamedTuple):
     def size(self) -> int:
         return len(self.quality)
 
+    def newest(self, n: int) -> "Trajectories":
+        return Trajectories._make(values[-n:] for values in self)
+
     def where(self, keep: NDArray[np.bool_]) -> "Trajectories":
         return Trajectories(*(values[keep] for values in self))
 

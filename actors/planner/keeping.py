@@ -87,11 +87,13 @@ class Keeper:
         index = await self._registry.load(IndexDocument, name)
         if planned is None or index is None:
             return
+        labelled = planned.instant.labelled
         document = await self.document(name, planned)
         for attempt in range(TRIES):
             found = await self._registry.load(PlannerDocument, name)
             try:
                 await self._registry.save(name, document, expected=found[1] if found else None, bucket=index[0].bucket)
+                planned.kept = labelled
                 return
             except Conflict:
                 if attempt == TRIES - 1:

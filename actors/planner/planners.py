@@ -37,6 +37,7 @@ class Planned:
         self.own_us = 0.0  # sum of what choosing and remembering took
         self.chosen = 0  # since start
         self.tested = (0, 0)  # trajectories seen when the last two windows of the watch for shifts ended
+        self.kept = 0  # labels when the state was kept last
         self.compared = 0  # queries run again with and without what was chosen
         self.judged = 0  # of them when it was last looked at whether it helps
         self.looks = 0

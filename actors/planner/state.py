@@ -29,6 +29,8 @@ from schemas.documents.planner import ArmState, PlannerDocument
 from schemas.names import IndexName
 from schemas.planner import Block
 
+KEPT = 1000
+"""Trajectories that outlive a restart: the newest. All ten thousand would be 7 MB a revision."""
 EXPORTED = ((300, 200, 10), (300, 100, 5), (150, 50, 2), (100, 50, 0))
 """Labels, plans of the reference, and earlier tasks: the first that fit."""
 FITS = 720_000
@@ -57,7 +59,7 @@ class Moment(NamedTuple):
             str(decade): {name: ArmState(**msgspec.structs.asdict(arm)) for name, arm in contexts.items()}
             for decade, contexts in instant.bandit.contexts.items()
         }
-        return cls(instant.ring.look(), instant.labels, arms)
+        return cls(instant.ring.look().newest(KEPT), instant.labels, arms)
 
 
 def document_of(index: IndexName, planned: Planned, config: PlannerConfig, moment: Moment) -> PlannerDocument:

@@ -3,6 +3,7 @@
 import base64
 from collections.abc import AsyncIterator
 from pathlib import Path
+from time import perf_counter
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from actors.planner_ports import Outcome, Run, Situation
 from tests.integration.http_house import House, house
 
-LADDER_LABELS = 40
+LADDER_LABELS = 110
 
 
 @pytest.fixture
@@ -23,12 +24,14 @@ def told(here: House, n: int) -> None:
     """n queries are searched; the first of them run again."""
     rng = np.random.default_rng(1)
     for number, query in enumerate(rng.standard_normal((n, 384)).astype(np.float32)):
-        situation = Situation("docs", "hnsw", 0.95, query, 10, 5000, None, ("graph", "fetch"), 50, "graph", ("graph",))
+        plan_of, since = ("graph", "fetch"), perf_counter()
+        situation = Situation("docs", "hnsw", 0.95, query, 10, 5000, None, plan_of, 50, "graph", ("graph",), since)
         plan = here.planners.choose(situation)
         assert plan is not None
-        here.planners.observe(plan, Outcome([("graph", 80.0)], 100.0, 80.0, "graph", 50, 600, 1.0))
+        here.planners.observe(plan, Outcome([("graph", 80.0)], 100.0, 80.0, 50, 600, 1.0, perf_counter()))
         if number < LADDER_LABELS:
-            here.planners.label(plan, [Run(float(ef), min(1.0, 0.8 + ef / 300)) for ef in here.planners.ladder])
+            runs = [Run(float(ef), min(1.0, 0.8 + ef / 300)) for ef in here.planners.ladder]
+            here.planners.label(plan, runs, Run(50.0, 0.95), Run(float(plan.effort), 0.95), 0.95)
 
 
 async def test_it_is_shown_taught_exported_reset_and_imported(here: House) -> None:

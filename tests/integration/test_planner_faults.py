@@ -326,6 +326,22 @@ async def test_a_store_that_went_away_takes_its_own_samples_alone_with_it(
     await house.until(watched)
 
 
+async def test_labels_are_kept_without_a_cycle_or_a_stop(house: IndexHouse) -> None:
+    async def kept() -> int:
+        found = await house.registry.load(PlannerDocument, "docs")
+        return 0 if found is None else found[0].arrays["labels.default"].shape[0]
+
+    await labelled(house, 60)
+    assert await kept() == 0
+    await house.planner.on_watch()
+    first = await kept()
+    assert first >= 60
+    await ask(house, 20, 55)
+    await house.searcher.on_check()
+    await house.planner.on_watch()
+    assert await kept() == first  # a few more are not worth it
+
+
 async def test_nothing_stays_of_an_index_that_was_dropped_under_a_search(house: IndexHouse) -> None:
     await ask(house, 3)
     await house.bus.ask(SetPlanner("docs", "on"))

@@ -92,7 +92,7 @@ async def test_text_is_embedded_and_explained(house):
     assert (info.state, info.dim, info.rows) == ("ready", 384, 150)
     result = await house.bus.ask(Search("docs", text="listens on a socket variant 31", k=1, explain=True))
     assert result.queries[0][0].id == "31"
-    assert [step.name for step in result.explain.steps] == ["embed", "graph", "fetch"]
+    assert [step.name for step in result.explain.steps] == ["embed", "plan", "graph", "fetch"]
     assert all(step.us > 0 for step in result.explain.steps)
     assert (result.explain.generation, result.explain.strategy, result.explain.ef_search) == (1, "graph", 50)
     await house.append("data", pa.table({"id": ["new"], "text": ["paints a picture of a mountain"]}))
