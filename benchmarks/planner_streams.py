@@ -67,7 +67,8 @@ def drift(tables: Tables, seed: int, target: float = 0.95) -> None:
             if watched(instant.learned.reference, b[: len(b) - len(c)], c, config.ewc_boundary_threshold, rng):
                 recent = len(b)
         if recent or place % CYCLE_EACH == CYCLE_EACH - 1:
-            made = cycle(instant.learned, instant.ring.drain(), instant.labels, target, config, recent)
+            made = cycle(instant.learned, instant.ring.look(), instant.labels, target, config, recent)
+            instant.ring.forget(instant.ring.seen)
             instant.labels = made.labels
             instant.adopt(made.learned)
             if made.shift is not None and made.shift.shifted:

@@ -34,7 +34,8 @@ MANY = 1024
 
 
 class PlanEmbedding:
-    """Embeds plans for queries of `dim` dimensions. The same seed gives the same vectors everywhere."""
+    """Embeds plans for queries of `dim` dimensions. The same seed gives the same vectors everywhere. For one thread:
+    its buffers are used again."""
 
     def __init__(self, dim: int, hidden: int, seed: int) -> None:
         if dim < 1 or hidden < 1:

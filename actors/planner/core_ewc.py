@@ -48,9 +48,6 @@ class Memory(NamedTuple):
         squares = weights @ (gradients.astype(np.float64) ** 2)  # (p,)
         return self._replace(fisher=(DECAY**n * self.fisher + squares).astype(np.float32))
 
-    def penalty(self, parameters: F32) -> float:
-        return 0.5 * self.strength * sum(float(t.fisher @ (parameters - t.optimum) ** 2) for t in self.tasks)
-
     def gradient(self, parameters: F32) -> F32:
         """(p,)"""
         total = np.zeros_like(parameters)

@@ -1,7 +1,6 @@
 """k-means with seeded k-means++ starts (Arthur & Vassilvitskii 2007), squared Euclidean distance.
 
-An empty cluster is given the point that is furthest from its own centroid, so that k clusters come out
-whenever there are k distinct points.
+A cluster that is left empty is given the point that is furthest from its own centroid.
 
 Notation: n points, h dimensions, k clusters.
 """

@@ -98,12 +98,6 @@ class Ring:
         rest = self._rest[places]
         return Trajectories(self._plans[places], self._us[places], *rest.T.copy())
 
-    def drain(self) -> Trajectories:
-        """The same, and they are kept no longer."""
-        taken = self.look()
-        self.forget(self.seen)
-        return taken
-
     def forget(self, before: int) -> None:
         """Those with a lower number are kept no longer: a cycle has taken them."""
         self._start = max(self._start, min(before, self.seen))

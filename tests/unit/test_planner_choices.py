@@ -302,7 +302,8 @@ def studied(config: PlannerConfig) -> Instant:
         instant.after(choice, [("graph", 50.0), ("fetch", 5.0), ("odd", 1.0)], 6.0, 60.0, 0.01, 1.0)
         recall = np.where(np.arange(len(LADDER)) >= rung, 1.0, 0.7).astype(np.float32)
         instant.told(choice, recall, np.array(LADDER, np.float32))
-    made = cycle(instant.learned, instant.ring.drain(), instant.labels, 0.95, config)
+    made = cycle(instant.learned, instant.ring.look(), instant.labels, 0.95, config)
+    instant.ring.forget(instant.ring.seen)
     instant.adopt(made.learned)
     return instant
 

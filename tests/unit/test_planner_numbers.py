@@ -75,7 +75,8 @@ def test_the_ring_keeps_the_newest_and_counts_the_rest():
     assert ring.grade(5, 0.8, 0.95)
     assert not ring.grade(2, 0.8, 0.95)
     assert not ring.grade(8, 1.0, 0.95)
-    taken = ring.drain()
+    taken = ring.look()
+    ring.forget(ring.seen)
     assert taken.quality.tolist()[2] == 0
     assert taken.recall[2] == np.float32(0.8)
     assert (ring.seen, ring.dropped, ring.size) == (8, 3, 0)
@@ -163,10 +164,14 @@ def test_the_penalty_pulls_towards_what_was_learnt_and_ten_tasks_are_remembered(
     assert len(memory.tasks) == core_ewc.MAX_TASKS
     assert not memory.fisher.any()
     at = rng.standard_normal(5)
-    numeric = [(memory.penalty(at + e) - memory.penalty(at - e)) / 2e-5 for e in np.eye(5) * 1e-5]
+
+    def penalty(parameters: np.ndarray) -> float:
+        return 0.5 * memory.strength * sum(float(t.fisher @ (parameters - t.optimum) ** 2) for t in memory.tasks)
+
+    numeric = [(penalty(at + e) - penalty(at - e)) / 2e-5 for e in np.eye(5) * 1e-5]
     np.testing.assert_allclose(memory.gradient(at.astype(np.float32)), numeric, rtol=1e-3)
-    step, before = memory.limit(1.0), memory.penalty(at)
-    assert memory.penalty(at - step * memory.gradient(at.astype(np.float32))) < before  # no step diverges
+    step, before = memory.limit(1.0), penalty(at)
+    assert penalty(at - step * memory.gradient(at.astype(np.float32))) < before  # no step diverges
 
 
 def test_the_strength_follows_forgetting_within_its_bounds():
