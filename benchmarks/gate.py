@@ -30,7 +30,7 @@ from actors.gate.core_minimise import compass
 from actors.gate.merging import Merge, Weighted, write_adapter
 from benchmarks.docstrings import fitted
 from benchmarks.small_adapters import peft_mix, train_adapter
-from benchmarks.small_lm import small_lm
+from benchmarks.small_lm import nodes, small_lm
 
 NAMES = ("python", "c")
 CHARS = 400  # of a prompt
@@ -49,13 +49,7 @@ def python_texts() -> Iterator[tuple[str, str]]:
     for path in sorted(root.glob("*.py")) + sorted(root.glob("[a-z]*/*.py")):
         if {"test", "tests", "site-packages", "idlelib", "lib2to3", "encodings"} & set(path.parts):
             continue
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                tree = ast.parse(path.read_bytes())
-        except (SyntaxError, ValueError):
-            continue
-        for node in ast.walk(tree):
+        for node in nodes(path):
             if isinstance(node, ast.FunctionDef) and len(node.body) > 2:
                 body = node.body[1:] if ast.get_docstring(node) else node.body
                 node.body = body or node.body

@@ -41,17 +41,21 @@ def docstrings() -> Iterator[tuple[str, str]]:
         parts = path.relative_to(root).parts
         if {"test", "tests", "idle_test", "site-packages", "lib2to3", "encodings"} & set(parts):
             continue
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                tree = ast.parse(path.read_bytes())
-        except (SyntaxError, ValueError):
-            continue
-        for node in ast.walk(tree):
+        for node in nodes(path):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 text = ast.get_docstring(node)
                 if text and len(text) >= FEWEST_CHARS:
                     yield "/".join(parts), " ".join(text[:MOST_CHARS].split())
+
+
+def nodes(path: Path) -> Iterator[ast.AST]:
+    """Of a module's tree; none of one that doesn't parse."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield from ast.walk(ast.parse(path.read_bytes()))
+    except (SyntaxError, ValueError):
+        return
 
 
 def split() -> tuple[list[str], list[str]]:

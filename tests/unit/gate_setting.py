@@ -21,6 +21,7 @@ from daemon.storage.tables import DeltaTables
 from schemas.documents.gate import GateDocument
 from schemas.documents.profile import ProfileDocument
 from schemas.events.base import Message, Refusal
+from schemas.events.gate import GateTrained, TrainGate
 from schemas.events.index import EmbedderSpec
 from schemas.events.profile import GetSlot, SlotInfo
 from schemas.gate import Example
@@ -138,3 +139,12 @@ class Setting:
         found = await self.registry.load(GateDocument, name)
         assert found is not None
         return found[0]
+
+
+def of(kind: Any, said: Message) -> Any:
+    assert isinstance(said, kind), said
+    return said
+
+
+async def trained(house: Setting, each: int = 20, id: str = "m1", **more: Any) -> GateTrained:
+    return of(GateTrained, await house.ask(TrainGate("p", examples(each), **more), id))

@@ -16,7 +16,7 @@ from actors.ports import TableRef
 from schemas.documents.dataset import DatasetDocument
 from schemas.documents.gate import GateDocument
 from schemas.documents.profile import ProfileDocument
-from schemas.events.base import Message, Progress, Refusal
+from schemas.events.base import Progress, Refusal
 from schemas.events.dataset import CommitInfo
 from schemas.events.gate import (
     ExportGate,
@@ -34,21 +34,12 @@ from schemas.events.index import EmbedderSpec
 from schemas.events.profile import ProfileDeleted
 from schemas.gate import Example
 from schemas.profile import Adapter
-from tests.unit.gate_setting import Setting, examples
+from tests.unit.gate_setting import Setting, examples, of, trained
 
 
 @pytest.fixture
 def house(tmp_path: Path) -> Setting:
     return Setting(tmp_path)
-
-
-def of(kind: Any, said: Message) -> Any:
-    assert isinstance(said, kind), said
-    return said
-
-
-async def trained(house: Setting, each: int = 20, id: str = "m1", **more: Any) -> GateTrained:
-    return of(GateTrained, await house.ask(TrainGate("p", examples(each), **more), id))
 
 
 # --- training -----------------------------------------------------------------------------------

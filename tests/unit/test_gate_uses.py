@@ -8,33 +8,22 @@ import msgspec
 import numpy as np
 import pytest
 
-from schemas.events.base import Message, Refusal
+from schemas.events.base import Refusal
 from schemas.events.gate import (
     ExportGate,
     GateExported,
-    GateTrained,
     Generate,
     Generated,
-    TrainGate,
 )
 from schemas.gate import ExportManifest
 from schemas.profile import Adapter
 from tests.unit.gate_adapters import dense, factors, read_all
-from tests.unit.gate_setting import Setting, examples
+from tests.unit.gate_setting import Setting, of, trained
 
 
 @pytest.fixture
 def house(tmp_path: Path) -> Setting:
     return Setting(tmp_path)
-
-
-def of(kind: Any, said: Message) -> Any:
-    assert isinstance(said, kind), said
-    return said
-
-
-async def trained(house: Setting, each: int = 20, id: str = "m1", **more: Any) -> GateTrained:
-    return of(GateTrained, await house.ask(TrainGate("p", examples(each), **more), id))
 
 
 # --- exports ------------------------------------------------------------------------------------
