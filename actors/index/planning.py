@@ -32,6 +32,8 @@ from schemas.planner import PlannerExplanation
 
 LONGEST = 1e15
 """Longer vectors, but by cosine, are searched as without a planner."""
+BEYOND = 4
+"""Rungs: four times the effort."""
 SMALL = 2000
 """Rows of an index that exact search over all of it is worth a try in."""
 
@@ -256,21 +258,29 @@ class NoGraphError(Exception):
 async def _climbed(
     index: Served, query: NDArray[np.float32], truth: NDArray[np.float32], ladder: Sequence[int]
 ) -> AsyncIterator[tuple[int, Run]]:
-    """Runs at every effort until one has full recall, and at the last: more effort changes nothing but the time."""
-    full = False
+    """Runs at every effort until one has full recall, and once more BEYOND it: more effort changes nothing but the
+    time."""
+    last = len(ladder)
     for place, effort in enumerate(ladder):
-        if not full or place == len(ladder) - 1:
+        if place <= last or place == min(last + BEYOND, len(ladder) - 1):
             await anyio.lowlevel.checkpoint()  # short searches await nothing, and there are many
             run = await _run(index, query, truth, effort)
-            full = full or run.recall == 1.0
+            if run.recall == 1.0:
+                last = min(last, place)
             yield effort, run
+            if place > last:
+                return
 
 
 def _filled(runs: Sequence[tuple[int, Run]], ladder: Sequence[int]) -> list[Run]:
-    """Of every effort: what wasn't run has full recall, and a time between its neighbours', linear in effort."""
+    """Of every effort: what wasn't run has full recall, and a time that grows with effort as it did between the last
+    two that were run."""
     known = dict(runs)
-    us = np.interp(ladder, list(known), [run.us for run in known.values()])
-    return [known.get(effort, Run(float(time), 1.0)) for effort, time in zip(ladder, us, strict=True)]
+    if len(runs) < 2 or len(known) == len(ladder):
+        return [known.get(effort, runs[-1][1]) for effort in ladder]
+    (low, first), (high, second) = runs[-2:]
+    slope = max(0.0, second.us - first.us) / max(1, high - low)
+    return [known.get(effort, Run(first.us + slope * (effort - low), 1.0)) for effort in ladder]
 
 
 async def _run(index: Served, query: NDArray[np.float32], truth: NDArray[np.float32], effort: int) -> Run:
