@@ -107,7 +107,9 @@ def _show(answer: dict[str, Any], as_json: bool) -> None:
             "queries": answer["queries_processed"],
             "by a pattern": share(answer["pattern_hit_rate"]),
             "mean query": micros(answer["avg_latency_us"]),
-            "of which planning": f"{answer['planner_us']:.1f} µs",
+            "of which planning": f"{answer['planner_us']:.1f} µs"
+            if answer["planner_us"]
+            else None,  # none since the start
             "patterns": answer["patterns_stored"],
             "labels": answer["labels"],
             "waiting to be learnt from": answer["trajectories"],
