@@ -2,7 +2,7 @@
 
     plan = planner.choose(situation)       before a search, in tens of microseconds
     planner.observe(plan, outcome)         after it
-    planner.label(plan, ladder, …)         later, of a sampled one: run again at every effort of `planner.ladder`
+    planner.label(plan, ladder, …)         later, of a sampled one: run again up `planner.ladder`
     planner.compare(plan, runs)            of a sampled filtered one: run again by every strategy
 
 An effort is the ef_search of a graph, or PROBES times the nprobes of a Lance index, whose refine factor and ef grow
@@ -77,7 +77,7 @@ def scale(k: int, backend: Backend) -> float:
 
 class QueryPlanner(Protocol):
     ladder: tuple[int, ...]
-    """Efforts that a label is measured at, ascending; each times `scale`."""
+    """Efforts that a label tells of, ascending; each times `scale`."""
 
     def wants(self, index: IndexName, surely: bool) -> bool:
         """Whether it wants to see the next query of an index. `surely`: it is run again, or is to be explained."""
@@ -90,8 +90,8 @@ class QueryPlanner(Protocol):
     def observe(self, plan: Plan, outcome: Outcome) -> None: ...
 
     def label(self, plan: Plan, ladder: Sequence[Run], default: Run, planned: Run, answered: Share) -> None:
-        """`ladder`: a run for each of its efforts, in order; `default` and `planned`: without the planner, and as it
-        chose; `answered`: the recall of what the user got."""
+        """`ladder`: a run for each of its efforts, in order, those beyond full recall perhaps estimated; `default` and
+        `planned`: without the planner, and as it chose; `answered`: the recall of what the user got."""
         ...
 
     def compare(self, plan: Plan, runs: Mapping[str, Run]) -> None:

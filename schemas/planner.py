@@ -34,7 +34,7 @@ class PlannerExplanation(msgspec.Struct, frozen=True):
     mode: PlannerMode
     acted: bool
     decided: Decided
-    effort: int  # ef_search, or ten times the nprobes of a Lance index
+    effort: int  # ef_search, or the nprobes of a Lance index
     default_effort: int
     strategy: str
     default_strategy: str

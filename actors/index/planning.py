@@ -1,6 +1,7 @@
 """Where a searcher asks a query planner: before a search, after it, and in the background of sampled queries, which are
-run again at every effort and by every strategy. The planner itself is behind the port; without one nothing here costs
-anything. What isn't planned: several vectors at once, hybrid search, old versions, and whoever says an effort himself.
+run again up a ladder of efforts and by every strategy. The planner itself is behind the port; without one nothing here
+costs anything. What isn't planned: several vectors at once, hybrid search, old versions, and whoever says an effort
+himself.
 """
 
 import contextlib
@@ -107,6 +108,24 @@ class Planning:
         """Where a query is planned to be answered, if not by what serves the index."""
         lance = plan is not None and plan.acting and plan.strategy == "lance" and isinstance(index, ServedIndex)
         return self.beside(index, version) if lance else None
+
+    async def answered(
+        self,
+        lance: LanceServed,
+        query: Search,
+        queries: NDArray[np.float32],
+        matching: Matching | None,
+        columns: list[str],
+        watch: Stopwatch,
+    ) -> Near | None:
+        """By the store beside what serves the index. None where it can't be read any more: what serves can."""
+        rows = None if matching is None else Matching(matching.rows, matching.rows)
+        try:
+            return await lance.neighbours(lance.vectors, queries, query.k, query, rows, columns, watch)
+        except GONE as error:
+            watch.step("lance", "it is gone")
+            log.warning("the store beside an index can't be read", index=lance.place, why=str(error))
+            return None
 
     def after(self, plan: Plan, index: Served, near: Near, query: Search, watch: Stopwatch) -> None:
         since, steps = perf_counter(), watch.laps

@@ -79,13 +79,12 @@ async def search(
         if plan is not None:
             watch.step("plan", "%s, effort %d", plan.strategy, plan.effort)
         lance = planning.elsewhere(index, plan, vectors.version)
-        if plan is not None and plan.strategy == "lance" and lance is None and isinstance(index, ServedIndex):
-            plan = plan._replace(acting=False)  # the rows changed since the filter was looked up
+        other = None
         if lance is not None:
-            rows = None if matching is None else Matching(matching.rows, matching.rows)
-            near = await lance.neighbours(lance.vectors, queries, query.k, query, rows, columns, watch)
-        else:
-            near = await index.neighbours(vectors, queries, query.k, query, matching, columns, watch, plan)
+            other = await planning.answered(lance, query, queries, matching, columns, watch)
+        if plan is not None and plan.strategy == "lance" and other is None and isinstance(index, ServedIndex):
+            plan = plan._replace(acting=False)  # the rows changed since the filter was looked up, or the store is gone
+        near = other or await index.neighbours(vectors, queries, query.k, query, matching, columns, watch, plan)
         hits = await _hits(index, near.found, columns) if near.hits is None else near.hits
     else:
         found = await texts.search(index, vectors, queries, query, matching, columns, watch)

@@ -100,15 +100,7 @@ class Planner(Actor):
         """Looks whether the planner helps, and whether the queries have shifted: then a cycle runs at once."""
         said: list[Lessons] = []
         for name, planned in self._active():
-            if await self._registry.load(IndexDocument, name) is None:  # a search, or a cycle, outlived its index
-                await self._forget(name)
-                continue
-            said += await self._apart(name, self._judge(name, planned))
-            if planned.instant.labelled - planned.kept >= KEEP_EACH:
-                said += await self._apart(name, self._keep(name))
-            recent = await self._shifted(planned)
-            if recent and name not in self._learning:
-                said += await self._apart(name, self._learn(name, recent))
+            said += await self._apart(name, self._watch(name, planned))
         return said
 
     def _active(self) -> list[tuple[IndexName, Planned]]:
@@ -228,6 +220,18 @@ class Planner(Actor):
         await self._keeper.save(command.index)
         return (PlannerForgot(command.index, True, self._process_id), await self._keeper.status(command.index))
 
+    async def _watch(self, name: IndexName, planned: Planned) -> list[Lessons]:
+        if await self._registry.load(IndexDocument, name) is None:  # a search, or a cycle, outlived its index
+            await self._forget(name)
+            return []
+        said = await self._apart(name, self._judge(name, planned))
+        if planned.instant.labelled - planned.kept >= KEEP_EACH:
+            said += await self._apart(name, self._keep(name))
+        recent = await self._shifted(planned)
+        if recent and name not in self._learning:
+            said += await self._apart(name, self._learn(name, recent))
+        return said
+
     async def _keep(self, name: IndexName) -> list[Lessons]:
         await self._keeper.save(name)
         return []
@@ -325,13 +329,14 @@ class Planner(Actor):
     # --- modes ---
 
     async def _judge(self, name: IndexName, planned: Planned) -> list[Lessons]:
-        if self._planners.indexes.get(name) is not planned:  # reset meanwhile
+        shadow = planned.mode == "shadow"
+        if planned.compared - planned.judged < (core_gain.LEAST if shadow else 1):
             return []
-        due = core_gain.LEAST if planned.mode == "shadow" else 1
-        if planned.compared - planned.judged < due:
-            return []
-        planned.judged, planned.looks = planned.compared, planned.looks + 1
+        judged = planned.judged = planned.compared
+        planned.looks += shadow  # only those looks can turn it on by chance
         gain = await anyio.to_thread.run_sync(planned.gain)
+        if self._planners.indexes.get(name) is not planned or planned.judged != judged:  # reset meanwhile, or shifted
+            return []
         mode = core_gain.next_mode(planned.mode, gain)
         if mode == planned.mode or gain is None:
             return []

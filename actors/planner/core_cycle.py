@@ -95,6 +95,8 @@ def cycle(
     bank = learned.bank
     good = seen.where(seen.quality >= config.quality_threshold)
     new, clusters = patterns(good, config, rng) if good.size else (Bank.empty(config.hidden_dim), 0)
+    if learned.calibration is not None and bank.size:  # until labels tell; there may be none here of what others learnt
+        new = new._replace(effort=bank.effort[(new.centroids @ bank.centroids.T).argmax(axis=1)])
     bank = consolidated(upserted(bank, new, config.consolidation_threshold), config.consolidation_threshold)
     bank = evicted(bank, config.pattern_clusters)
     learned = learned._replace(bank=bank, reference=newest[-REFERENCE:])

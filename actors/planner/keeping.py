@@ -73,14 +73,17 @@ class Keeper:
         found = await self._registry.load(PlannerDocument, name)
         if found is None:
             return
-        own = self._planners.indexes.get(name)
-        await self.adopt(name, found[0])
+        document, own = found[0], self._planners.indexes.get(name)
+        await self.adopt(name, document)
         taken = self._planners.indexes.get(name)
-        if own is not None and taken is not None and taken is not own:
+        if own is None or taken is None or taken is own or own.instant.embedding.dim != document.dim:
+            return
+        if own.backend in (None, document.backend):  # else this process hasn't yet seen that another backend serves
+            own.backend = document.backend
             own.instant.terrain = taken.instant.terrain
             own.instant.adopt(taken.instant.learned)
             own.mode, own.why = taken.mode, taken.why
-            self._planners.indexes[name] = own
+        self._planners.indexes[name] = own
 
     async def save(self, name: IndexName) -> None:
         planned = self._planners.indexes.get(name)
@@ -91,6 +94,8 @@ class Keeper:
         document = await self.document(name, planned)
         for attempt in range(TRIES):
             found = await self._registry.load(PlannerDocument, name)
+            if self._planners.indexes.get(name) is not planned:  # reset or replaced meanwhile
+                return
             try:
                 await self._registry.save(name, document, expected=found[1] if found else None, bucket=index[0].bucket)
                 planned.kept = labelled

@@ -40,7 +40,7 @@ class Planned:
         self.kept = 0  # labels when the state was kept last
         self.compared = 0  # queries run again with and without what was chosen
         self.judged = 0  # of them when it was last looked at whether it helps
-        self.looks = 0
+        self.looks = 0  # in shadow, at whether it is to be turned on
         self._gain: tuple[tuple[int, int], PlannerGain | None] = ((0, 0), None)
         self.passed = 0.0  # share of a query that is still to be looked at
 
@@ -56,8 +56,8 @@ class Planned:
         """The queries are of another kind now: what was measured on the former ones proves nothing."""
         self.instant.bandit.discount(FORGET)
         self.instant.pairs = self.instant.pairs[:0]
-        self.judged = self.looks = 0
-        self.compared = 0
+        self.compared = self.judged = self.looks = 0
+        self._gain = ((0, 0), None)
 
 
 class Ticket:
@@ -186,12 +186,13 @@ class Planners:
     def explain(self, plan: Plan, steps: Sequence[tuple[str, float]]) -> PlannerExplanation:
         ticket = _ticket(plan)
         choice, unit = ticket.choice, PROBES if ticket.of.backend == "lance" else 1
+        effort, default_effort = (max(1, round(count / unit)) for count in (plan.effort, plan.default_effort))
         return PlannerExplanation(
             mode=ticket.of.mode,
             acted=plan.acting,
             decided=choice.kind,
-            effort=max(1, plan.effort // unit),
-            default_effort=max(1, plan.default_effort // unit),
+            effort=effort,
+            default_effort=default_effort,
             strategy=choice.strategy,
             default_strategy=choice.default_strategy,
             pattern=choice.pattern if choice.pattern >= 0 else None,

@@ -39,4 +39,4 @@ class PlannerDocument(Document, frozen=True, kw_only=True, tag="planner"):
     cycles: int = 0
     learned: Timestamp | None = None  # when the last cycle ended
     cycle_s: Seconds = 0.0
-    looks: int = 0  # at whether it helps, since the queries shifted last
+    looks: int = 0  # in shadow, at whether it helps, since the queries shifted last

@@ -15,6 +15,7 @@ import pytest
 
 from actors import hnsw
 from actors.errors import CorruptState, Refused
+from actors.index.lance_served import LanceServed
 from actors.planner import state
 from actors.planner.config import PlannerConfig
 from actors.planner.core_labels import Calibration, Labels
@@ -357,3 +358,113 @@ async def test_nothing_stays_of_an_index_that_was_dropped_under_a_search(house: 
     await house.planner.on_watch()
     assert "docs" not in house.planners.indexes
     assert await gone()
+
+
+async def test_no_search_fails_for_a_store_beside_that_is_gone(
+    house: IndexHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await house.bus.ask(MigrateIndex("docs"))
+    house.searcher.upkeep_s = 0.1
+
+    async def beside() -> bool:
+        return house.searcher._planning.beside(house.searcher._shelf.loaded("docs")) is not None  # type: ignore[arg-type]
+
+    async def gone(*_: Any) -> None:
+        raise FileNotFoundError("the Lance store of docs")
+
+    await house.until(beside)
+    house.searcher._config = msgspec.structs.replace(house.config, sample_share=0.0)
+    chosen = house.planners.choose
+    monkeypatch.setattr(house.planners, "choose", lambda s: chosen(s)._replace(acting=True, strategy="lance"))
+    monkeypatch.setattr(LanceServed, "neighbours", gone)
+    for more, strategy in (({}, "graph"), ({"filter": "number < 10"}, "exact")):
+        answer = await ask(house, 1, **more)
+        assert (answer.explain.strategy, len(answer.queries[0])) == (strategy, 10)
+        assert not answer.explain.planner.acted
+    assert not house.searcher._loader.unreadable
+
+
+async def test_what_is_reset_while_it_is_kept_doesnt_come_back(
+    house: IndexHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await labelled(house, 60)
+    keeper, document = house.planner._keeper, house.planner._keeper.document
+
+    async def slow(*args: Any) -> Any:
+        made = await document(*args)
+        await house.bus.ask(ResetPlanner("docs"))
+        return made
+
+    monkeypatch.setattr(keeper, "document", slow)
+    await keeper.save("docs")
+    assert await house.registry.load(PlannerDocument, "docs") is None
+
+
+async def test_a_shift_while_it_is_judged_leaves_it_in_shadow(
+    house: IndexHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await ask(house, 1)
+    planned = house.planners.indexes["docs"]
+    planned.instant.pairs = np.tile([100.0, 50.0, 1.0, 1.0], (150, 1))
+    planned.compared += 150
+    gain = planned.gain
+
+    def slow() -> Any:
+        measured = gain()
+        planned.shifted()
+        return measured
+
+    monkeypatch.setattr(planned, "gain", slow)
+    assert await house.planner.on_watch() == []
+    assert (planned.mode, planned.looks) == ("shadow", 0)
+
+
+async def test_looks_while_it_is_on_ask_for_no_more_confidence_later(house: IndexHouse) -> None:
+    await ask(house, 1)
+    planned = house.planners.indexes["docs"]
+    for _ in range(4):
+        planned.instant.pairs = np.tile([100.0, 50.0, 1.0, 1.0], (150, 1))
+        planned.compared += 100
+        await house.planner.on_watch()
+    assert (planned.mode, planned.looks) == ("on", 1)
+
+
+async def test_an_index_that_cant_be_looked_up_doesnt_keep_the_others_from_being_watched(
+    house: IndexHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await house.create("other", "data", "vector")
+    await ask(house, 1)
+    await ask_it(house, "other")
+    load = house.registry.load
+
+    async def damaged(kind: Any, name: str) -> Any:
+        if name == "docs":
+            raise CorruptState("its document fails its checksum")
+        return await load(kind, name)
+
+    monkeypatch.setattr(house.registry, "load", damaged)
+    planned = house.planners.indexes["other"]
+    planned.instant.pairs = np.tile([100.0, 50.0, 1.0, 1.0], (150, 1))
+    planned.compared += 150
+    (said,) = await house.planner.on_watch()
+    assert isinstance(said, PlannerModeChanged)
+    assert (said.index, said.mode) == ("other", "on")
+
+
+async def test_efforts_of_another_backend_are_not_taken_over(house: IndexHouse) -> None:
+    await labelled(house, 60)
+    await house.bus.ask(LearnPlanner("docs"))
+    planned = house.planners.indexes["docs"]
+    learned = planned.instant.learned
+    found = await house.registry.load(PlannerDocument, "docs")
+    assert found is not None
+    there = msgspec.structs.replace(found[0], backend="lance")
+    await house.registry.save("docs", there, expected=found[1])
+    await house.planner._keeper.follow("docs", "elsewhere")
+    assert house.planners.indexes["docs"] is planned
+    assert planned.instant.learned is learned
+    revision = (await house.registry.load(PlannerDocument, "docs"))[1]  # type: ignore[index]
+    await house.registry.save("docs", found[0], expected=revision)
+    await house.planner._keeper.follow("docs", "elsewhere")
+    assert house.planners.indexes["docs"] is planned
+    assert planned.instant.learned is not learned

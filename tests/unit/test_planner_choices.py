@@ -4,6 +4,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from actors.index import core
 from actors.planner import state
 from actors.planner.config import PlannerConfig
 from actors.planner.core_bandit import Arm, Bandit
@@ -21,6 +22,7 @@ from actors.planner.instant import Instant
 from actors.planner.learning import LearningOrder, learn
 from actors.planner.planners import Planned, Planners
 from actors.planner_ports import Outcome, Run, Situation
+from schemas.config import LanceConfig
 
 DIM = 24
 EXACT = frozenset({"exact"})
@@ -319,6 +321,44 @@ def test_it_learns_which_kind_of_query_needs_how_much():
     assert {choice.kind for choice in choices} <= {"PatternApplied", "DefaultWithAdaptation"}
     filtered = instant.before(queries[0], ("filter", "graph"), 10, 0.01, 6.0, "exact", ("exact", "filtered_graph"))
     assert (filtered.kind, filtered.decade, filtered.strategy) == ("Default", 2, "exact")
+
+
+def test_new_patterns_need_what_the_nearest_does_until_labels_tell():
+    """Of a process that took over what another had learnt, and has no labels of its own."""
+    config = PlannerConfig(pattern_clusters=8)
+    instant = studied(config)
+    known = instant.learned.bank.effort
+    for query in kinds(300, 3)[0]:
+        choice = instant.before(query, ("graph", "fetch"), 10, 1.0, 6.0, "graph")
+        instant.after(choice, [("graph", 50.0)], 6.0, 60.0, 0.01, 1.0)
+    made = cycle(instant.learned, instant.ring.look(), Labels.empty(config.hidden_dim), 0.95, config)
+    assert not made.shift.shifted
+    assert made.learned.bank.effort.max() <= known.max() + 1e-5 < RUNGS[-1] - 1
+
+
+def test_the_effort_that_is_explained_is_the_nearest_number_of_cells():
+    planners = Planners(PlannerConfig())
+    query = np.ones(DIM, np.float32)
+    situation = Situation(
+        "docs", "lance", 0.95, query, 10, 3000, None, ("lance", "fetch"), 30, "lance", ("lance",), 0.0
+    )
+    plan = planners.choose(situation)
+    planned = core.planned_effort(LanceConfig(partitions=64, nprobes=3), 28)
+    explained = planners.explain(plan._replace(effort=28), [])
+    assert (explained.effort, explained.default_effort) == (planned.nprobes, 3) == (3, 3)
+
+
+def test_what_was_measured_before_a_shift_is_told_no_more():
+    planned = Planned(PlannerConfig(), DIM, 0.95, "shadow")
+
+    def told(pair):
+        planned.instant.compared(Pair(*pair))
+        planned.compared += 1
+        return planned.gain()
+
+    assert told((100, 50, 1, 1)).speed.value == 2
+    planned.shifted()
+    assert told((100, 200, 1, 1)).speed.value == 0.5
 
 
 def test_the_same_calls_make_the_same_choices():
