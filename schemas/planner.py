@@ -41,7 +41,7 @@ class PlannerExplanation(msgspec.Struct, frozen=True):
     pattern: int | None  # number of the pattern applied
     similarity: float  # to the pattern that was applied, or else the nearest; 0 without one
     confidence: Share  # of that pattern
-    own_us: Micros  # that choosing took
+    own_us: Micros  # that choosing and remembering took
     operators: list[Criticality] = []
 
 

@@ -124,7 +124,7 @@ class Planning:
             return await lance.neighbours(lance.vectors, queries, query.k, query, rows, columns, watch)
         except GONE as error:
             watch.step("lance", "it is gone")
-            log.warning("the store beside an index can't be read", index=lance.place, why=str(error))
+            log.info("the store beside an index can't be read", index=lance.place, why=str(error))
             return None
 
     def after(self, plan: Plan, index: Served, near: Near, query: Search, watch: Stopwatch) -> None:
@@ -240,15 +240,14 @@ class Planning:
         filtered: Matching | None,
         truth: NDArray[np.float32],
     ) -> Run | None:
-        """How Lance does on the same query (1, d); None where it isn't ready beside what serves."""
+        """How Lance does on the same query (1, d); None where it isn't ready beside what serves, or is gone."""
         lance = self.beside(index)
         if lance is None or not isinstance(index, ServedIndex):
             return None
-        rows = None if filtered is None else Matching(filtered.rows, filtered.rows)
-        asked = Search(index.document.index, k=k)
         started = perf_counter()
-        near = await lance.neighbours(lance.vectors, query, k, asked, rows, [], Stopwatch(False))
-        return Run((perf_counter() - started) * 1e6, recall_against(near.found[1][0], truth))
+        asked = Search(index.document.index, k=k)
+        near = await self.answered(lance, asked, query, filtered, [], Stopwatch(False))
+        return None if near is None else Run((perf_counter() - started) * 1e6, recall_against(near.found[1][0], truth))
 
 
 def _would(index: Served, k: int, rows: int, left: int | None) -> tuple[str, tuple[str, ...], int]:

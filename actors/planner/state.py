@@ -280,6 +280,8 @@ def _block(values: NDArray[Any], half: bool = False) -> Block:
 
 def _array(name: str, block: Block) -> NDArray[Any]:
     """float16 comes back as float32. Raises ValueError."""
+    if not block.shape:
+        raise ValueError(f"{name} is a number, not an array")
     values: NDArray[Any] = np.frombuffer(block.data, _KINDS[block.dtype]).reshape(block.shape)
     if np.isinf(values).any() or (name != MAY_BE_UNKNOWN and np.isnan(values).any()):
         raise ValueError(f"{name} holds what is no finite number")

@@ -58,7 +58,7 @@ class PlannerStatus(Reply, tag="planner.status"):
     queries_processed: int
     pattern_hit_rate: float
     avg_latency_us: Micros
-    planner_us: Micros  # mean time that choosing took
+    planner_us: Micros  # mean time that choosing and remembering took
     background_cycles: int
     patterns_stored: int
     trajectories: int

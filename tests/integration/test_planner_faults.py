@@ -382,6 +382,14 @@ async def test_no_search_fails_for_a_store_beside_that_is_gone(
         assert (answer.explain.strategy, len(answer.queries[0])) == (strategy, 10)
         assert not answer.explain.planner.acted
     assert not house.searcher._loader.unreadable
+    house.searcher._config = house.config
+    await ask(house, 20, 5)  # and it still hears of those that are run again
+
+    async def told() -> bool:
+        await house.searcher.on_check()
+        return house.planners.indexes["docs"].instant.labels.size == 20
+
+    await house.until(told)
 
 
 async def test_what_is_reset_while_it_is_kept_doesnt_come_back(

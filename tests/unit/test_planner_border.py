@@ -97,6 +97,7 @@ def with_array(document: PlannerDocument, name: str, values: Any, kind: str = "f
         ("reference", np.full((60, 16), np.nan)),
         ("terrain.offset", np.zeros(60)),
         ("terrain.offset", np.zeros((3, 3))),
+        ("terrain.offset", 1.0),
         ("terrain.matrix", np.zeros((5000, DIM))),
         ("seen.effort", np.zeros((60, 2))),
         ("task.0.optimum", np.zeros(3)),

@@ -8,7 +8,7 @@ from actors.index import core
 from actors.planner import state
 from actors.planner.config import PlannerConfig
 from actors.planner.core_bandit import Arm, Bandit
-from actors.planner.core_cycle import Learned, cycle, patterns, readout, taught, trained
+from actors.planner.core_cycle import Learned, cycle, held, patterns, readout, taught, trained
 from actors.planner.core_embedding import OPERATORS
 from actors.planner.core_ewc import Task
 from actors.planner.core_gain import Pair, measured, next_mode
@@ -165,6 +165,15 @@ def test_calibration_holds_recall_at_least_cost_and_knows_a_useless_prediction()
     noise = calibrated(labels, rng.permutation(wanted), 0.95)
     assert noise.slope <= 0.25  # a fixed effort, or nearly
     assert calibrated(labels, wanted, 1.1) == (RUNGS[-1], 0.0)  # can't be held
+
+
+def test_recall_is_held_that_is_had_without_a_planner_or_the_target():
+    labels = labels_of(np.full(50, RUNGS[5]), np.zeros((50, 4), np.float32))
+    default = [labels._replace(default=np.full(50, effort, np.float32)) for effort in (RUNGS[4], RUNGS[6])]
+    assert held(default[0], 0.95) == pytest.approx(0.95)
+    assert held(default[1], 0.95) == pytest.approx(1)  # who set it higher wants more
+    missed = default[0]._replace(recall=np.full_like(labels.recall, 0.9))
+    assert held(missed, 0.95) == pytest.approx(0.9)  # more can't be had
 
 
 def test_leave_one_out_is_leave_one_out():
@@ -403,6 +412,8 @@ def test_a_shift_is_a_task_to_be_remembered():
     assert (made.learned.memory.tasks[0].fisher > 0).any()
     again = cycle(made.learned, instant.ring.look(), made.labels, 0.95, config)
     assert not again.shift.shifted
+    told = cycle(instant.learned, instant.ring.look(), instant.labels, 0.95, config, 120)  # by the watch
+    assert len(told.learned.reference) == 120
 
 
 def test_what_is_forgotten_of_an_earlier_task_is_held_harder():
