@@ -19,7 +19,7 @@ from actors.planner.config import PlannerConfig
 from actors.planner.core_boundary import Shift, shift
 from actors.planner.core_ewc import Memory
 from actors.planner.core_kmeans import kmeans
-from actors.planner.core_labels import RUNGS, Calibration, Labels, calibrated
+from actors.planner.core_labels import LEAST_LABELS, RUNGS, Calibration, Labels, calibrated, enough
 from actors.planner.core_lora import Lora, quantile_loss, quantile_slope
 from actors.planner.core_patterns import Bank, confidence_of, consolidated, evicted, upserted
 from actors.planner.core_predictor import Weights
@@ -32,9 +32,6 @@ TAU = 0.75
 """An undershoot of the effort costs three times an overshoot."""
 EPOCHS = 5
 BATCH = 32
-LEAST_LABELS = 100
-"""Fewer say too little about effort (their mean recall is known to ±0.01): the planner then chooses what would be
-chosen without it."""
 REFERENCE = 1000
 """Plans that are kept of a cycle, to tell a shift of the next one's from."""
 LEAST_WEIGHT = 1e-3
@@ -120,7 +117,7 @@ def taught(learned: Learned, labels: Labels, recall: float, config: PlannerConfi
             for one in (learned.adapter, adapter)
         )
         memory = memory.adapted(before, after, config.ewc_max_lambda)
-    others = ~by_pattern if np.count_nonzero(~by_pattern) >= LEAST_LABELS else np.ones(labels.size, np.bool_)
+    others = enough(~by_pattern)
     calibration = calibrated(labels.where(others), predicted[others], recall)
     return learned._replace(bank=told, weights=weights, adapter=adapter, memory=memory, calibration=calibration)
 

@@ -20,6 +20,9 @@ RUNGS = np.log2(np.array(LADDER, np.float64))  # (e,)
 FULL = 1 - 1e-6
 MOST = 2000
 """Labels that are kept: the newest."""
+LEAST_LABELS = 100
+"""Fewer say too little about effort (their mean recall is known to ±0.01): the planner then chooses what would be
+chosen without it."""
 
 
 class Label(NamedTuple):
@@ -86,6 +89,11 @@ def between(values: F32, efforts: F64) -> F64:
     rows = np.arange(len(values))
     made: F64 = values[rows, low] * (1 - part) + values[rows, low + 1] * part
     return made
+
+
+def enough(some: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Those of the labels; all, where they are too few for a mean recall."""
+    return some if np.count_nonzero(some) >= LEAST_LABELS else np.ones_like(some)
 
 
 class Calibration(NamedTuple):

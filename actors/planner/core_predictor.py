@@ -5,10 +5,10 @@ search. hnswlib can't resume a search, so a probe that is thrown away costs more
                           where the query lies among the rows: six static features, core_terrain.py)
 
 A pattern's effort is a quantile of what its labels needed, shrunk towards that of all by PRIOR labels: the smallest
-quantile, one for all patterns, at which their efforts hold the recall. The smoothed effort is a kernel mean over the 5
-nearest patterns, exp(β(cosine - 1)) times the labels of each. Both, and w by ridge regression, are learnt from labels
-whose own part is taken out of their pattern (leave one out): else patterns of few labels would look as good as they
-are bad.
+quantile, one for all patterns, at which their efforts hold the recall of the queries that they answer. The smoothed
+effort is a kernel mean over the 5 nearest patterns, exp(β(cosine - 1)) times the labels of each. Both, and w by ridge
+regression, are learnt from labels whose own part is taken out of their pattern (leave one out): else patterns of few
+labels would look as good as they are bad.
 Similarity to the patterns themselves is no feature: a query that a pattern was made from is nearer to it than a fresh
 one is, and would look easier.
 
@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.planner.core_labels import Labels
+from actors.planner.core_labels import Labels, enough
 from actors.planner.core_patterns import Bank
 from actors.planner.core_terrain import FEATURES as STATIC
 
@@ -105,12 +105,16 @@ def _without_each(values: F64, quantile: float) -> F64:
     return made
 
 
-def holding(labels: Labels, own: NDArray[np.int64], wanted: F64, m: int, recall: float) -> float:
-    """The smallest quantile at which the patterns' efforts hold a mean recall over the labels; 1 where none does."""
+def holding(
+    labels: Labels, own: NDArray[np.int64], wanted: F64, m: int, recall: float, judged: NDArray[np.bool_]
+) -> float:
+    """The smallest quantile at which the patterns' efforts hold a mean recall over the labels that are `judged`, (n,);
+    1 where none does."""
+    some = labels.where(judged)
     low, high = 0.0, 1.0
     for _ in range(7):
         middle = (low + high) / 2
-        if labels.at(efforts(own, wanted, m, middle)[1])[0].mean() >= recall:
+        if some.at(efforts(own, wanted, m, middle)[1][judged])[0].mean() >= recall:
             high = middle
         else:
             low = middle
@@ -129,10 +133,11 @@ def fitted(labels: Labels, bank: Bank, recall: float) -> Fitted:
     wanted, m = labels.sufficient(), bank.size
     similar = labels.plans @ bank.centroids.T  # (n, m)
     own = similar.argmax(axis=1)
-    effort, without = efforts(own, wanted, m, holding(labels, own, wanted, m, recall))
+    by_pattern = _by_pattern(similar, bank)
+    effort, without = efforts(own, wanted, m, holding(labels, own, wanted, m, recall, enough(by_pattern)))
     counts = np.bincount(own, minlength=m).astype(np.float64)
     told = bank._replace(effort=effort.astype(np.float32), labels=counts)
-    seen, by_pattern = _features(labels, told, similar, without)
+    seen = _features(labels, told, similar, without)
     centre, spread = seen.mean(axis=0), seen.std(axis=0) + 1e-6
     z = (seen - centre) / spread
     # shrunk towards the smoothed effort as it is, not towards nothing
@@ -145,16 +150,24 @@ def fitted(labels: Labels, bank: Bank, recall: float) -> Fitted:
 
 def predicted(labels: Labels, bank: Bank, weights: Weights) -> F64:
     """(n,) for labels that neither was learnt from, without the adapters."""
-    seen, _ = _features(labels, bank, labels.plans @ bank.centroids.T, None)
-    made: F64 = seen @ weights.w + weights.b
+    made: F64 = _features(labels, bank, labels.plans @ bank.centroids.T, None) @ weights.w + weights.b
     return made
 
 
-def _features(labels: Labels, bank: Bank, similar: F32, without: F64 | None) -> tuple[F64, NDArray[np.bool_]]:
-    """(n, f) features of each label and (n,) whether a pattern answers it. `without` (n,): the effort of its own
-    pattern as it would be without it."""
-    seen, by_pattern = np.empty((labels.size, FEATURES)), np.empty(labels.size, np.bool_)
-    efforts_, counts, sure = bank.effort.tolist(), bank.labels.tolist(), bank.confidence.tolist()
+def _by_pattern(similar: F32, bank: Bank) -> NDArray[np.bool_]:
+    """(n,) whether a pattern answers queries that are so similar (n, m) to the patterns."""
+    sure = bank.confidence.tolist()
+    answered = np.empty(len(similar), np.bool_)
+    for i, row in enumerate(similar):
+        places = nearest(row)
+        answered[i] = applied(places, row[places].tolist(), sure) >= 0
+    return answered
+
+
+def _features(labels: Labels, bank: Bank, similar: F32, without: F64 | None) -> F64:
+    """(n, f) features of each label. `without` (n,): the effort of its own pattern as it would be without it."""
+    seen = np.empty((labels.size, FEATURES))
+    efforts_, counts = bank.effort.tolist(), bank.labels.tolist()
     for i, row in enumerate(similar):
         places = nearest(row)
         alike = row[places].tolist()
@@ -162,6 +175,5 @@ def _features(labels: Labels, bank: Bank, similar: F32, without: F64 | None) -> 
         if without is not None:
             effort[0], told[0] = float(without[i]), max(0.0, told[0] - 1)
         seen[i, :2] = smoothed(alike, effort, told)
-        by_pattern[i] = applied(places, alike, sure) >= 0
     seen[:, 2:] = labels.static
-    return seen, by_pattern
+    return seen

@@ -14,7 +14,7 @@ from actors.planner.core_ewc import Task
 from actors.planner.core_gain import Pair, measured, next_mode
 from actors.planner.core_labels import LADDER, RUNGS, Label, Labels, between, calibrated
 from actors.planner.core_patterns import Bank
-from actors.planner.core_predictor import applied, efforts, holding, nearest, smoothed
+from actors.planner.core_predictor import applied, efforts, fitted, holding, nearest, smoothed
 from actors.planner.core_ring import Trajectories
 from actors.planner.core_slack import slacks
 from actors.planner.core_terrain import Terrain
@@ -198,12 +198,32 @@ def test_patterns_take_the_smallest_quantile_that_holds_recall():
     own = rng.integers(0, 4, 400)
     rung = np.clip(own * 3 + rng.integers(-1, 2, 400), 0, 13)
     labels = labels_of(RUNGS[rung], np.zeros((400, 4), np.float32))
+    every = np.ones(400, np.bool_)
     for recall in (0.9, 0.95, 0.99):
-        quantile = holding(labels, own, labels.sufficient(), 4, recall)
+        quantile = holding(labels, own, labels.sufficient(), 4, recall, every)
         held = labels.at(efforts(own, labels.sufficient(), 4, quantile)[1])[0].mean()
         less = labels.at(efforts(own, labels.sufficient(), 4, max(0.0, quantile - 0.02))[1])[0].mean()
         assert held >= recall > less
-    assert holding(labels, own, labels.sufficient(), 4, 1.1) == 1.0
+    assert holding(labels, own, labels.sufficient(), 4, 1.1, every) == 1.0
+
+
+def test_recall_holds_of_the_queries_that_patterns_answer():
+    """Those are the harder ones, each near a pattern that is sure."""
+    config, rng = PlannerConfig(), np.random.default_rng(0)
+    centres = np.eye(10, config.hidden_dim)
+    own, answered = rng.integers(0, 10, 1200), np.arange(1200) < 600
+    plans = centres[own] + rng.standard_normal((1200, config.hidden_dim)) * np.where(answered, 0.03, 0.12)[:, None]
+    plans /= np.linalg.norm(plans, axis=1, keepdims=True)
+    rung = np.clip(own + rng.integers(-2, 3, 1200) + np.where(answered, 3, -2), 0, 13)
+    labels = labels_of(RUNGS[rung], plans.astype(np.float32))
+    ten, ones = np.ones(10, np.float32), np.ones(10)
+    bank = Bank(centres.astype(np.float32), ten, ten, ones, 0 * ones, ten, ten)
+    told = fitted(labels, bank, 0.95)
+    assert (told.by_pattern == answered).all()
+    assert labels.where(answered).at(told.bank.effort[own[answered]].astype(float))[0].mean() >= 0.95 - 1e-3
+    calibration = taught(Learned.untrained(config)._replace(bank=bank), labels, 0.95, config, rng).calibration
+    efforts_ = calibration.shift + calibration.slope * told.predicted[~answered]
+    assert labels.where(~answered).at(efforts_)[0].mean() == pytest.approx(0.95, abs=0.01)
 
 
 def test_the_first_pattern_that_is_sure_and_alike_supplies_the_effort():
