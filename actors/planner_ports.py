@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from schemas.config import Effort, HnswEffort
 from schemas.names import Backend, IndexName, Share
 from schemas.planner import PlannerExplanation
 
@@ -67,6 +68,13 @@ class Run(NamedTuple):
 
     us: float
     recall: Share
+
+
+def counted(effort: Effort | None) -> int:
+    """An effort as a planner counts it; 0: exact."""
+    if effort is None:
+        return 0
+    return effort.ef_search if isinstance(effort, HnswEffort) else PROBES * effort.nprobes
 
 
 def scale(k: int, backend: Backend) -> float:

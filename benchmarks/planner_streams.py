@@ -61,11 +61,10 @@ def drift(tables: Tables, seed: int, target: float = 0.95) -> None:
             instant.told(choice, tables.recall[i], tables.cost_us[i].astype(np.float32))
         recent = 0
         if place % WATCH_EACH == WATCH_EACH - 1:
-            plans, first = instant.ring.look().plans, instant.ring.seen - instant.ring.size
-            b, c = (plans[max(0, at - first) :] for at in windows)
+            plans, newest = instant.ring.look(instant.ring.seen - windows[0]).plans, instant.ring.seen - windows[1]
             windows = [windows[1], instant.ring.seen]
-            if watched(instant.learned.reference, b[: len(b) - len(c)], c, config.ewc_boundary_threshold, rng):
-                recent = len(b)
+            if watched(instant.learned.reference, plans[:-newest], plans[-newest:], config.ewc_boundary_threshold, rng):
+                recent = len(plans)
         if recent or place % CYCLE_EACH == CYCLE_EACH - 1:
             made = cycle(instant.learned, instant.ring.look(), instant.labels, target, config, recent)
             instant.ring.forget(instant.ring.seen)

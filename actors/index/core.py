@@ -11,8 +11,8 @@ from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 
-from actors.planner_ports import PROBES
-from schemas.config import EF_BOUNDS, REFINE_BOUNDS, HnswEffort, IndexConfig, LanceConfig, LanceEffort
+from actors.planner_ports import counted
+from schemas.config import EF_BOUNDS, REFINE_BOUNDS, IndexConfig, LanceConfig, LanceEffort
 from schemas.config import Build as BuildConfig
 from schemas.documents.index import GenerationDocument
 from schemas.events.index import GenerationBuilt, Strategy
@@ -117,13 +117,6 @@ def widened_probes(nprobes: int, matching: Rows, rows: Rows, partitions: int) ->
     """Cells to look into for a filter: the nearest hits lie further out as fewer rows match, in proportion to
     the square root while the filter is neither for nor against the query."""
     return min(partitions, math.ceil(nprobes * math.sqrt(rows / max(1, matching))))
-
-
-def counted(effort: HnswEffort | LanceEffort | None) -> int:
-    """An effort as a planner counts it; 0: exact."""
-    if effort is None:
-        return 0
-    return effort.ef_search if isinstance(effort, HnswEffort) else PROBES * effort.nprobes
 
 
 def planned_effort(config: LanceConfig, planned: int) -> LanceEffort:

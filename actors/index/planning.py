@@ -26,7 +26,7 @@ from actors.index.live import THREADS
 from actors.index.sampling import WAITING, recall_against
 from actors.index.served import ServedIndex
 from actors.index.shelf import Served, Shelf
-from actors.planner_ports import PROBES, Outcome, Plan, QueryPlanner, Run, Situation, scale
+from actors.planner_ports import PROBES, Outcome, Plan, QueryPlanner, Run, Situation, counted, scale
 from schemas.events.index import Search
 from schemas.names import Share
 from schemas.planner import PlannerExplanation
@@ -131,7 +131,7 @@ class Planning:
         since, steps = perf_counter(), watch.laps
         search_us = sum(us for name, us in steps if name in ("graph", "exact", "lance"))
         scanned = len(index.vectors) if near.strategy == "exact" else 0
-        effort = core.counted(near.effort)
+        effort = counted(near.effort)
         self._asked(
             index,
             self._planner.observe,
@@ -253,7 +253,7 @@ class Planning:
 def _would(index: Served, k: int, rows: int, left: int | None) -> tuple[str, tuple[str, ...], int]:
     """The strategy without a planner, those that may answer, and the effort without a planner."""
     if isinstance(index, LanceServed):
-        return "lance", ("lance",), core.counted(index.config.effort)
+        return "lance", ("lance",), counted(index.config.effort)
     effort = max(index.config.ef_search, k)
     chosen: str = core.strategy(k, effort, rows, left, index.exact_below_rows)
     if left is None:

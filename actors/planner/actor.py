@@ -40,6 +40,7 @@ from schemas.events.planner import (
     ResetPlanner,
     SetPlanner,
 )
+from schemas.events.promotion import ConfigPromoted
 from schemas.names import IndexName
 from schemas.planner import PlannerGain, PlannerMode
 
@@ -122,6 +123,14 @@ class Planner(Actor):
             return ()
         planned.instant.bandit.discount(FORGET)
         return await self._apart(event.index, self._learn(event.index))
+
+    @handles
+    async def on_promoted(self, event: ConfigPromoted) -> Sequence[Never]:
+        planned = self._planners.indexes.get(event.index)
+        if planned is not None:
+            planned.promoted(event.previous, event.entry.config)
+            await self._apart(event.index, self._keep(event.index))
+        return ()
 
     @handles
     async def on_learned(self, event: PlannerLearned) -> Sequence[Never]:
@@ -269,9 +278,9 @@ class Planner(Actor):
     async def _lesson(self, name: IndexName, planned: Planned, recent: int) -> list[Lessons] | Refusal:
         instant = planned.instant
         started, seen, upto = self._clock.monotonic(), instant.ring.look(), instant.ring.seen
-        labels, labelled = instant.labels, instant.labelled
+        labels, labelled, promotions = instant.labels, instant.labelled, planned.promotions
         lesson = await self._taught(name, planned, seen, labels, recent)
-        if self._planners.indexes.get(name) is not planned:
+        if self._planners.indexes.get(name) is not planned or planned.promotions != promotions:
             reason = f"what was known of index {name!r} was reset or replaced while it was learnt from"
             return Refusal("conflict", reason, "what was learnt is thrown away; learn again")
         made = lesson.cycle
@@ -319,8 +328,8 @@ class Planner(Actor):
         if seen - last < core_boundary.MIN_SAMPLES:
             return 0
         planned.tested = (last, seen)
-        plans, first = ring.look().plans, seen - ring.size
-        windows = plans[max(0, before - first) : max(0, last - first)], plans[max(0, last - first) :]
+        plans, newest = ring.look(seen - before).plans, seen - last
+        windows = plans[:-newest], plans[-newest:]
         rng, threshold = np.random.default_rng(self._config.seed), self._config.ewc_boundary_threshold
         reference = planned.instant.learned.reference
         moved = await anyio.to_thread.run_sync(core_boundary.watched, reference, *windows, threshold, rng)

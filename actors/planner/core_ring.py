@@ -30,9 +30,6 @@ class Trajectories(NamedTuple):
     def size(self) -> int:
         return len(self.quality)
 
-    def newest(self, n: int) -> "Trajectories":
-        return Trajectories._make(values[-n:] for values in self)
-
     def where(self, keep: NDArray[np.bool_]) -> "Trajectories":
         return Trajectories(*(values[keep] for values in self))
 
@@ -92,9 +89,10 @@ class Ring:
         row[5] = quality_of(float(row[1]), float(row[2]), float(row[3]), recall, target)
         return True
 
-    def look(self) -> Trajectories:
-        """A copy of all that are kept, oldest first."""
-        places = np.arange(self._start, self.seen) % self.capacity
+    def look(self, newest: int | None = None) -> Trajectories:
+        """A copy of all that are kept, or of the newest of them, oldest first."""
+        first = self._start if newest is None else max(self._start, self.seen - newest)
+        places = np.arange(first, self.seen) % self.capacity
         rest = self._rest[places]
         return Trajectories(self._plans[places], self._us[places], *rest.T.copy())
 

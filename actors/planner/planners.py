@@ -12,10 +12,11 @@ import numpy as np
 from actors.planner import core_gain
 from actors.planner.config import PlannerConfig
 from actors.planner.core_gain import Pair
-from actors.planner.core_labels import LADDER
+from actors.planner.core_labels import LADDER, Labels
 from actors.planner.core_slack import slacks
 from actors.planner.instant import EXACT, Choice, Instant
-from actors.planner_ports import PROBES, Outcome, Plan, Run, Situation, scale
+from actors.planner_ports import PROBES, Outcome, Plan, Run, Situation, counted, scale
+from schemas.config import IndexConfig
 from schemas.names import Backend, IndexName, Share
 from schemas.planner import Criticality, PlannerExplanation, PlannerGain, PlannerMode
 
@@ -38,6 +39,7 @@ class Planned:
         self.chosen = 0  # since start
         self.tested = (0, 0)  # trajectories seen when the last two windows of the watch for shifts ended
         self.kept = 0  # labels when the state was kept last
+        self.promotions = 0  # since start
         self.compared = 0  # queries run again with and without what was chosen
         self.judged = 0  # of them when it was last looked at whether it helps
         self.looks = 0  # in shadow, at whether it is to be turned on
@@ -52,9 +54,26 @@ class Planned:
             self._gain = known = (now, gain)
         return known[1]
 
+    def promoted(self, before: IndexConfig | None, now: IndexConfig) -> None:
+        """Another configuration is to serve: what was measured against the former proves nothing. Of another build
+        neither do the labels, and nothing is chosen until there are new ones."""
+        instant = self.instant
+        if before == now:
+            return
+        self.promotions += 1
+        self._unproved()
+        if before is not None and before.build == now.build:
+            instant.labels = instant.labels.after(*(math.log2(counted(one.effort)) for one in (before, now)))
+        else:
+            instant.labels = Labels.empty(instant.config.hidden_dim)
+            instant.adopt(instant.learned._replace(calibration=None))
+
     def shifted(self) -> None:
         """The queries are of another kind now: what was measured on the former ones proves nothing."""
         self.instant.bandit.discount(FORGET)
+        self._unproved()
+
+    def _unproved(self) -> None:
         self.instant.pairs = self.instant.pairs[:0]
         self.compared = self.judged = self.looks = 0
         self._gain = ((0, 0), None)

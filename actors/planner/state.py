@@ -59,7 +59,7 @@ class Moment(NamedTuple):
             str(decade): {name: ArmState(**msgspec.structs.asdict(arm)) for name, arm in contexts.items()}
             for decade, contexts in instant.bandit.contexts.items()
         }
-        return cls(instant.ring.look().newest(KEPT), instant.labels, arms)
+        return cls(instant.ring.look(KEPT), instant.labels, arms)
 
 
 def document_of(index: IndexName, planned: Planned, config: PlannerConfig, moment: Moment) -> PlannerDocument:

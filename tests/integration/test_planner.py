@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 
 from actors.errors import Refused
-from actors.index.core import counted, planned_effort
+from actors.index.core import planned_effort
 from actors.planner.config import PlannerConfig
 from actors.planner.core_gain import Pair
+from actors.planner_ports import counted
 from schemas.config import HnswConfig
 from schemas.documents.planner import PlannerDocument
+from schemas.documents.promotion import PromotionEntry
 from schemas.events.index import DropIndex, GetIndexStats, Search
 from schemas.events.lance import MigrateIndex
 from schemas.events.planner import (
@@ -24,6 +26,7 @@ from schemas.events.planner import (
     ResetPlanner,
     SetPlanner,
 )
+from schemas.events.promotion import ConfigPromoted
 from tests.integration.index_house import IndexHouse, clustered, rows_of
 
 DIM = 32
@@ -206,6 +209,34 @@ async def test_a_shift_is_told_and_learnt_from_at_once(house):
         assert bool(said) == (half == 10)
     assert [type(event).__name__ for event in said] == ["PlannerLearned", "PatternShift"]
     assert next(event for event in said if isinstance(event, PatternShift)).z > 2
+
+
+async def test_what_was_learnt_of_another_configuration_proves_nothing(house):
+    await labelled(house, 60)
+    await house.bus.ask(LearnPlanner("docs"))
+    await ask(house, 60, 7)
+    await house.searcher.on_check()
+    instant = house.planners.indexes["docs"].instant
+    known, before = instant.labels.size, HnswConfig(ef_search=20)
+    assert len(instant.pairs) > 0
+
+    async def promoted(previous, config):
+        entry = PromotionEntry(
+            config=config, trial="t", recall=1, recall_lower=1, p50_us=1, promoted_by="t", note="", time=0, cause="t"
+        )
+        await house.planner.on_promoted(ConfigPromoted("docs", entry, previous))
+        return (await house.registry.load(PlannerDocument, "docs"))[0]
+
+    await promoted(before, before)
+    assert len(instant.pairs) > 0
+    await promoted(before, HnswConfig(ef_search=40))  # the same graph: what each query needs is what it was
+    assert (instant.labels.size, len(instant.pairs)) == (known, 0)
+    assert 2**instant.labels.default == pytest.approx(40)
+    kept = await promoted(HnswConfig(ef_search=40), HnswConfig(M=32, ef_search=40))
+    assert (instant.labels.size, instant.learned.calibration) == (0, None)
+    assert kept.arrays["labels.default"].shape == [0]
+    assert instant.learned.bank.size > 0
+    assert (await ask(house, 1)).explain.planner.decided == "Default"
 
 
 async def test_it_is_exported_imported_reset_and_goes_with_its_index(house):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from actors.index import core
+from actors.planner_ports import counted
 from schemas.config import HnswConfig, LanceConfig, LanceEffort
 from schemas.documents.index import GenerationDocument
 from schemas.events.index import GenerationBuilt
@@ -97,7 +98,7 @@ def test_what_is_live_needs_nothing_but_another_trial_gets_a_number_of_its_own()
 )
 def test_one_number_scales_all_that_a_lance_search_spends(config, planned, effort):
     assert core.planned_effort(config, planned) == effort
-    assert core.counted(config.effort) == 10 * config.nprobes
+    assert counted(config.effort) == 10 * config.nprobes
 
 
 def test_pruning_keeps_the_live_graph_the_newest_and_what_is_being_built():

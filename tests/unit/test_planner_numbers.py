@@ -72,6 +72,8 @@ def test_the_ring_keeps_the_newest_and_counts_the_rest():
         assert ring.add(np.full(2, i, np.float32), us, i, 100.0, 0.1, 1.0, UNKNOWN, 0.5) == i
     assert (ring.seen, ring.dropped, ring.size) == (8, 3, 5)
     assert ring.look().effort.tolist() == [3, 4, 5, 6, 7]
+    assert ring.look(2).effort.tolist() == [6, 7]
+    assert ring.look(20).effort.tolist() == [3, 4, 5, 6, 7]
     assert ring.grade(5, 0.8, 0.95)
     assert not ring.grade(2, 0.8, 0.95)
     assert not ring.grade(8, 1.0, 0.95)
