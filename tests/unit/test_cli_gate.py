@@ -133,28 +133,34 @@ def test_export_shows_one_banner_line(run: Run, daemon: CliDaemon, tmp_path: Pat
     assert (sent["system"], sent["parameters"], sent["rank"]) == ("Be brief.", {"stop": ["a", "b=c"]}, 8)
     daemon.answers["POST /gate/{profile}/export"] = told(exported(banner="", arguments=["--lora-scaled", "a.gguf:1"]))
     code, out, _ = run("gate", "export", "p", "--as", "llamacpp", "--adapter-mix", "code:1")
+    assert code == 0
     assert "puts in" not in out
     assert "--lora-scaled a.gguf:1" in out
 
 
 def test_weights_show_and_generate(run: Run, daemon: CliDaemon) -> None:
     daemon.answers["POST /gate/{profile}/weights"] = PromptWeights("p", "r1", "trained", MIX)
-    _, out, _ = run("gate", "weights", "p", "some words")
+    code, out, _ = run("gate", "weights", "p", "some words")
+    assert code == 0
     assert "●  code" in out
     assert "0.620" in out
     info = GateInfo("p", "mine", of(), of(mode="diverged", run="r2"), "", MIX, "static_mean", "", [EXPORT])
     daemon.answers["GET /gate/{profile}"] = info
-    _, out, _ = run("gate", "show", "p")
+    code, out, _ = run("gate", "show", "p")
+    assert code == 0
     for part in ("r1 (trained)", "code, 20 prompts", "r2 (diverged)", "code 0.62, prose 0.38 (static_mean)", "/out"):
         assert part in out
     daemon.answers["GET /gate/{profile}"] = GateInfo("p", "mine", None, None, "", None, None, "", [])
-    assert "none yet" in run("gate", "show", "p")[1]
+    code, out, _ = run("gate", "show", "p")
+    assert (code, "none yet" in out) == (0, True)
     daemon.answers["POST /vectors/profile/{profile}/generate"] = Generated(
         "words", "p", "llamacpp", "tiny", "top1", MIX, MIX, "r1"
     )
-    _, out, _ = run("gate", "generate", "p", "some words", "--routing", "floor")
+    code, out, _ = run("gate", "generate", "p", "some words", "--routing", "floor")
+    assert code == 0
     assert out.startswith("words\ntop1: code 0.62, prose 0.38")
-    _, out, _ = run("gate", "weights", "p", "x", "--json")
+    code, out, _ = run("gate", "weights", "p", "x", "--json")
+    assert code == 0
     assert json.loads(out)["run"] == "r1"
 
 

@@ -47,8 +47,8 @@ async def test_the_gate_s_mean_is_merged_into_one_adapter(house: Setting) -> Non
     told = manifest(folder)
     assert (told.gate_mode, told.run, told.base_model) == ("static_mean", gate.run, "org/base")
     assert [one.weight for one in told.weights] == gate.mean_weights
-    assert said.banner == f"gate {gate.run} puts in {said.banner.split(' puts in ')[1]}"
-    assert "static_mean over 40 prompts" in said.banner
+    mix = ", ".join(f"{name} {weight:.3g}" for name, weight in zip(("code", "prose"), gate.mean_weights, strict=True))
+    assert said.banner == f"gate {gate.run} puts in {mix} (static_mean over 40 prompts)"
     code, prose = dense(house.work / "code"), dense(house.work / "prose")
     for module, delta in dense(folder, 1.0).items():
         expected = told.weights[0].weight * code[module] + told.weights[1].weight * prose[module]
