@@ -107,7 +107,8 @@ class MergeReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MixLoss(msgspec.Struct, frozen=True):
-    """Mean loss of the merged model, in nats a token."""
+    """Mean loss of a merged model, in nats a token. The last one is that of what was written, cut to its rank where
+    it is; the others are those of exact merges, to compare it with."""
 
     of: str  # base, uniform, an adapter's name, or the mix that was chosen
     weights: list[float]  # as they were merged

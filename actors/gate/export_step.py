@@ -122,6 +122,11 @@ class Exports:
             case "static_loss":
                 if command.base is None or command.text is None:
                     raise NoGate("static_loss needs `base`, a causal model's folder, and `text` that nobody trained on")
+                if command.rank is not None:
+                    raise NoGate(
+                        "static_loss finds the weights of an exact merge, and `rank` would make another model of them",
+                        f"find them without a rank first, then cut: rank {command.rank} with adapter_mix {core.MIX}",
+                    )
                 return found[0] if found else core.uniform(core.declared(profile)), "static_loss"
             case "dynamic" if command.target != "llamacpp":
                 raise NoGate(f"{command.target} takes fixed weights: a gate is dynamic with llamacpp alone")

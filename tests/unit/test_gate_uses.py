@@ -199,6 +199,7 @@ async def test_a_cut_is_refused_over_its_bound_and_leaves_nothing(house: Setting
         ({}, "conflict", "no gate of use"),
         ({"weights": "explicit"}, "invalid", "none are given"),
         ({"weights": "static_loss"}, "invalid", "needs `base`"),
+        ({"weights": "static_loss", "base": "/b", "text": "/t", "rank": 2}, "invalid", "`rank` would make another"),
         ({"weights": "dynamic"}, "invalid", "peft takes fixed weights"),
         ({"adapter_mix": "poem:1"}, "invalid", "'poem'"),
         ({"adapter_mix": "code:1", "folder": "/etc/x"}, "forbidden", "outside the folders"),
