@@ -192,9 +192,10 @@ def measure(
                 AdapterWeight(adapter.name, float(weight)) for adapter, weight in zip(adapters, weights, strict=True)
             ]
         rows = [("base", np.zeros(n)), ("uniform", np.full(n, 1 / n))]
-        rows += [(adapter.name, single[place]) for place, adapter in enumerate(adapters)]
-        rows.append((order.source, weights))
-        losses = []
+        rows += [(f"adapter {adapter.name}", single[place]) for place, adapter in enumerate(adapters)]
+        # Prompt by prompt there is no loss of one mix: the mean stands for it, under its own name.
+        rows.append(("static_mean" if order.source == "dynamic" else order.source, weights))
+        losses: list[MixLoss] = []
         for of, row in rows:
             if len(losses) == len(rows) - 1 and asked.rank is not None:
                 loss = model.merged_loss(Merge(_weighted(adapters, mix, order.scales), asked.rank), text.test)

@@ -279,7 +279,7 @@ def test_weights_found_by_loss_are_no_worse_than_what_they_began_with(lm: Path, 
     assert [(each.done, each.total) for each in phases if each.phase == "loss"][1:] == [(n, 5) for n in range(1, 6)]
     assert told.evaluation is not None
     losses = {each.of: each.loss for each in told.evaluation.losses}
-    assert losses["static_loss"] <= min(losses["uniform"], losses["noise"])
+    assert losses["static_loss"] <= min(losses["uniform"], losses["adapter noise"])
     assert told.weights[0].weight > 0.85
     assert sum(one.weight for one in told.weights) == pytest.approx(1)
     assert json.loads((out / "export_manifest.json").read_text())["evaluation"]["fitted_on"] == 40
