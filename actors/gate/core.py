@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from actors.gate import core_mlp
 from schemas.documents.gate import GateEvent
 from schemas.events.gate import Routing
+from schemas.events.index import EmbedderSpec
 from schemas.gate import AdapterWeight, Example, GateExport, GateRun, MixSource
 from schemas.names import AdapterName, Sha256, Timestamp
 from schemas.profile import Adapter, ModelProfile
@@ -135,7 +136,9 @@ def events_of(run: GateRun, time: Timestamp) -> list[GateEvent]:
 
 
 def misfit(profile: ModelProfile, run: GateRun) -> str | None:
-    """Why a gate isn't the profile's any more, or None. Of the embedder, `other_embedder` has the word."""
+    """Why a gate isn't the profile's any more, or None. An embedder that is asked for in other words is another one;
+    of one that is the same by its words, `other_embedder` has the last word when it is loaded. A profile without an
+    embedder says nothing of it: give its `settled` form."""
     names = [adapter.name for adapter in profile.adapters]
     if names != run.adapters:
         return (
@@ -143,7 +146,24 @@ def misfit(profile: ModelProfile, run: GateRun) -> str | None:
         )
     if profile.model != run.base_model:
         return f"it was trained for the model {run.base_model}, the profile has {profile.model}"
+    if profile.embedder is not None and not _same(profile.embedder, run.embedder):
+        return (
+            f"it was trained on embeddings of {_embedder(run.embedder, run.input_dim)}, "
+            f"the profile's embedder is {_embedder(profile.embedder, profile.embedder.dim)}"
+        )
     return None
+
+
+def _same(one: EmbedderSpec, other: EmbedderSpec) -> bool:
+    """A dimension that isn't given is found out later."""
+    dims = {spec.dim for spec in (one, other)} - {None}
+    return (one.kind, one.model, one.url) == (other.kind, other.model, other.url) and len(dims) < 2
+
+
+def _embedder(spec: EmbedderSpec, dim: int | None) -> str:
+    at = f" at {spec.url}" if spec.url else ""
+    width = f" ({dim} dimensions)" if dim else ""
+    return f"{spec.kind} {spec.model}".strip() + at + width
 
 
 def other_embedder(run: GateRun, identity: str, dim: int) -> str | None:

@@ -15,6 +15,7 @@ from actors.gate import core
 from actors.gate.adapters import open_adapters
 from actors.gate.base_content import BaseContents
 from actors.gate.config import GateConfig
+from actors.gate.embedding import PromptEmbedders
 from actors.gate.exporting import MANIFEST, ExportOrder, export_job, sync
 from actors.gate.keeping import NoGate, change, gate_of, home, profile_of
 from actors.gate.paths import Paths
@@ -34,6 +35,7 @@ class Exports:
         self,
         registry: Registry,
         buckets: Buckets,
+        embedders: PromptEmbedders,
         journal: GateJournal,
         work: Work,
         bases: BaseContents,
@@ -42,6 +44,7 @@ class Exports:
     ) -> None:
         self._registry = registry
         self._buckets = buckets
+        self._embedders = embedders
         self._journal = journal
         self._work = work
         self._bases = bases
@@ -50,7 +53,7 @@ class Exports:
 
     async def export(self, command: ExportGate, origin: Origin) -> GateExported:
         """Raises NoGate, NoMix, OSError, and what the job raises."""
-        profile = await profile_of(self._registry, command.profile)
+        profile = self._embedders.settled(await profile_of(self._registry, command.profile))
         core.exportable(profile)
         if command.target == "base" and command.base is None:
             raise NoGate(

@@ -57,7 +57,7 @@ class Gates(Actor):
     @concurrent(8)
     async def on_get(self, query: GetGate) -> Sequence[GateInfo | Refusal]:
         try:
-            profile = await profile_of(self._registry, query.profile)
+            profile = self._embedders.settled(await profile_of(self._registry, query.profile))
         except NoGate as error:
             return [error.refusal]
         document = await gate_of(self._registry, query.profile)
@@ -82,7 +82,7 @@ class Gates(Actor):
     @concurrent(16)
     async def on_weigh(self, query: WeighPrompt, origin: Origin) -> Sequence[PromptWeights | Refusal]:
         try:
-            profile = await profile_of(self._registry, query.profile)
+            profile = self._embedders.settled(await profile_of(self._registry, query.profile))
             document = await gate_of(self._registry, query.profile)
             if document is None or document.live is None:
                 raise NoGate(*_untrained(profile, document), "conflict")
@@ -147,7 +147,7 @@ class Gates(Actor):
         return [AdapterWeight(name, float(weight)) for name, weight in zip(live.adapters, output, strict=True)]
 
     async def _generate(self, query: Generate, origin: Origin) -> Generated:
-        profile = await profile_of(self._registry, query.profile)
+        profile = self._embedders.settled(await profile_of(self._registry, query.profile))
         slot = await self._slot(origin)
         if (slot.state, slot.profile) != ("ready", profile.id):
             raise NoGate(

@@ -45,7 +45,7 @@ class GateLab(Actor):
         self._work = Work(compute, bus, cache)
         bases = BaseContents(self._work, config.allowed_roots)
         self._training = Training(registry, tables, buckets, embedders, journal, self._work, bases, bus, clock, config)
-        self._exports = Exports(registry, buckets, journal, self._work, bases, clock, config)
+        self._exports = Exports(registry, buckets, embedders, journal, self._work, bases, clock, config)
 
     async def start(self) -> Sequence[Never]:
         self._work.sweep_out()

@@ -187,6 +187,7 @@ async def test_pairs_come_from_a_dataset(house: Setting) -> None:
     ("more", "says"),
     [
         ({"embedder": EmbedderSpec("openai", "m", "http://127.0.0.1:9", dim=384)}, "384 dimensions"),
+        ({"embedder": EmbedderSpec("none")}, "embeddings of lexical (384 dimensions), the profile's embedder is none"),
         ({"model": "other"}, "for the model tiny, the profile has other"),
         ({"adapters": [Adapter("prose"), Adapter("code")]}, "code, prose, the profile has prose, code"),
     ],
@@ -198,6 +199,10 @@ async def test_a_gate_is_refused_for_what_it_was_not_trained_for(
     await trained(house)
     await house.with_profile(**more)
     refused = of(Refusal, await house.ask(WeighPrompt("p", "x")))
+    assert (refused.status, says in refused.reason) == ("conflict", True), refused
+    info = of(GateInfo, await house.ask(GetGate("p")))
+    assert (says in info.stale, info.mix, info.source, info.banner) == (True, None, None, "")
+    refused = of(Refusal, await house.ask(ExportGate("p", "peft")))
     assert (refused.status, says in refused.reason) == ("conflict", True), refused
     house.bus.active = "p"
     said = of(Generated, await house.ask(Generate("p", "x")))

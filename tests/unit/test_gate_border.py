@@ -229,11 +229,11 @@ async def test_a_profile_without_an_embedder_has_no_gate_and_goes_on(house: Sett
     assert isinstance(await house.ask(TrainGate("p", examples=examples(8))), GateTrained)
     await house.with_profile(embedder=EmbedderSpec("none"))
     said = refused(await house.ask(WeighPrompt("p", "x")))
-    assert (said.status, "embedder can't be used" in said.reason) == ("conflict", True)
+    assert (said.status, "the profile's embedder is none" in said.reason) == ("conflict", True)
     house.bus.active = "p"
     spoken = await house.ask(Generate("p", "x"))
     assert isinstance(spoken, Generated)
-    assert (spoken.routing, "embedder can't be used" in spoken.note) == ("declared", True)
+    assert (spoken.routing, "embedder is none" in spoken.note) == ("declared", True)
 
 
 @pytest.mark.parametrize("file", ["weights", "embedder"])
