@@ -143,6 +143,8 @@ class ExportManifest(msgspec.Struct, frozen=True, kw_only=True):
     notes: list[str]
     files: list[GateFile]
     created: Timestamp
+    job: str = ""  # that made it: an export that comes again knows its own by it
+    banner: str = ""  # that told of the gate's weights
 
 
 class GateExport(msgspec.Struct, frozen=True, kw_only=True):

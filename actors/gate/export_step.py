@@ -55,6 +55,15 @@ class Exports:
         """Raises NoGate, NoMix, OSError, and what the job raises."""
         profile = self._embedders.settled(await profile_of(self._registry, command.profile))
         core.exportable(profile)
+        job = job_of(origin.id)
+        name = f"{command.target}-{job}"
+        target = None
+        if command.folder is not None:
+            target = self._paths.path(command.folder)
+            if target.exists():
+                if await anyio.to_thread.run_sync(_made_by, target / MANIFEST) == job:  # come again after its end
+                    return await self._exported(command, profile, target / MANIFEST, str(target))
+                raise NoGate(f"{command.folder} is there already", "name a folder that isn't", "conflict")
         if command.target == "base" and command.base is None:
             raise NoGate(
                 "nothing says where the base checkpoint is", "`base`: its folder on the machine that does the work"
@@ -72,15 +81,6 @@ class Exports:
         folders = self._folders(profile)
         base = None if command.base is None else self._paths.folder(command.base)
         text = None if command.text is None else self._paths.file(command.text)
-        job = job_of(origin.id)
-        name = f"{command.target}-{job}"
-        target = None
-        if command.folder is not None:
-            target = self._paths.path(command.folder)
-            if target.exists():
-                if origin.delivery > 1 and (target / MANIFEST).is_file():
-                    return await self._exported(command, profile, target / MANIFEST, str(target))
-                raise NoGate(f"{command.folder} is there already", "name a folder that isn't", "conflict")
         order = ExportOrder(
             asked=command,
             folders=folders,
@@ -93,6 +93,8 @@ class Exports:
             base_sha256=await self._base_sha256(job, profile.id, base, folders, used),
             text=text,
             created=self._clock.now(),
+            job=job,
+            banner=core.banner(mix, source, used),
         )
         with self._work.folder(target) as folder:
             await self._work.run(job, profile.id, export_job, order, folder)
@@ -189,7 +191,7 @@ class Exports:
             created=told.created,
         )
         await home(self._registry, self._buckets, profile)  # where the document is to lie, whatever the export does
-        after = await change(self._registry, profile, lambda document: _with_export(document, export))
+        await change(self._registry, profile, lambda document: _with_export(document, export))
         return GateExported(
             profile=profile.id,
             export=export,
@@ -197,7 +199,7 @@ class Exports:
             error=told.merge.error,
             rank=told.merge.rank,
             arguments=told.arguments,
-            banner=core.banner(told.weights, told.gate_mode, after.live if told.run else None),
+            banner=told.banner,
             notes=told.notes,
             asked_by=command.asked_by,
         )
@@ -206,6 +208,14 @@ class Exports:
 def _put(folder: Path, target: Path) -> None:
     os.rename(folder, target)
     sync(target.parent)
+
+
+def _made_by(manifest: Path) -> str | None:
+    """The job that made an export; None: it is none of ours."""
+    try:
+        return msgspec.json.decode(manifest.read_bytes(), type=ExportManifest).job
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 def _with_export(document: GateDocument, export: GateExport) -> GateDocument:

@@ -57,6 +57,8 @@ class ExportOrder(msgspec.Struct, frozen=True):
     base_sha256: Sha256 | None  # of the base at hand
     text: Path | None
     created: Timestamp
+    job: str = ""
+    banner: str = ""
 
 
 def export_job(order: ExportOrder, out: Path) -> Iterator[Phase | ExportManifest]:
@@ -125,6 +127,8 @@ def export_job(order: ExportOrder, out: Path) -> Iterator[Phase | ExportManifest
         notes=notes,
         files=files,
         created=order.created,
+        job=order.job,
+        banner=order.banner,
     )
     (out / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n")
     for path in (*out.rglob("*"), out):

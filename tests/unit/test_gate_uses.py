@@ -47,8 +47,8 @@ async def test_the_gate_s_mean_is_merged_into_one_adapter(house: Setting) -> Non
     told = manifest(folder)
     assert (told.gate_mode, told.run, told.base_model) == ("static_mean", gate.run, "org/base")
     assert [one.weight for one in told.weights] == gate.mean_weights
-    assert said.banner == f"gate {gate.run} puts in {said.banner.split(' puts in ')[1]}"
-    assert "static_mean over 40 prompts" in said.banner
+    mix = ", ".join(f"{name} {weight:.3g}" for name, weight in zip(("code", "prose"), gate.mean_weights, strict=True))
+    assert said.banner == f"gate {gate.run} puts in {mix} (static_mean over 40 prompts)"
     code, prose = dense(house.work / "code"), dense(house.work / "prose")
     for module, delta in dense(folder, 1.0).items():
         expected = told.weights[0].weight * code[module] + told.weights[1].weight * prose[module]
@@ -60,6 +60,28 @@ async def test_the_gate_s_mean_is_merged_into_one_adapter(house: Setting) -> Non
     assert again == said
     refused = of(Refusal, await house.ask(ExportGate("p", "peft", folder=str(folder)), "e2"))
     assert (refused.status, "is there already" in refused.reason) == ("conflict", True)
+
+
+async def test_an_export_that_comes_again_finds_its_own_alone(house: Setting) -> None:
+    await house.with_profile()
+    house.with_adapters()
+    _, folder = await exported(house, "peft", adapter_mix="code:1")
+    other = ExportGate("p", "ollama", adapter_mix="prose:1", folder=str(folder))
+    refused = of(Refusal, await house.ask(other, "e2", delivery=2))
+    assert (refused.status, "is there already" in refused.reason) == ("conflict", True)
+    for foreign in (b"{}", b"\xff", b"[" * 100_000):
+        (folder / "export_manifest.json").write_bytes(foreign)
+        assert of(Refusal, await house.ask(other, "e3", delivery=2)).status == "conflict"
+
+
+async def test_the_banner_is_of_the_gate_that_was_used(house: Setting) -> None:
+    await house.with_profile()
+    house.with_adapters()
+    await trained(house)
+    said, folder = await exported(house, "peft")
+    newer = await trained(house, 30, "m2")
+    again = of(GateExported, await house.ask(ExportGate("p", "peft", folder=str(folder)), "e1", delivery=2))
+    assert (again, newer.gate.run in again.banner, "40 prompts" in again.banner) == (said, False, True)
 
 
 async def test_weights_that_somebody_gives_need_no_gate_and_show_no_banner(house: Setting) -> None:
