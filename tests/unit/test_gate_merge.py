@@ -243,6 +243,15 @@ def test_an_adapter_that_is_no_plain_lora_is_refused(tmp_path: Path, more: dict[
         open_adapter("style", folder)
 
 
+@pytest.mark.parametrize(
+    "other", ["base_model.model.model.layers.0.q.lora_A.default.weight", "model.layers.0.q.lora_A.weight"]
+)
+def test_two_tensors_of_one_factor_are_refused(tmp_path: Path, other: str) -> None:
+    folder = write_adapter_folder(tmp_path / "a", 0, extra={other: np.zeros((4, 16), np.float32)})
+    with pytest.raises(Unmergeable, match=r"adapter a has .*lora_A.*, two of one factor"):
+        open_adapters({"a": folder})
+
+
 def test_folders_that_are_no_adapters_are_refused(tmp_path: Path) -> None:
     with pytest.raises(Unmergeable, match="has no adapter_model"):
         open_adapter("a", tmp_path)
