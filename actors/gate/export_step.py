@@ -4,6 +4,7 @@ not at all."""
 import hashlib
 import os
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 import anyio
@@ -20,7 +21,7 @@ from actors.gate.exporting import MANIFEST, ExportOrder, export_job, sync
 from actors.gate.keeping import NoGate, change, gate_of, home, profile_of
 from actors.gate.paths import Paths
 from actors.gate.store import GateStore
-from actors.gate.work import Work, job_of
+from actors.gate.work import CACHE, Work, job_of, told_where
 from actors.gate_ports import GateJournal
 from actors.ports import Buckets, Clock, Registry
 from schemas.documents.gate import MOST_EXPORTS, GateDocument
@@ -52,7 +53,7 @@ class Exports:
         self._paths = Paths(config.allowed_roots)
 
     async def export(self, command: ExportGate, origin: Origin) -> GateExported:
-        """Raises NoGate, NoMix, OSError, and what the job raises."""
+        """Raises NoGate, NoMix, and what the job raises."""
         profile = self._embedders.settled(await profile_of(self._registry, command.profile))
         core.exportable(profile)
         job = job_of(origin.id)
@@ -96,12 +97,15 @@ class Exports:
             job=job,
             banner=core.banner(mix, source, used),
         )
-        with self._work.folder(target) as folder:
-            await self._work.run(job, profile.id, export_job, order, folder)
-            manifest = folder / MANIFEST
+        with ExitStack() as stack:
+            with told_where("the export can't be made", command.folder or CACHE):
+                folder = stack.enter_context(self._work.folder(target))
+                await self._work.run(job, profile.id, export_job, order, folder)
+                if target is not None:
+                    await anyio.to_thread.run_sync(_put, folder, target)
             if target is not None:
-                await anyio.to_thread.run_sync(_put, folder, target)
                 return await self._exported(command, profile, target / MANIFEST, str(target))
+            manifest = folder / MANIFEST
             store = GateStore(self._buckets, await home(self._registry, self._buckets, profile), profile.id)
             files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path != manifest]
             place = await store.put_export(

@@ -9,7 +9,7 @@ import msgspec
 
 from actors.errors import CorruptState
 from actors.ports import Artifact, Buckets
-from schemas.gate import GateFile, GateFiles, GateRun
+from schemas.gate import GateFile, GateFiles, GateRun, GateRunId
 from schemas.names import BucketName, ProfileName
 
 METADATA, WEIGHTS, EMBEDDER = "gate.json", "gate.safetensors", "embedder.bin"
@@ -39,10 +39,15 @@ class GateStore:
         metadata = await self._buckets.put(self._bucket, f"{place}/{METADATA}", raw, overwrite=True)
         return GateFiles(_file(metadata), stored_weights, stored_embedder)
 
-    async def metadata(self, files: GateFiles) -> GateRun:
-        """Raises CorruptState."""
-        path = await self.local(files.metadata)
-        return msgspec.json.decode(path.read_bytes(), type=GateRun)
+    async def run(self, run: GateRunId) -> GateRun | None:
+        """What a training left for ever, its metadata. Raises CorruptState."""
+        key = f"{self._folder}/{run}/{METADATA}"
+        try:
+            return msgspec.json.decode(await self._buckets.get(self._bucket, key), type=GateRun)
+        except (FileNotFoundError, KeyError):  # no such training, or no bucket any more
+            return None
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise CorruptState(f"object {key} in bucket {self._bucket} is no gate's metadata: {error}") from None
 
     async def local(self, file: GateFile) -> Path:
         """A local, read-only file. Raises CorruptState, also where it is gone."""

@@ -4,6 +4,7 @@ events are rows of `gate_events` before its document says that it is there.
 
 import math
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 
 import msgspec
@@ -23,7 +24,7 @@ from actors.gate.paths import Paths
 from actors.gate.phase import Phase
 from actors.gate.store import GateStore
 from actors.gate.training import train_job
-from actors.gate.work import Work, job_of
+from actors.gate.work import CACHE, Work, job_of, told_where
 from actors.gate_ports import GateJournal
 from actors.ports import Buckets, Bus, Clock, Embedder, Registry, TableRef, Tables
 from schemas.documents.dataset import DatasetDocument
@@ -66,8 +67,9 @@ class Training:
         adapters = core.declared(profile)
         run = job_of(origin.id)
         before = await gate_of(self._registry, profile.id)
-        if before is not None and before.last is not None and before.last.run == run:  # come again after its end
-            return _trained(before, before.last, command)
+        if before is not None and (ended := await self._ended(before, run)) is not None:
+            await self._journal.append(core.events_of(ended, ended.created))
+            return _trained(before, ended, command)
         if command.examples and command.dataset is not None:
             raise NoGate("a gate learns from examples or from a dataset, and both are given", "leave one of them out")
         examples = command.examples or await self._examples(command)
@@ -109,14 +111,20 @@ class Training:
             created=self._clock.now(),
         )
         store = GateStore(self._buckets, await home(self._registry, self._buckets, profile), profile.id)
-        with self._work.folder() as folder:
+        cannot = "the gate can't be trained"
+        with ExitStack() as stack:
+            with told_where(cannot, CACHE):
+                folder = stack.enter_context(self._work.folder())
             weights: Path | None = None
             if core.learnable(y, len(adapters)):
                 x = await self._embed(run, profile.id, embedder, prompts)
                 steps = Recipe().steps
                 await self._work.tell(run, profile.id, Phase("train", 0, steps, "steps"))
                 weights = folder / "gate.safetensors"
-                (said,) = await self._work.run(run, profile.id, train_job, x, y, len(adapters), command.seed, weights)
+                with told_where(cannot, CACHE):
+                    (said,) = await self._work.run(
+                        run, profile.id, train_job, x, y, len(adapters), command.seed, weights
+                    )
                 await self._work.tell(run, profile.id, Phase("train", steps, steps, "steps"))
                 gate = msgspec.structs.replace(
                     gate,
@@ -131,6 +139,14 @@ class Training:
         await self._journal.append(core.events_of(gate, gate.created))
         after = await change(self._registry, profile, lambda document: _with_run(document, gate, files))
         return _trained(after, gate, command)
+
+    async def _ended(self, before: GateDocument, run: GateRunId) -> GateRun | None:
+        """A training that has come again after its end, by its metadata; newer ones stay in its place. One that was
+        killed before the document had it is newer than the document's last, and is done again."""
+        if before.last is None or before.last.run == run:
+            return before.last
+        stored = await GateStore(self._buckets, before.bucket, before.profile).run(run)
+        return stored if stored is not None and stored.created <= before.last.created else None
 
     async def _embed(
         self, run: GateRunId, about: ProfileName, embedder: Embedder, prompts: list[str]
