@@ -194,8 +194,9 @@ class Exports:
             manifest_sha256=hashlib.sha256(raw).hexdigest(),
             created=told.created,
         )
-        await home(self._registry, self._buckets, profile)  # where the document is to lie, whatever the export does
-        await change(self._registry, profile, lambda document: _with_export(document, export))
+        bucket = await home(self._registry, self._buckets, profile)  # where the document is to lie
+        before, after = await change(self._registry, profile, lambda document: _with_export(document, export))
+        await GateStore(self._buckets, bucket, profile.id).forget(before, after)
         return GateExported(
             profile=profile.id,
             export=export,
@@ -224,4 +225,5 @@ def _made_by(manifest: Path) -> str | None:
 
 def _with_export(document: GateDocument, export: GateExport) -> GateDocument:
     others = [one for one in document.exports if one.place != export.place]
-    return msgspec.structs.replace(document, exports=[export, *others][:MOST_EXPORTS])
+    newest = sorted([export, *others], key=lambda one: one.created, reverse=True)  # one may come again late
+    return msgspec.structs.replace(document, exports=newest[:MOST_EXPORTS])

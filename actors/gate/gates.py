@@ -9,7 +9,7 @@ from contextlib import suppress
 import numpy as np
 
 from actors.base import Actor, Origin, concurrent, handles
-from actors.errors import CorruptState, ModelServerError
+from actors.errors import CorruptState, ModelServerError, Transient
 from actors.gate import core
 from actors.gate.core_mlp import Mlp, probabilities
 from actors.gate.embedding import PromptEmbedders
@@ -23,7 +23,7 @@ from schemas.documents.profile import ProfileDocument
 from schemas.events.base import Refusal
 from schemas.events.gate import GateDropped, GateInfo, Generate, Generated, GetGate, PromptWeights, Routed, WeighPrompt
 from schemas.events.profile import GetSlot, ProfileDeleted, SlotInfo
-from schemas.gate import AdapterWeight
+from schemas.gate import AdapterWeight, GateFiles, GateRun
 from schemas.names import ServerName
 from schemas.profile import Adapter, ModelProfile
 
@@ -135,16 +135,28 @@ class Gates(Actor):
             raise NoGate(unready.reason, unready.hint, unready.status)
         key = live.run, repr(self._embedders.spec(profile))
         if key not in self._loaded:
-            store = GateStore(self._buckets, document.bucket, profile.id)
-            embedder = await self._embedders.load(profile, live, files, store)
-            if files.weights is None:
-                raise CorruptState(f"the gate of profile {profile.id!r} has lost its weights: train it again")
-            self._loaded[key] = read_gate(await store.local(files.weights)), embedder
+            self._loaded[key] = await self._load(profile, document, live, files)
             while len(self._loaded) > KEPT:
                 self._loaded.popitem(last=False)
         mlp, embedder = self._loaded[key]
         (output,) = probabilities(mlp, (await embedder.embed([prompt])).astype(np.float64))
         return [AdapterWeight(name, float(weight)) for name, weight in zip(live.adapters, output, strict=True)]
+
+    async def _load(
+        self, profile: ModelProfile, document: GateDocument, live: GateRun, files: GateFiles
+    ) -> tuple[Mlp, Embedder]:
+        """Raises NoMix, CorruptState, and Transient where another gate took its place meanwhile, and its files."""
+        store = GateStore(self._buckets, document.bucket, profile.id)
+        try:
+            embedder = await self._embedders.load(profile, live, files, store)
+            if files.weights is None:
+                raise CorruptState(f"the gate of profile {profile.id!r} has lost its weights: train it again")
+            return read_gate(await store.local(files.weights)), embedder
+        except CorruptState:
+            now = await gate_of(self._registry, profile.id)
+            if now is not None and now.live is not None and now.live.run != live.run:
+                raise Transient(f"the gate of profile {profile.id!r} is being replaced", 0.1) from None
+            raise
 
     async def _generate(self, query: Generate, origin: Origin) -> Generated:
         profile = self._embedders.settled(await profile_of(self._registry, query.profile))

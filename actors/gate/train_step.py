@@ -66,10 +66,10 @@ class Training:
         profile = await profile_of(self._registry, command.profile)
         adapters = core.declared(profile)
         run = job_of(origin.id)
-        before = await gate_of(self._registry, profile.id)
-        if before is not None and (ended := await self._ended(before, run)) is not None:
+        there = await gate_of(self._registry, profile.id)
+        if there is not None and (ended := await self._ended(there, run)) is not None:
             await self._journal.append(core.events_of(ended, ended.created))
-            return _trained(before, ended, command)
+            return _trained(there, ended, command)
         if command.examples and command.dataset is not None:
             raise NoGate("a gate learns from examples or from a dataset, and both are given", "leave one of them out")
         examples = command.examples or await self._examples(command)
@@ -137,7 +137,8 @@ class Training:
             await profile_of(self._registry, profile.id)  # which may have been deleted meanwhile
             files = await store.put(gate, weights, model)
         await self._journal.append(core.events_of(gate, gate.created))
-        after = await change(self._registry, profile, lambda document: _with_run(document, gate, files))
+        before, after = await change(self._registry, profile, lambda document: _with_run(document, gate, files))
+        await store.forget(before, after)
         return _trained(after, gate, command)
 
     async def _ended(self, before: GateDocument, run: GateRunId) -> GateRun | None:
