@@ -1,8 +1,9 @@
 """What the gate decides: which corpus can be learnt from, what a mix is, whether a gate fits a profile, which weights
 are put in, which adapters a prompt gets. Values in, values out; the network is core_mlp, merging core_lora.
 
-With cross-entropy the mean of a trained gate is close to the class frequencies of its corpus (an output bias makes it
-exactly so at the optimum): as fixed weights, static_mean knows little beyond counts. static_loss is there for that.
+With cross-entropy the mean of a trained gate is close to the class frequencies of its corpus (at the optimum an output
+bias leaves only the entropy term between them): as fixed weights, static_mean knows little beyond counts. static_loss is
+there for that.
 """
 
 import hashlib
