@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 
 from actors.errors import Unfit
+from actors.gate.adapters import read_small
 from actors.gate.core_lora import Module, Unmergeable
 from actors.gate.merging import METADATA, Merge
 from actors.tensors.checkpoint import INDEX_SUFFIX, Checkpoint, open_checkpoint
@@ -68,7 +69,7 @@ def find_targets(merge: Merge, checkpoint: Checkpoint, base: Path, *, allow_quan
     """The adapted module of each tensor that a merge changes. Raises Unmergeable for what isn't the adapters' base."""
     config = base / "config.json"
     try:
-        told = msgspec.json.decode(config.read_bytes(), type=_Config) if config.is_file() else _Config()
+        told = msgspec.json.decode(read_small(config), type=_Config) if config.is_file() else _Config()
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Unmergeable(f"{config} can't be read: {error}") from None
     if told.quantization_config and not allow_quantised:

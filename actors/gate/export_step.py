@@ -13,7 +13,7 @@ import msgspec
 
 from actors.base import Origin
 from actors.gate import core
-from actors.gate.adapters import open_adapters
+from actors.gate.adapters import opened_job, read_small
 from actors.gate.base_content import BaseContents
 from actors.gate.config import GateConfig
 from actors.gate.embedding import PromptEmbedders
@@ -171,9 +171,10 @@ class Exports:
     ) -> Sha256 | None:
         """Of the base at hand, which has to be what the gate and the adapters were made for. Raises NoGate,
         Unmergeable, CheckpointError."""
-        adapters = await anyio.to_thread.run_sync(open_adapters, folders)
-        at_hand = await self._bases.at_hand(job, about, base, (adapter.lora.base for adapter in adapters))
-        recorded = {f"adapter {adapter.name}": self._bases.recorded(adapter.folder) for adapter in adapters}
+        with told_where("adapters can't be read", ", ".join(map(str, folders.values()))):
+            (named,) = await self._work.run(job, about, opened_job, folders)
+        at_hand = await self._bases.at_hand(job, about, base, named)
+        recorded = await self._bases.recorded(folders)
         if run is not None:
             recorded[f"gate {run.run}"] = run.base_sha256
         found = at_hand[1] if at_hand else None
@@ -218,7 +219,7 @@ def _put(folder: Path, target: Path) -> None:
 def _made_by(manifest: Path) -> str | None:
     """The job that made an export; None: it is none of ours."""
     try:
-        return msgspec.json.decode(manifest.read_bytes(), type=ExportManifest).job
+        return msgspec.json.decode(read_small(manifest), type=ExportManifest).job if manifest.is_file() else None
     except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 

@@ -7,13 +7,15 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 
+import anyio.to_thread
 import msgspec
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from actors.base import Origin
 from actors.gate import core
-from actors.gate.adapters import CONFIG
+from actors.gate.adapters import CONFIG, read_small
 from actors.gate.base_content import BaseContents
 from actors.gate.config import GateConfig
 from actors.gate.core_lora import Lora, Unmergeable, read_config
@@ -78,9 +80,9 @@ class Training:
         if unready := self._embedders.unready(profile, slot):
             raise NoGate(unready.reason, unready.hint, unready.status)
         base = None if command.base is None else self._paths.folder(command.base)
-        loras = self._loras(profile)
+        loras = await anyio.to_thread.run_sync(self._loras, profile)
         at_hand = await self._bases.at_hand(run, profile.id, base, (lora.base for _, lora in loras.values()))
-        recorded = {f"adapter {name}": self._bases.recorded(folder) for name, (folder, _) in loras.items()}
+        recorded = await self._bases.recorded({name: folder for name, (folder, _) in loras.items()})
         if other := core.other_base(at_hand and at_hand[1], recorded):
             raise NoGate(other, "name the base that the adapters were made for", "conflict")
         prompts = [example.prompt for example in examples]
@@ -103,7 +105,7 @@ class Training:
             hidden_dim=HIDDEN,
             seed=command.seed,
             steps=0,
-            corpus_sha256=core.corpus_sha256(examples),
+            corpus_sha256=await anyio.to_thread.run_sync(core.corpus_sha256, examples),
             train_loss=None,
             held_out_loss=None,
             uniform_loss=math.log(len(adapters)),
@@ -181,10 +183,9 @@ class Training:
             raise NoGate(
                 f"dataset {command.dataset!r} has {state.rows} rows; a gate learns from {MOST_EXAMPLES} at most"
             )
-        rows = (await self._tables.read(table, columns)).select(columns).to_pylist()
+        rows = await self._tables.read(table, columns)
         try:
-            pairs = [{"prompt": row[columns[0]], "adapter": row[columns[1]]} for row in rows]
-            return msgspec.convert(pairs, list[Example])
+            return await anyio.to_thread.run_sync(_pairs, rows.select(columns))
         except msgspec.ValidationError as error:
             raise NoGate(f"dataset {command.dataset!r}: {error}", "a prompt and an adapter's name, both text") from None
 
@@ -194,10 +195,17 @@ class Training:
         for adapter in profile.adapters:
             try:
                 folder = self._paths.folder(adapter.folder or "")
-                found[adapter.name] = folder, read_config((folder / CONFIG).read_bytes(), adapter.name)
+                found[adapter.name] = folder, read_config(read_small(folder / CONFIG), adapter.name)
             except (NoGate, OSError, Unmergeable):
                 continue
         return found
+
+
+def _pairs(rows: pa.Table) -> list[Example]:
+    """rows: (prompt, adapter). Raises ValidationError."""
+    prompts, adapters = (column.to_pylist() for column in rows.columns)
+    pairs = [{"prompt": prompt, "adapter": adapter} for prompt, adapter in zip(prompts, adapters, strict=True)]
+    return msgspec.convert(pairs, list[Example])
 
 
 def _revision(loras: Iterable[Lora]) -> str:
