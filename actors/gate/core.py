@@ -2,8 +2,8 @@
 are put in, which adapters a prompt gets. Values in, values out; the network is core_mlp, merging core_lora.
 
 With cross-entropy the mean of a trained gate is close to the class frequencies of its corpus (at the optimum an output
-bias leaves only the entropy term between them): as fixed weights, static_mean knows little beyond counts. static_loss is
-there for that.
+bias leaves only the entropy term between them): as fixed weights, static_mean knows little beyond counts. For that
+there is static_loss.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from actors.gate import core_mlp
 from schemas.documents.gate import GateEvent
-from schemas.events.gate import Routing
+from schemas.events.gate import ExportGate, Routing
 from schemas.events.index import EmbedderSpec
 from schemas.gate import AdapterWeight, Example, GateExport, GateRun, MixSource
 from schemas.names import AdapterName, Sha256, Timestamp
@@ -50,6 +50,23 @@ def exportable(profile: ModelProfile) -> list[AdapterName]:
     if not profile.adapters:
         raise NoMix(f"profile {profile.id!r} has 0 adapters: there is nothing to export")
     return _named(profile, "an export")
+
+
+def idle_option(asked: ExportGate) -> str | None:
+    """Why an option does nothing in an export of this kind; None: each that is given counts."""
+    searched = asked.weights == "static_loss" and asked.adapter_mix is None
+    for option, given, of, meant in (
+        ("rank", asked.rank is not None, asked.target != "llamacpp", "for one merged adapter: peft, ollama, base"),
+        ("from_model", asked.from_model is not None, asked.target == "ollama", "for ollama's Modelfile"),
+        ("template", asked.template, asked.target == "ollama", "for ollama's Modelfile"),
+        ("system", asked.system, asked.target == "ollama", "for ollama's Modelfile"),
+        ("parameters", asked.parameters, asked.target == "ollama", "for ollama's Modelfile"),
+        ("allow_quantised", asked.allow_quantised, asked.target == "base", "for a merge into a base"),
+        ("free", asked.free, searched, "for weights by static_loss"),
+    ):
+        if given and not of:
+            return f"{option} does nothing here: it is {meant}"
+    return None
 
 
 def _named(profile: ModelProfile, what: str) -> list[AdapterName]:

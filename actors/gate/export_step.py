@@ -56,6 +56,8 @@ class Exports:
         """Raises NoGate, NoMix, and what the job raises."""
         profile = self._embedders.settled(await profile_of(self._registry, command.profile))
         core.exportable(profile)
+        if idle := core.idle_option(command):
+            raise NoGate(idle, "leave it out")
         job = job_of(origin.id)
         name = f"{command.target}-{job}"
         target = None

@@ -104,8 +104,6 @@ class Gates(Actor):
             return [error.refusal]
         except core.NoMix as error:
             return [Refusal("invalid", str(error))]
-        except LookupError as error:  # its model, or one of its adapters
-            return [Refusal("not_found", str(error))]
         except ModelServerError as error:
             return [Refusal("unavailable", str(error))]
 
@@ -172,10 +170,7 @@ class Gates(Actor):
             return await self._frozen(query, profile, document)
         scales, gate, routing, note = await self._scales(query, profile, document, origin)
         adapters = [Adapter(one.adapter, one.weight) for one in scales]
-        server = self._servers[profile.server]
-        text = await server.generate(
-            profile.model, query.prompt, max_tokens=query.max_tokens, adapters=adapters if adapters else None
-        )
+        text = await self._said(query, profile, adapters or None)
         run = document.live.run if gate and document and document.live else None
         return Generated(text, profile.id, profile.server, profile.model, routing, scales, gate, run, note)
 
@@ -207,8 +202,7 @@ class Gates(Actor):
                 f"{profile.server} takes no scales with a request: the mix of profile {profile.id!r} is frozen",
                 f"export another: lakehouse gate export {profile.id} --as ollama --adapter-mix …",
             )
-        server = self._servers[profile.server]
-        text = await server.generate(profile.model, query.prompt, max_tokens=query.max_tokens)
+        text = await self._said(query, profile, None)
         exports = document.exports if document else []
         merged = next((one for one in exports if one.target in ("ollama", "base")), None)
         if merged is None:
@@ -222,6 +216,14 @@ class Gates(Actor):
             )
         weights = core.strengths(merged) if merged else []
         return Generated(text, profile.id, profile.server, profile.model, "frozen", weights, [], None, note)
+
+    async def _said(self, query: Generate, profile: ModelProfile, adapters: list[Adapter] | None) -> str:
+        """What the profile's model goes on with. Raises NoGate where the server hasn't the model, or an adapter."""
+        server = self._servers[profile.server]
+        try:
+            return await server.generate(profile.model, query.prompt, max_tokens=query.max_tokens, adapters=adapters)
+        except LookupError as error:
+            raise NoGate(str(error), status="not_found") from None
 
     async def _slot(self, origin: Origin) -> SlotInfo:
         return await self._bus.ask(GetSlot(), cause=origin)

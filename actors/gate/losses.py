@@ -19,7 +19,8 @@ from actors.torch_models import context, libraries, load_model, load_tokenizer, 
 F64 = NDArray[np.float64]
 Tokens = NDArray[np.int64]  # (T,)
 
-BATCH = 16
+MOST_POSITIONS = 1024
+"""Tokens and padding of a batch: its logits have that many rows of the whole vocabulary, in float32."""
 
 
 class Text(msgspec.Struct, frozen=True):
@@ -87,8 +88,7 @@ class MixedModel:
         self._weights = torch.from_numpy(np.asarray(weights, np.float32))
         sums, counts = [], []
         with quiet():
-            for start in range(0, len(prompts), BATCH):
-                batch = prompts[start : start + BATCH]
+            for batch in batches(prompts):
                 longest = max(len(one) for one in batch)
                 ids = torch.zeros((len(batch), longest), dtype=torch.long)
                 mask = torch.zeros((len(batch), longest), dtype=torch.long)
@@ -129,3 +129,15 @@ def _part(factors: Factors, owner: NDArray[np.int64]) -> tuple[Any, Any, Any]:
     b = factors.b_rows(0, factors.outputs)
     a, b = np.ascontiguousarray(factors.a().T), np.ascontiguousarray(b.T)
     return torch.from_numpy(a), torch.from_numpy(b), torch.from_numpy(owner)
+
+
+def batches(prompts: Sequence[Tokens], most: int = MOST_POSITIONS) -> Iterator[Sequence[Tokens]]:
+    """The prompts in their order, as many at once as padded have `most` tokens; a longer one alone."""
+    start = longest = 0
+    for stop, one in enumerate(prompts):
+        longest = max(longest, len(one))
+        if stop > start and (stop + 1 - start) * longest > most:
+            yield prompts[start:stop]
+            start, longest = stop, len(one)
+    if start < len(prompts):
+        yield prompts[start:]

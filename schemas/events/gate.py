@@ -88,8 +88,9 @@ class ExportGate(Request["GateExported"], tag="gate.export"):
     base      the base checkpoint with the sum added to its weights
     llamacpp  every adapter by itself, scales folded in, with `--lora-scaled` arguments
 
-    Refused: invalid with the reason for an adapter that can't be merged exactly, and where a cut to `rank` loses more
-    than `max_error`; forbidden outside of [gate] allowed_roots; conflict when `folder` is there."""
+    Refused: invalid with the reason for an adapter that can't be merged exactly, where a cut to `rank` loses more than
+    `max_error`, and for an option that the target doesn't use; forbidden outside of [gate] allowed_roots; conflict when
+    `folder` is there."""
 
     profile: ProfileName
     target: ExportTarget

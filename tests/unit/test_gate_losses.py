@@ -2,14 +2,17 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from actors.gate import losses
-from actors.gate.losses import Text
+from actors.gate.losses import Text, batches
 from schemas.profile import Adapter
 from tests.unit.gate_adapters import write_adapter_folder
 from tests.unit.gate_setting import Setting, trained
@@ -47,8 +50,8 @@ def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Setting:
 
 
 async def measured(house: Setting, target: Any, **more: Any) -> dict[str, float]:
-    given = {"base": house.with_base(), "text": str(house.work / "text.txt"), **more}
-    _, folder = await exported(house, target, **given)
+    options = {"base": house.with_base(), "text": str(house.work / "text.txt"), **more}
+    _, folder = await exported(house, target, **options)
     told = manifest(folder).evaluation
     assert told is not None
     return {each.of: each.loss for each in told.losses}
@@ -80,3 +83,13 @@ async def test_an_adapter_s_name_is_taken_for_no_mix(house: Setting) -> None:
     await house.with_profile(adapters=adapters)
     found = await measured(house, "peft", adapter_mix="base:1,uniform:1")
     assert found == {"base": 0, "uniform": 1.5, "adapter base": 1, "adapter uniform": 2, "explicit": 3}
+
+
+@given(st.lists(st.integers(1, 50), max_size=40), st.integers(1, 200))
+def test_batches_hold_so_many_tokens_with_their_padding(lengths: list[int], most: int) -> None:
+    prompts = [np.full(length, place) for place, length in enumerate(lengths)]
+    found = list(batches(prompts, most))
+    assert [int(one[0]) for batch in found for one in batch] == list(range(len(lengths)))
+    assert all(len(batch) == 1 or len(batch) * max(map(len, batch)) <= most for batch in found)
+    for batch, after in pairwise(found):  # none has room for the next
+        assert (len(batch) + 1) * max(len(one) for one in [*batch, after[0]]) > most

@@ -227,6 +227,13 @@ async def test_a_cut_is_refused_over_its_bound_and_leaves_nothing(house: Setting
         ({"adapter_mix": "code:1", "folder": "/etc/x"}, "forbidden", "outside the folders"),
         ({"adapter_mix": "code:1", "folder": "x"}, "malformed", "no absolute path"),
         ({"adapter_mix": "code:1", "base": "/etc"}, "forbidden", "outside the folders"),
+        ({"target": "llamacpp", "adapter_mix": "code:1", "rank": 1}, "invalid", "rank does nothing here"),
+        ({"adapter_mix": "code:1", "system": "x"}, "invalid", "system does nothing here: it is for ollama's Modelfile"),
+        ({"adapter_mix": "code:1", "template": "x"}, "invalid", "template does nothing"),
+        ({"adapter_mix": "code:1", "from_model": "x"}, "invalid", "from_model does nothing"),
+        ({"adapter_mix": "code:1", "parameters": {"stop": ["x"]}}, "invalid", "parameters does nothing"),
+        ({"adapter_mix": "code:1", "allow_quantised": True}, "invalid", "allow_quantised does nothing"),
+        ({"adapter_mix": "code:1", "weights": "static_loss", "free": True}, "invalid", "free does nothing"),
         ({"target": "base", "adapter_mix": "code:1"}, "invalid", "where the base checkpoint is"),
     ],
 )
@@ -290,3 +297,26 @@ async def test_ollama_serves_the_frozen_mix_and_says_so(house: Setting) -> None:
     assert "frozen mix is served" in said.note
     refused = of(Refusal, await house.ask(Generate("p", "x", adapter_mix="code:1")))
     assert "frozen" in refused.reason
+
+
+async def test_a_model_that_the_server_lacks_is_not_found_and_an_error_of_ours_is_one(
+    house: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await house.with_profile()
+    house.bus.active = "p"
+
+    async def lacks(*_: Any, **__: Any) -> str:
+        raise LookupError("there is no model tiny")
+
+    server: Any = house.gates._servers["llamacpp"]
+    with monkeypatch.context() as patched:
+        patched.setattr(server, "generate", lacks)
+        refused = of(Refusal, await house.ask(Generate("p", "x")))
+        assert (refused.status, refused.reason) == ("not_found", "there is no model tiny")
+
+    async def broken(*_: Any) -> Any:
+        raise KeyError("ours")
+
+    monkeypatch.setattr(house.gates, "_scales", broken)
+    with pytest.raises(KeyError):
+        await house.ask(Generate("p", "x"))
