@@ -113,7 +113,11 @@ class Exports:
             place = await store.put_export(
                 name, [(path.relative_to(folder).as_posix(), path) for path in [*files, manifest]]
             )
-            return await self._exported(command, profile, manifest, place)
+            try:
+                return await self._exported(command, profile, manifest, place)
+            except NoGate:  # the profile was deleted meanwhile
+                await store.drop_export(name)
+                raise
 
     async def _mix(
         self, command: ExportGate, profile: ModelProfile, document: GateDocument | None

@@ -69,6 +69,9 @@ class GateStore:
             await self._buckets.upload(self._bucket, f"{prefix}/{key}", path)
         return f"bucket://{self._bucket}/{prefix}"
 
+    async def drop_export(self, name: str) -> None:
+        await self._buckets.delete_prefix(self._bucket, f"{self._folder}/{EXPORTS}/{name}")
+
     async def forget(self, before: GateDocument, after: GateDocument) -> None:
         """What the document knew and knows no more: what runs that are neither live nor last are used by (their
         metadata stay), and exports that fell off its list."""

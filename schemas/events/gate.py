@@ -70,7 +70,7 @@ class GateInfo(Reply, tag="gate.info"):
     live: GateRun | None  # what is used
     last: GateRun | None  # the newest training, which may have diverged
     stale: str  # why the live gate can't be used with the profile as it is; empty: it can
-    mix: list[AdapterWeight] | None  # what is served where weights have to be fixed; None: no gate's doing
+    mix: list[AdapterWeight] | None  # put in where weights have to be fixed, times declared scales; None: no gate's
     source: MixSource | None
     banner: str  # says in a line that gate weights are put in; empty: none are
     exports: list[GateExport]  # newest first

@@ -294,6 +294,7 @@ async def test_a_profile_deleted_meanwhile_leaves_no_gate_to_the_next_of_its_nam
     said = refused(await house.ask(command))
     assert (said.status, said.reason) == ("not_found", "there is no profile 'p'")
     assert await house.registry.load(GateDocument, "p") is None
+    assert await house.buckets.list("mine", "gates") == []
 
 
 # --- a dataset's columns ------------------------------------------------------------------------
