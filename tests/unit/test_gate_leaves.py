@@ -7,8 +7,8 @@ import pytest
 from actors.errors import Transient
 from schemas.documents.gate import MOST_EXPORTS
 from schemas.events.base import Message
-from schemas.events.gate import ExportGate, GateExported, PromptWeights, WeighPrompt
-from tests.unit.gate_setting import Setting, of, trained
+from schemas.events.gate import ExportGate, GateExported, GateTrained, PromptWeights, TrainGate, WeighPrompt
+from tests.unit.gate_setting import Setting, examples, of, trained
 
 
 @pytest.fixture
@@ -83,3 +83,15 @@ async def test_a_question_to_a_gate_that_is_being_replaced_is_asked_again(
             await house.ask(WeighPrompt("p", "x"))
     said: Message = await house.ask(WeighPrompt("p", "x"))
     of(PromptWeights, said)
+
+
+async def test_the_gates_that_were_asked_last_stay_in_memory(house: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("actors.gate.gates.KEPT", 2)
+    runs = {}
+    for name in ("p", "q", "r"):
+        await house.with_profile(name)
+        said = of(GateTrained, await house.ask(TrainGate(name, examples(8)), f"of-{name}"))
+        runs[said.gate.run] = name
+    for name in ("p", "q", "p", "r"):
+        of(PromptWeights, await house.ask(WeighPrompt(name, "x")))
+    assert [runs[run] for run, _ in house.gates._loaded] == ["p", "r"]
