@@ -107,9 +107,10 @@ class MergeReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MixLoss(msgspec.Struct, frozen=True):
-    """Mean loss of the merged model, in nats a token."""
+    """Mean loss of a merged model, in nats a token. The last one is that of what was written, cut to its rank where
+    it is; the others are those of exact merges, to compare it with."""
 
-    of: str  # base, uniform, an adapter's name, or the mix that was chosen
+    of: str  # base, uniform, `adapter NAME`, or where the chosen mix comes from; of dynamic its mean: static_mean
     weights: list[float]  # as they were merged
     loss: float
 
@@ -130,7 +131,7 @@ class ExportManifest(msgspec.Struct, frozen=True, kw_only=True):
     profile: ProfileName
     target: ExportTarget
     gate_mode: MixSource
-    weights: list[AdapterWeight]
+    weights: list[AdapterWeight]  # of dynamic: the mean of what prompts get
     run: GateRunId | None  # of the gate that the weights come from
     adapters: list[ExportedAdapter]
     base_model: str
@@ -142,6 +143,8 @@ class ExportManifest(msgspec.Struct, frozen=True, kw_only=True):
     notes: list[str]
     files: list[GateFile]
     created: Timestamp
+    job: str = ""  # that made it: an export that comes again knows its own by it
+    banner: str = ""  # that told of the gate's weights
 
 
 class GateExport(msgspec.Struct, frozen=True, kw_only=True):

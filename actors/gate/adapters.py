@@ -3,6 +3,7 @@ read until rows are asked for."""
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from errno import EFBIG
 from pathlib import Path
 
 import msgspec
@@ -16,6 +17,7 @@ from schemas.names import AdapterName
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
+MOST_SMALL = 16 << 20  # bytes
 FLOATS = READABLE & {"F16", "BF16", "F32", "F64"}
 
 
@@ -50,7 +52,7 @@ def open_adapter(name: AdapterName, folder: Path) -> SourceAdapter:
         raise Unmergeable(f"{who}: {folder} has no {WEIGHTS}{hint}")
     if not config.is_file():
         raise Unmergeable(f"{who}: {folder} has no {CONFIG}")
-    lora = read_config(config.read_bytes(), who)
+    lora = read_config(read_small(config), who)
     checkpoint = open_checkpoint(weights)
     for problem in checkpoint.problems:
         if problem.tensor is not None:
@@ -67,6 +69,20 @@ def open_adapters(folders: Mapping[AdapterName, Path]) -> list[SourceAdapter]:
     adapters = [open_adapter(name, folder) for name, folder in folders.items()]
     check_together({adapter.name: (adapter.lora, adapter.modules) for adapter in adapters})
     return adapters
+
+
+def opened_job(folders: Mapping[AdapterName, Path]) -> Iterator[list[str]]:
+    """The bases that adapters which can be merged name; headers may have 100 MB. Raises Unmergeable."""
+    yield [adapter.lora.base for adapter in open_adapters(folders)]
+
+
+def read_small(path: Path) -> bytes:
+    """A configuration or a manifest. Raises OSError, also for one that has grown beyond what such a file is."""
+    with path.open("rb") as file:
+        raw = file.read(MOST_SMALL + 1)
+    if len(raw) > MOST_SMALL:
+        raise OSError(EFBIG, f"more than {MOST_SMALL >> 20} MiB, which is too much for such a file", str(path))
+    return raw
 
 
 def sha256_of(path: Path) -> str:

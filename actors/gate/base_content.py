@@ -6,13 +6,14 @@ times stay.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import anyio.to_thread
 import msgspec
 
+from actors.gate.adapters import read_small
 from actors.gate.exporting import MANIFEST
 from actors.gate.keeping import NoGate
 from actors.gate.paths import Paths
@@ -22,7 +23,7 @@ from actors.tensors.checkpoint import Checkpoint, open_checkpoint
 from actors.tensors.header import CheckpointError
 from actors.tensors.identity import content_sha256, stored_sha256
 from schemas.gate import GateFile
-from schemas.names import ProfileName, Sha256
+from schemas.names import AdapterName, ProfileName, Sha256
 
 CONFIG = "config.json"
 OF_THE_SAVING = ("_name_or_path", "transformers_version")
@@ -57,11 +58,16 @@ class BaseContents:
             raise NoGate(f"the base can't be read: {error}", "a folder with safetensors and config.json") from None
         return base, self._known[state]
 
-    def recorded(self, folder: Path) -> Sha256 | None:
-        """The content of the base that an adapter was exported for, by its export's manifest; None: nobody says."""
+    async def recorded(self, adapters: Mapping[AdapterName, Path]) -> dict[str, Sha256 | None]:
+        """The content of the base that each adapter was exported for, by its export's manifest; None: nobody says."""
+        return await anyio.to_thread.run_sync(
+            lambda: {f"adapter {name}": self._recorded(folder) for name, folder in adapters.items()}
+        )
+
+    def _recorded(self, folder: Path) -> Sha256 | None:
         for place in (folder, *folder.parents[:ABOVE]):
             try:
-                raw = self._paths.file(str(place / MANIFEST)).read_bytes()
+                raw = read_small(self._paths.file(str(place / MANIFEST)))
                 told = msgspec.json.decode(raw, type=_Recorded)
             except (NoGate, OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 continue
@@ -111,7 +117,7 @@ def _config_sha256(base: Path) -> Sha256 | None:
     file = base / CONFIG
     if not file.is_file():
         return None
-    raw = file.read_bytes()
+    raw = read_small(file)
     try:
         fields = msgspec.json.decode(raw, type=dict[str, Any])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

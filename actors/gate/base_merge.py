@@ -4,11 +4,13 @@ its own type, ready for a converter to GGUF. Tensors that no adapter touches are
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 
 from actors.errors import Unfit
+from actors.gate.adapters import read_small
 from actors.gate.core_lora import Module, Unmergeable
 from actors.gate.merging import METADATA, Merge
 from actors.tensors.checkpoint import INDEX_SUFFIX, Checkpoint, open_checkpoint
@@ -68,7 +70,7 @@ def find_targets(merge: Merge, checkpoint: Checkpoint, base: Path, *, allow_quan
     """The adapted module of each tensor that a merge changes. Raises Unmergeable for what isn't the adapters' base."""
     config = base / "config.json"
     try:
-        told = msgspec.json.decode(config.read_bytes(), type=_Config) if config.is_file() else _Config()
+        told = msgspec.json.decode(read_small(config), type=_Config) if config.is_file() else _Config()
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Unmergeable(f"{config} can't be read: {error}") from None
     if told.quantization_config and not allow_quantised:
@@ -127,12 +129,12 @@ def _stored_shape(merge: Merge, module: Module, tensor: StoredTensor) -> tuple[i
 
 
 def _merged(merge: Merge, module: Module, tensor: StoredTensor) -> Iterator[bytes]:
-    """W + B' A' in float32, rounded once to the tensor's type."""
+    """W + B' A' in float32, rounded once to the tensor's type; B' A' in float32 to a W in float64, as that."""
     factors = merge.factors(module.name)
     a = factors.a()  # (R, in)
     transposed = merge.lora.fan_in_fan_out and tensor.shape == (module.inputs, module.outputs)
     b = factors.b_rows(0, module.outputs) if transposed else None
-    for row, values in row_chunks(tensor, chunk_bytes=CHUNK_BYTES):
+    for row, values in _rows(tensor):
         stop = row + len(values)
         with np.errstate(over="ignore", invalid="ignore"):
             if b is not None:
@@ -141,7 +143,22 @@ def _merged(merge: Merge, module: Module, tensor: StoredTensor) -> Iterator[byte
                 values += factors.b_rows(row, stop) @ a
         if not np.isfinite(values).all():
             raise Unmergeable(f"the base's {tensor.name} with the mix added is beyond what float32 holds")
+        if values.dtype == np.float64:
+            yield values.tobytes()
+            continue
         try:
             yield from_float32(values, tensor.dtype)
         except Unfit as error:
             raise Unmergeable(f"the base's {tensor.name} with the mix added: {error}") from None
+
+
+def _rows(tensor: StoredTensor) -> Iterator[tuple[int, Any]]:
+    """(row, (k, columns) float32, or float64 where it is stored so), some rows at a time."""
+    if tensor.dtype != "F64":
+        yield from row_chunks(tensor, chunk_bytes=CHUNK_BYTES)
+        return
+    row, row_bytes = 0, 8 * tensor.columns
+    for raw in byte_chunks(tensor, max(1, CHUNK_BYTES // row_bytes) * row_bytes):
+        values = np.frombuffer(raw, "<f8").reshape(-1, tensor.columns)
+        yield row, values
+        row += len(values)

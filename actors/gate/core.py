@@ -1,8 +1,9 @@
 """What the gate decides: which corpus can be learnt from, what a mix is, whether a gate fits a profile, which weights
 are put in, which adapters a prompt gets. Values in, values out; the network is core_mlp, merging core_lora.
 
-With cross-entropy the mean of a trained gate is close to the class frequencies of its corpus (an output bias makes it
-exactly so at the optimum): as fixed weights, static_mean knows little beyond counts. static_loss is there for that.
+With cross-entropy the mean of a trained gate is close to the class frequencies of its corpus (at the optimum an output
+bias leaves only the entropy term between them): as fixed weights, static_mean knows little beyond counts. For that
+there is static_loss.
 """
 
 import hashlib
@@ -15,7 +16,8 @@ from numpy.typing import NDArray
 
 from actors.gate import core_mlp
 from schemas.documents.gate import GateEvent
-from schemas.events.gate import Routing
+from schemas.events.gate import ExportGate, Routing
+from schemas.events.index import EmbedderSpec
 from schemas.gate import AdapterWeight, Example, GateExport, GateRun, MixSource
 from schemas.names import AdapterName, Sha256, Timestamp
 from schemas.profile import Adapter, ModelProfile
@@ -48,6 +50,23 @@ def exportable(profile: ModelProfile) -> list[AdapterName]:
     if not profile.adapters:
         raise NoMix(f"profile {profile.id!r} has 0 adapters: there is nothing to export")
     return _named(profile, "an export")
+
+
+def idle_option(asked: ExportGate) -> str | None:
+    """Why an option does nothing in an export of this kind; None: each that is given counts."""
+    searched = asked.weights == "static_loss" and asked.adapter_mix is None
+    for option, given, of, meant in (
+        ("rank", asked.rank is not None, asked.target != "llamacpp", "for one merged adapter: peft, ollama, base"),
+        ("from_model", asked.from_model is not None, asked.target == "ollama", "for ollama's Modelfile"),
+        ("template", asked.template, asked.target == "ollama", "for ollama's Modelfile"),
+        ("system", asked.system, asked.target == "ollama", "for ollama's Modelfile"),
+        ("parameters", asked.parameters, asked.target == "ollama", "for ollama's Modelfile"),
+        ("allow_quantised", asked.allow_quantised, asked.target == "base", "for a merge into a base"),
+        ("free", asked.free, searched, "for weights by static_loss"),
+    ):
+        if given and not of:
+            return f"{option} does nothing here: it is {meant}"
+    return None
 
 
 def _named(profile: ModelProfile, what: str) -> list[AdapterName]:
@@ -135,7 +154,9 @@ def events_of(run: GateRun, time: Timestamp) -> list[GateEvent]:
 
 
 def misfit(profile: ModelProfile, run: GateRun) -> str | None:
-    """Why a gate isn't the profile's any more, or None. Of the embedder, `other_embedder` has the word."""
+    """Why a gate isn't the profile's any more, or None. An embedder that is asked for in other words is another one;
+    of one that is the same by its words, `other_embedder` has the last word when it is loaded. A profile without an
+    embedder says nothing of it: give its `settled` form."""
     names = [adapter.name for adapter in profile.adapters]
     if names != run.adapters:
         return (
@@ -143,7 +164,24 @@ def misfit(profile: ModelProfile, run: GateRun) -> str | None:
         )
     if profile.model != run.base_model:
         return f"it was trained for the model {run.base_model}, the profile has {profile.model}"
+    if profile.embedder is not None and not _same(profile.embedder, run.embedder):
+        return (
+            f"it was trained on embeddings of {_embedder(run.embedder, run.input_dim)}, "
+            f"the profile's embedder is {_embedder(profile.embedder, profile.embedder.dim)}"
+        )
     return None
+
+
+def _same(one: EmbedderSpec, other: EmbedderSpec) -> bool:
+    """A dimension that isn't given is found out later."""
+    dims = {spec.dim for spec in (one, other)} - {None}
+    return (one.kind, one.model, one.url) == (other.kind, other.model, other.url) and len(dims) < 2
+
+
+def _embedder(spec: EmbedderSpec, dim: int | None) -> str:
+    at = f" at {spec.url}" if spec.url else ""
+    width = f" ({dim} dimensions)" if dim else ""
+    return f"{spec.kind} {spec.model}".strip() + at + width
 
 
 def other_embedder(run: GateRun, identity: str, dim: int) -> str | None:

@@ -149,7 +149,10 @@ def modules_of(shapes: Mapping[str, tuple[int, ...]], lora: Lora, who: str) -> d
             raise Unmergeable(f"{who} has the tensor {tensor}, {_what(tensor)}")
         if len(found["module"]) > LONGEST:
             raise Unmergeable(f"{who} has a module whose name has {len(found['module'])} characters: {tensor[:60]}…")
-        factors.setdefault(found["module"], {})[found["factor"]] = tensor
+        pair = factors.setdefault(found["module"], {})
+        if other := pair.get(found["factor"]):
+            raise Unmergeable(f"{who} has {other} and {tensor}, two of one factor: which one counts nobody says")
+        pair[found["factor"]] = tensor
     if not factors:
         raise Unmergeable(f"{who} has no LoRA factors")
     return {name: _module(name, pair, shapes, lora, who) for name, pair in sorted(factors.items())}

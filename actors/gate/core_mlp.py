@@ -106,8 +106,8 @@ def split(y: NDArray[np.int64], n: int, rng: np.random.Generator) -> tuple[NDArr
 
 
 def fit(x: F64, y: NDArray[np.int64], n: int, seed: int, recipe: Recipe = Recipe()) -> Fit:
-    """Trains on `split`'s first part. Diverged: something isn't finite, or the held-out loss is above ln N, what a
-    gate has that knows nothing. Every adapter needs FEWEST prompts."""
+    """Trains on `split`'s first part. Diverged: something isn't finite, or the held-out loss is `no_better`. Every
+    adapter needs FEWEST prompts."""
     rng = np.random.default_rng(seed)
     train, held = split(y, n, rng)
     mlp = initial(x.shape[1], n, recipe.hidden, rng)
@@ -119,7 +119,12 @@ def fit(x: F64, y: NDArray[np.int64], n: int, seed: int, recipe: Recipe = Recipe
             mlp, first, second = _adamw(mlp, gradient, first, second, step, recipe)
         losses = [cross_entropy(mlp, x[part], y[part]) for part in (train, held)]
     finite = all(np.isfinite(part).all() for part in mlp) and bool(np.isfinite(losses).all())
-    return Fit(mlp, losses[0], losses[1], not finite or losses[1] > np.log(n))
+    return Fit(mlp, losses[0], losses[1], not finite or no_better(losses[1], n))
+
+
+def no_better(held_out_loss: float, n: int) -> bool:
+    """Than a gate of n outputs that knows nothing, which loses ln n."""
+    return held_out_loss > float(np.log(n))
 
 
 def _adamw(mlp: Mlp, gradient: Mlp, first: Mlp, second: Mlp, step: int, recipe: Recipe) -> tuple[Mlp, Mlp, Mlp]:

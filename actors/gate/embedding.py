@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -28,6 +29,10 @@ class PromptEmbedders:
 
     def spec(self, profile: ModelProfile) -> EmbedderSpec:
         return profile.embedder or self._default
+
+    def settled(self, profile: ModelProfile) -> ModelProfile:
+        """The profile with the embedder that it has in the end."""
+        return msgspec.structs.replace(profile, embedder=self.spec(profile))
 
     def unready(self, profile: ModelProfile, slot: SlotInfo) -> Refusal | None:
         """Asking a model server for embeddings would load the model behind the slot's back."""

@@ -4,6 +4,7 @@ not at all."""
 import hashlib
 import os
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 import anyio
@@ -12,14 +13,15 @@ import msgspec
 
 from actors.base import Origin
 from actors.gate import core
-from actors.gate.adapters import open_adapters
+from actors.gate.adapters import opened_job, read_small
 from actors.gate.base_content import BaseContents
 from actors.gate.config import GateConfig
+from actors.gate.embedding import PromptEmbedders
 from actors.gate.exporting import MANIFEST, ExportOrder, export_job, sync
 from actors.gate.keeping import NoGate, change, gate_of, home, profile_of
 from actors.gate.paths import Paths
 from actors.gate.store import GateStore
-from actors.gate.work import Work, job_of
+from actors.gate.work import CACHE, Work, job_of, told_where
 from actors.gate_ports import GateJournal
 from actors.ports import Buckets, Clock, Registry
 from schemas.documents.gate import MOST_EXPORTS, GateDocument
@@ -34,6 +36,7 @@ class Exports:
         self,
         registry: Registry,
         buckets: Buckets,
+        embedders: PromptEmbedders,
         journal: GateJournal,
         work: Work,
         bases: BaseContents,
@@ -42,6 +45,7 @@ class Exports:
     ) -> None:
         self._registry = registry
         self._buckets = buckets
+        self._embedders = embedders
         self._journal = journal
         self._work = work
         self._bases = bases
@@ -49,9 +53,20 @@ class Exports:
         self._paths = Paths(config.allowed_roots)
 
     async def export(self, command: ExportGate, origin: Origin) -> GateExported:
-        """Raises NoGate, NoMix, OSError, and what the job raises."""
-        profile = await profile_of(self._registry, command.profile)
+        """Raises NoGate, NoMix, and what the job raises."""
+        profile = self._embedders.settled(await profile_of(self._registry, command.profile))
         core.exportable(profile)
+        if idle := core.idle_option(command):
+            raise NoGate(idle, "leave it out")
+        job = job_of(origin.id)
+        name = f"{command.target}-{job}"
+        target = None
+        if command.folder is not None:
+            target = self._paths.path(command.folder)
+            if target.exists():
+                if await anyio.to_thread.run_sync(_made_by, target / MANIFEST) == job:  # come again after its end
+                    return await self._exported(command, profile, target / MANIFEST, str(target))
+                raise NoGate(f"{command.folder} is there already", "name a folder that isn't", "conflict")
         if command.target == "base" and command.base is None:
             raise NoGate(
                 "nothing says where the base checkpoint is", "`base`: its folder on the machine that does the work"
@@ -69,15 +84,6 @@ class Exports:
         folders = self._folders(profile)
         base = None if command.base is None else self._paths.folder(command.base)
         text = None if command.text is None else self._paths.file(command.text)
-        job = job_of(origin.id)
-        name = f"{command.target}-{job}"
-        target = None
-        if command.folder is not None:
-            target = self._paths.path(command.folder)
-            if target.exists():
-                if origin.delivery > 1 and (target / MANIFEST).is_file():
-                    return await self._exported(command, profile, target / MANIFEST, str(target))
-                raise NoGate(f"{command.folder} is there already", "name a folder that isn't", "conflict")
         order = ExportOrder(
             asked=command,
             folders=folders,
@@ -90,19 +96,28 @@ class Exports:
             base_sha256=await self._base_sha256(job, profile.id, base, folders, used),
             text=text,
             created=self._clock.now(),
+            job=job,
+            banner=core.banner(mix, source, used),
         )
-        with self._work.folder(target) as folder:
-            await self._work.run(job, profile.id, export_job, order, folder)
-            manifest = folder / MANIFEST
+        with ExitStack() as stack:
+            with told_where("the export can't be made", command.folder or CACHE):
+                folder = stack.enter_context(self._work.folder(target))
+                await self._work.run(job, profile.id, export_job, order, folder)
+                if target is not None:
+                    await anyio.to_thread.run_sync(_put, folder, target)
             if target is not None:
-                await anyio.to_thread.run_sync(_put, folder, target)
                 return await self._exported(command, profile, target / MANIFEST, str(target))
+            manifest = folder / MANIFEST
             store = GateStore(self._buckets, await home(self._registry, self._buckets, profile), profile.id)
             files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path != manifest]
             place = await store.put_export(
                 name, [(path.relative_to(folder).as_posix(), path) for path in [*files, manifest]]
             )
-            return await self._exported(command, profile, manifest, place)
+            try:
+                return await self._exported(command, profile, manifest, place)
+            except NoGate:  # the profile was deleted meanwhile
+                await store.drop_export(name)
+                raise
 
     async def _mix(
         self, command: ExportGate, profile: ModelProfile, document: GateDocument | None
@@ -122,6 +137,11 @@ class Exports:
             case "static_loss":
                 if command.base is None or command.text is None:
                     raise NoGate("static_loss needs `base`, a causal model's folder, and `text` that nobody trained on")
+                if command.rank is not None:
+                    raise NoGate(
+                        "static_loss finds the weights of an exact merge, and `rank` would make another model of them",
+                        f"find them without a rank first, then cut: rank {command.rank} with adapter_mix {core.MIX}",
+                    )
                 return found[0] if found else core.uniform(core.declared(profile)), "static_loss"
             case "dynamic" if command.target != "llamacpp":
                 raise NoGate(f"{command.target} takes fixed weights: a gate is dynamic with llamacpp alone")
@@ -157,9 +177,10 @@ class Exports:
     ) -> Sha256 | None:
         """Of the base at hand, which has to be what the gate and the adapters were made for. Raises NoGate,
         Unmergeable, CheckpointError."""
-        adapters = await anyio.to_thread.run_sync(open_adapters, folders)
-        at_hand = await self._bases.at_hand(job, about, base, (adapter.lora.base for adapter in adapters))
-        recorded = {f"adapter {adapter.name}": self._bases.recorded(adapter.folder) for adapter in adapters}
+        with told_where("adapters can't be read", ", ".join(map(str, folders.values()))):
+            (named,) = await self._work.run(job, about, opened_job, folders)
+        at_hand = await self._bases.at_hand(job, about, base, named)
+        recorded = await self._bases.recorded(folders)
         if run is not None:
             recorded[f"gate {run.run}"] = run.base_sha256
         found = at_hand[1] if at_hand else None
@@ -180,8 +201,9 @@ class Exports:
             manifest_sha256=hashlib.sha256(raw).hexdigest(),
             created=told.created,
         )
-        await home(self._registry, self._buckets, profile)  # where the document is to lie, whatever the export does
-        after = await change(self._registry, profile, lambda document: _with_export(document, export))
+        bucket = await home(self._registry, self._buckets, profile)  # where the document is to lie
+        before, after = await change(self._registry, profile, lambda document: _with_export(document, export))
+        await GateStore(self._buckets, bucket, profile.id).forget(before, after)
         return GateExported(
             profile=profile.id,
             export=export,
@@ -189,7 +211,7 @@ class Exports:
             error=told.merge.error,
             rank=told.merge.rank,
             arguments=told.arguments,
-            banner=core.banner(told.weights, told.gate_mode, after.live if told.run else None),
+            banner=told.banner,
             notes=told.notes,
             asked_by=command.asked_by,
         )
@@ -200,6 +222,15 @@ def _put(folder: Path, target: Path) -> None:
     sync(target.parent)
 
 
+def _made_by(manifest: Path) -> str | None:
+    """The job that made an export; None: it is none of ours."""
+    try:
+        return msgspec.json.decode(read_small(manifest), type=ExportManifest).job if manifest.is_file() else None
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
 def _with_export(document: GateDocument, export: GateExport) -> GateDocument:
     others = [one for one in document.exports if one.place != export.place]
-    return msgspec.structs.replace(document, exports=[export, *others][:MOST_EXPORTS])
+    newest = sorted([export, *others], key=lambda one: one.created, reverse=True)  # one may come again late
+    return msgspec.structs.replace(document, exports=newest[:MOST_EXPORTS])

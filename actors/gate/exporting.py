@@ -57,6 +57,8 @@ class ExportOrder(msgspec.Struct, frozen=True):
     base_sha256: Sha256 | None  # of the base at hand
     text: Path | None
     created: Timestamp
+    job: str = ""
+    banner: str = ""
 
 
 def export_job(order: ExportOrder, out: Path) -> Iterator[Phase | ExportManifest]:
@@ -66,8 +68,7 @@ def export_job(order: ExportOrder, out: Path) -> Iterator[Phase | ExportManifest
     mix, evaluation = order.mix, None
     if order.text is not None and order.base is not None:
         mix, evaluation = yield from measure(order, adapters)
-    strengths = [one.weight * scale for one, scale in zip(mix, order.scales, strict=True)]
-    weighted = [Weighted(adapter, strength) for adapter, strength in zip(adapters, strengths, strict=True)]
+    weighted = _weighted(adapters, mix, order.scales)
     arguments: list[str] = []
     notes = [] if order.base_sha256 else ["the base isn't at hand: nothing says which content the mix is for"]
     if any(scale != 1 for scale in order.scales):
@@ -102,7 +103,7 @@ def export_job(order: ExportOrder, out: Path) -> Iterator[Phase | ExportManifest
             (out / MANIFEST).unlink(missing_ok=True)  # the base's own, where that is an export
             notes.append("to GGUF: convert_hf_to_gguf.py of llama.cpp takes this folder")
         case "llamacpp":
-            arguments, more = yield from _apart(order, adapters, strengths, out)
+            arguments, more = yield from _apart(order, weighted, out)
             notes += more
     files = [
         GateFile(path.relative_to(out).as_posix(), sha256_of(path), path.stat().st_size)
@@ -126,6 +127,8 @@ def export_job(order: ExportOrder, out: Path) -> Iterator[Phase | ExportManifest
         notes=notes,
         files=files,
         created=order.created,
+        job=order.job,
+        banner=order.banner,
     )
     (out / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n")
     for path in (*out.rglob("*"), out):
@@ -143,13 +146,14 @@ def sync(path: Path) -> None:
 
 
 def _apart(
-    order: ExportOrder, adapters: Sequence[SourceAdapter], strengths: Sequence[float], out: Path
+    order: ExportOrder, weighted: Sequence[Weighted], out: Path
 ) -> Generator[Phase, None, tuple[list[str], list[str]]]:
     """Every adapter with its scale folded in, as llama.cpp knows neither rsLoRA nor patterns; and its arguments."""
+    adapters = [each.adapter for each in weighted]
     for number, adapter in enumerate(adapters):
         yield Phase("merge", number, len(adapters), "adapters")
         write_adapter(Merge([Weighted(adapter, 1.0)]), out / "adapters" / adapter.name)
-    scales = [0.0] * len(adapters) if order.source == "dynamic" else strengths
+    scales = [0.0 if order.source == "dynamic" else each.weight for each in weighted]
     scaled = ",".join(
         f"adapters/{adapter.name}.gguf:{scale:.9g}" for adapter, scale in zip(adapters, scales, strict=True)
     )
@@ -170,8 +174,8 @@ def _apart(
 def measure(
     order: ExportOrder, adapters: Sequence[SourceAdapter]
 ) -> Generator[Phase, None, tuple[list[AdapterWeight], Evaluation]]:
-    """Losses on every other prompt of the text; where weights are to be chosen by loss, on the prompts between. Needs
-    the `cert` extra."""
+    """Losses on every other prompt of the text; where weights are to be chosen by loss, on the prompts between. The
+    chosen mix's is that of what is written, cut where it is. Needs the `cert` extra."""
     from actors.gate.losses import MixedModel, read_text
 
     assert order.base is not None
@@ -192,11 +196,15 @@ def measure(
                 AdapterWeight(adapter.name, float(weight)) for adapter, weight in zip(adapters, weights, strict=True)
             ]
         rows = [("base", np.zeros(n)), ("uniform", np.full(n, 1 / n))]
-        rows += [(adapter.name, single[place]) for place, adapter in enumerate(adapters)]
-        rows.append((order.source, weights))
-        losses = []
+        rows += [(f"adapter {adapter.name}", single[place]) for place, adapter in enumerate(adapters)]
+        # Prompt by prompt there is no loss of one mix: the mean stands for it, under its own name.
+        rows.append(("static_mean" if order.source == "dynamic" else order.source, weights))
+        losses: list[MixLoss] = []
         for of, row in rows:
-            loss = model.loss(row * scales, text.test)
+            if len(losses) == len(rows) - 1 and asked.rank is not None:
+                loss = model.merged_loss(Merge(_weighted(adapters, mix, order.scales), asked.rank), text.test)
+            else:
+                loss = model.loss(row * scales, text.test)
             if not math.isfinite(loss):
                 raise Unfit(
                     f"the loss of {of} on {order.text.name} isn't finite: the weights of {order.base.name}, or what "
@@ -211,6 +219,13 @@ def measure(
         fitted_on=len(text.fit) if order.source == "static_loss" else 0,
         losses=losses,
     )
+
+
+def _weighted(
+    adapters: Sequence[SourceAdapter], mix: Sequence[AdapterWeight], scales: Sequence[float]
+) -> list[Weighted]:
+    """The adapters as strongly as they are merged."""
+    return [Weighted(each, one.weight * scale) for each, one, scale in zip(adapters, mix, scales, strict=True)]
 
 
 def _searching(search: Generator[int, None, tuple[F64, float, int]]) -> Generator[Phase, None, tuple[F64, float, int]]:

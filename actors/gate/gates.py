@@ -9,7 +9,7 @@ from contextlib import suppress
 import numpy as np
 
 from actors.base import Actor, Origin, concurrent, handles
-from actors.errors import CorruptState, ModelServerError
+from actors.errors import CorruptState, ModelServerError, Transient
 from actors.gate import core
 from actors.gate.core_mlp import Mlp, probabilities
 from actors.gate.embedding import PromptEmbedders
@@ -23,12 +23,12 @@ from schemas.documents.profile import ProfileDocument
 from schemas.events.base import Refusal
 from schemas.events.gate import GateDropped, GateInfo, Generate, Generated, GetGate, PromptWeights, Routed, WeighPrompt
 from schemas.events.profile import GetSlot, ProfileDeleted, SlotInfo
-from schemas.gate import AdapterWeight
+from schemas.gate import AdapterWeight, GateFiles, GateRun
 from schemas.names import ServerName
 from schemas.profile import Adapter, ModelProfile
 
 KEPT = 16
-"""Gates in memory, each a few hundred KB."""
+"""Gates in memory, those asked last; each a few hundred KB, and with a lexical embedder 1 MB more."""
 
 Mix = list[AdapterWeight]
 
@@ -57,7 +57,7 @@ class Gates(Actor):
     @concurrent(8)
     async def on_get(self, query: GetGate) -> Sequence[GateInfo | Refusal]:
         try:
-            profile = await profile_of(self._registry, query.profile)
+            profile = self._embedders.settled(await profile_of(self._registry, query.profile))
         except NoGate as error:
             return [error.refusal]
         document = await gate_of(self._registry, query.profile)
@@ -82,7 +82,7 @@ class Gates(Actor):
     @concurrent(16)
     async def on_weigh(self, query: WeighPrompt, origin: Origin) -> Sequence[PromptWeights | Refusal]:
         try:
-            profile = await profile_of(self._registry, query.profile)
+            profile = self._embedders.settled(await profile_of(self._registry, query.profile))
             document = await gate_of(self._registry, query.profile)
             if document is None or document.live is None:
                 raise NoGate(*_untrained(profile, document), "conflict")
@@ -104,8 +104,6 @@ class Gates(Actor):
             return [error.refusal]
         except core.NoMix as error:
             return [Refusal("invalid", str(error))]
-        except LookupError as error:  # its model, or one of its adapters
-            return [Refusal("not_found", str(error))]
         except ModelServerError as error:
             return [Refusal("unavailable", str(error))]
 
@@ -135,19 +133,32 @@ class Gates(Actor):
             raise NoGate(unready.reason, unready.hint, unready.status)
         key = live.run, repr(self._embedders.spec(profile))
         if key not in self._loaded:
-            store = GateStore(self._buckets, document.bucket, profile.id)
-            embedder = await self._embedders.load(profile, live, files, store)
-            if files.weights is None:
-                raise CorruptState(f"the gate of profile {profile.id!r} has lost its weights: train it again")
-            self._loaded[key] = read_gate(await store.local(files.weights)), embedder
+            self._loaded[key] = await self._load(profile, document, live, files)
             while len(self._loaded) > KEPT:
                 self._loaded.popitem(last=False)
+        self._loaded.move_to_end(key)
         mlp, embedder = self._loaded[key]
         (output,) = probabilities(mlp, (await embedder.embed([prompt])).astype(np.float64))
         return [AdapterWeight(name, float(weight)) for name, weight in zip(live.adapters, output, strict=True)]
 
+    async def _load(
+        self, profile: ModelProfile, document: GateDocument, live: GateRun, files: GateFiles
+    ) -> tuple[Mlp, Embedder]:
+        """Raises NoMix, CorruptState, and Transient where another gate took its place meanwhile, and its files."""
+        store = GateStore(self._buckets, document.bucket, profile.id)
+        try:
+            embedder = await self._embedders.load(profile, live, files, store)
+            if files.weights is None:
+                raise CorruptState(f"the gate of profile {profile.id!r} has lost its weights: train it again")
+            return read_gate(await store.local(files.weights)), embedder
+        except CorruptState:
+            now = await gate_of(self._registry, profile.id)
+            if now is not None and now.live is not None and now.live.run != live.run:
+                raise Transient(f"the gate of profile {profile.id!r} is being replaced", 0.1) from None
+            raise
+
     async def _generate(self, query: Generate, origin: Origin) -> Generated:
-        profile = await profile_of(self._registry, query.profile)
+        profile = self._embedders.settled(await profile_of(self._registry, query.profile))
         slot = await self._slot(origin)
         if (slot.state, slot.profile) != ("ready", profile.id):
             raise NoGate(
@@ -160,10 +171,7 @@ class Gates(Actor):
             return await self._frozen(query, profile, document)
         scales, gate, routing, note = await self._scales(query, profile, document, origin)
         adapters = [Adapter(one.adapter, one.weight) for one in scales]
-        server = self._servers[profile.server]
-        text = await server.generate(
-            profile.model, query.prompt, max_tokens=query.max_tokens, adapters=adapters if adapters else None
-        )
+        text = await self._said(query, profile, adapters or None)
         run = document.live.run if gate and document and document.live else None
         return Generated(text, profile.id, profile.server, profile.model, routing, scales, gate, run, note)
 
@@ -195,8 +203,7 @@ class Gates(Actor):
                 f"{profile.server} takes no scales with a request: the mix of profile {profile.id!r} is frozen",
                 f"export another: lakehouse gate export {profile.id} --as ollama --adapter-mix …",
             )
-        server = self._servers[profile.server]
-        text = await server.generate(profile.model, query.prompt, max_tokens=query.max_tokens)
+        text = await self._said(query, profile, None)
         exports = document.exports if document else []
         merged = next((one for one in exports if one.target in ("ollama", "base")), None)
         if merged is None:
@@ -210,6 +217,14 @@ class Gates(Actor):
             )
         weights = core.strengths(merged) if merged else []
         return Generated(text, profile.id, profile.server, profile.model, "frozen", weights, [], None, note)
+
+    async def _said(self, query: Generate, profile: ModelProfile, adapters: list[Adapter] | None) -> str:
+        """What the profile's model goes on with. Raises NoGate where the server hasn't the model, or an adapter."""
+        server = self._servers[profile.server]
+        try:
+            return await server.generate(profile.model, query.prompt, max_tokens=query.max_tokens, adapters=adapters)
+        except LookupError as error:
+            raise NoGate(str(error), status="not_found") from None
 
     async def _slot(self, origin: Origin) -> SlotInfo:
         return await self._bus.ask(GetSlot(), cause=origin)

@@ -36,9 +36,11 @@ async def gate_of(registry: Registry, name: ProfileName) -> GateDocument | None:
     return found[0] if found else None
 
 
-async def change(registry: Registry, profile: ModelProfile, to: Callable[[GateDocument], GateDocument]) -> GateDocument:
-    """The document after `to`, which is applied again where another was faster; made where there is none. Raises
-    NoGate for a profile that was deleted meanwhile: one made later under its name would have its gate."""
+async def change(
+    registry: Registry, profile: ModelProfile, to: Callable[[GateDocument], GateDocument]
+) -> tuple[GateDocument, GateDocument]:
+    """The document before and after `to`, which is applied again where another was faster; made where there is none.
+    Raises NoGate for a profile that was deleted meanwhile: one made later under its name would have its gate."""
     while True:
         found = await registry.load(GateDocument, profile.id)
         if found is None:
@@ -46,12 +48,12 @@ async def change(registry: Registry, profile: ModelProfile, to: Callable[[GateDo
         before, revision = found or (GateDocument(profile=profile.id, bucket=bucket_of(profile)), None)
         after = to(before)
         if after == before:
-            return before
+            return before, before
         try:
             await registry.save(profile.id, after, expected=revision, bucket=after.bucket)
         except Conflict:
             continue
-        return after
+        return before, after
 
 
 async def home(registry: Registry, buckets: Buckets, profile: ModelProfile) -> BucketName:

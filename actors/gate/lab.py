@@ -1,7 +1,6 @@
 """The gate lab (work): trains gates and makes exports, in the worker process. What a refusal says, the steps say."""
 
 from collections.abc import Sequence
-from errno import EDQUOT, ENOSPC
 from pathlib import Path
 from typing import Never
 
@@ -45,7 +44,7 @@ class GateLab(Actor):
         self._work = Work(compute, bus, cache)
         bases = BaseContents(self._work, config.allowed_roots)
         self._training = Training(registry, tables, buckets, embedders, journal, self._work, bases, bus, clock, config)
-        self._exports = Exports(registry, buckets, journal, self._work, bases, clock, config)
+        self._exports = Exports(registry, buckets, embedders, journal, self._work, bases, clock, config)
 
     async def start(self) -> Sequence[Never]:
         self._work.sweep_out()
@@ -68,7 +67,3 @@ class GateLab(Actor):
             return [error.refusal]
         except REFUSED as error:
             return [Refusal("invalid", str(error))]
-        except OSError as error:
-            where = command.folder or "the cache in the daemon's state directory"
-            hint = f"free some space for {where}" if error.errno in (ENOSPC, EDQUOT) else ""
-            return [Refusal("invalid", f"the export can't be made in {where}: {error.strerror or error}", hint)]

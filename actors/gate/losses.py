@@ -12,14 +12,15 @@ from numpy.typing import NDArray
 
 from actors.gate.adapters import SourceAdapter
 from actors.gate.core_lora import Unmergeable
-from actors.gate.merging import Factors, Weighted
+from actors.gate.merging import Factors, Merge, Weighted
 from actors.prompts import read_texts, tokenised
 from actors.torch_models import context, libraries, load_model, load_tokenizer, quiet
 
 F64 = NDArray[np.float64]
 Tokens = NDArray[np.int64]  # (T,)
 
-BATCH = 16
+MOST_POSITIONS = 1024
+"""Tokens and padding of a batch: its logits have that many rows of the whole vocabulary, in float32."""
 
 
 class Text(msgspec.Struct, frozen=True):
@@ -46,7 +47,8 @@ class MixedModel:
         self.tokenizer = load_tokenizer(base)
         self._adapters = adapters
         self._weights = torch.zeros(len(adapters))
-        self._parts: list[tuple[Any, Any, Any, Any]] = []  # layer, A^T (in, R), B^T (R, out), adapter of each rank
+        self._layers: dict[str, Any] = {}
+        self._parts: dict[str, tuple[Any, Any, Any]] = {}  # A^T (in, R), B^T (R, out), adapter of each rank
         modules = {name: module for each in adapters for name, module in each.modules.items()}
         named = dict(self.model.named_modules())
         for name, module in modules.items():
@@ -59,24 +61,21 @@ class MixedModel:
             having = [(place, each) for place, each in enumerate(adapters) if name in each.modules]
             factors = Factors(name, [Weighted(each, 1.0) for _, each in having])
             owner = np.concatenate([np.full(each.modules[name].rank, place) for place, each in having])
-            b = factors.b_rows(0, factors.outputs)
-            self._parts.append((
-                layer,
-                torch.from_numpy(np.ascontiguousarray(factors.a().T)),
-                torch.from_numpy(np.ascontiguousarray(b.T)),
-                torch.from_numpy(owner),
-            ))  # fmt: skip
+            self._layers[name], self._parts[name] = layer, _part(factors, owner)
 
     @contextmanager
     def hooked(self) -> Iterator["MixedModel"]:
-        def hook(a: Any, b: Any, owner: Any) -> Any:
+        def hook(name: str) -> Any:
             def add(_: Any, given: tuple[Any, ...], out: Any) -> Any:
+                if name not in self._parts:
+                    return out
+                a, b, owner = self._parts[name]
                 # (B, T, in) @ (in, R), each of R weighed as its adapter, @ (R, out)
                 return out + ((given[0] @ a) * self._weights[owner]) @ b
 
             return add
 
-        handles = [layer.register_forward_hook(hook(a, b, owner)) for layer, a, b, owner in self._parts]
+        handles = [layer.register_forward_hook(hook(name)) for name, layer in self._layers.items()]
         try:
             yield self
         finally:
@@ -89,8 +88,7 @@ class MixedModel:
         self._weights = torch.from_numpy(np.asarray(weights, np.float32))
         sums, counts = [], []
         with quiet():
-            for start in range(0, len(prompts), BATCH):
-                batch = prompts[start : start + BATCH]
+            for batch in batches(prompts):
                 longest = max(len(one) for one in batch)
                 ids = torch.zeros((len(batch), longest), dtype=torch.long)
                 mask = torch.zeros((len(batch), longest), dtype=torch.long)
@@ -109,5 +107,37 @@ class MixedModel:
         sums, counts = self.token_losses(weights, prompts)
         return float(sums.sum() / counts.sum())
 
+    def merged_loss(self, merge: Merge, prompts: Sequence[Tokens]) -> float:
+        """Of a merge as it is written, cut where it is: the mean over all tokens, in nats."""
+        apart = self._parts
+        self._parts = {}
+        for name in merge.modules:
+            factors = merge.factors(name)
+            self._parts[name] = _part(factors, np.zeros(factors.rank, np.int64))
+        try:
+            return self.loss(np.ones(1), prompts)
+        finally:
+            self._parts = apart
+
     def context(self, asked: int) -> int:
         return context(self.model, self.tokenizer, asked)
+
+
+def _part(factors: Factors, owner: NDArray[np.int64]) -> tuple[Any, Any, Any]:
+    """owner: (R,) which weight each rank has."""
+    torch, _ = libraries()
+    b = factors.b_rows(0, factors.outputs)
+    a, b = np.ascontiguousarray(factors.a().T), np.ascontiguousarray(b.T)
+    return torch.from_numpy(a), torch.from_numpy(b), torch.from_numpy(owner)
+
+
+def batches(prompts: Sequence[Tokens], most: int = MOST_POSITIONS) -> Iterator[Sequence[Tokens]]:
+    """The prompts in their order, as many at once as padded have `most` tokens; a longer one alone."""
+    start = longest = 0
+    for stop, one in enumerate(prompts):
+        longest = max(longest, len(one))
+        if stop > start and (stop + 1 - start) * longest > most:
+            yield prompts[start:stop]
+            start, longest = stop, len(one)
+    if start < len(prompts):
+        yield prompts[start:]

@@ -4,15 +4,18 @@ events are rows of `gate_events` before its document says that it is there.
 
 import math
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 
+import anyio.to_thread
 import msgspec
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from actors.base import Origin
 from actors.gate import core
-from actors.gate.adapters import CONFIG
+from actors.gate.adapters import CONFIG, read_small
 from actors.gate.base_content import BaseContents
 from actors.gate.config import GateConfig
 from actors.gate.core_lora import Lora, Unmergeable, read_config
@@ -23,7 +26,7 @@ from actors.gate.paths import Paths
 from actors.gate.phase import Phase
 from actors.gate.store import GateStore
 from actors.gate.training import train_job
-from actors.gate.work import Work, job_of
+from actors.gate.work import CACHE, Work, job_of, told_where
 from actors.gate_ports import GateJournal
 from actors.ports import Buckets, Bus, Clock, Embedder, Registry, TableRef, Tables
 from schemas.documents.dataset import DatasetDocument
@@ -65,9 +68,10 @@ class Training:
         profile = await profile_of(self._registry, command.profile)
         adapters = core.declared(profile)
         run = job_of(origin.id)
-        before = await gate_of(self._registry, profile.id)
-        if before is not None and before.last is not None and before.last.run == run:  # come again after its end
-            return _trained(before, before.last, command)
+        there = await gate_of(self._registry, profile.id)
+        if there is not None and (ended := await self._ended(there, run)) is not None:
+            await self._journal.append(core.events_of(ended, ended.created))
+            return _trained(there, ended, command)
         if command.examples and command.dataset is not None:
             raise NoGate("a gate learns from examples or from a dataset, and both are given", "leave one of them out")
         examples = command.examples or await self._examples(command)
@@ -76,9 +80,9 @@ class Training:
         if unready := self._embedders.unready(profile, slot):
             raise NoGate(unready.reason, unready.hint, unready.status)
         base = None if command.base is None else self._paths.folder(command.base)
-        loras = self._loras(profile)
+        loras = await anyio.to_thread.run_sync(self._loras, profile)
         at_hand = await self._bases.at_hand(run, profile.id, base, (lora.base for _, lora in loras.values()))
-        recorded = {f"adapter {name}": self._bases.recorded(folder) for name, (folder, _) in loras.items()}
+        recorded = await self._bases.recorded({name: folder for name, (folder, _) in loras.items()})
         if other := core.other_base(at_hand and at_hand[1], recorded):
             raise NoGate(other, "name the base that the adapters were made for", "conflict")
         prompts = [example.prompt for example in examples]
@@ -101,7 +105,7 @@ class Training:
             hidden_dim=HIDDEN,
             seed=command.seed,
             steps=0,
-            corpus_sha256=core.corpus_sha256(examples),
+            corpus_sha256=await anyio.to_thread.run_sync(core.corpus_sha256, examples),
             train_loss=None,
             held_out_loss=None,
             uniform_loss=math.log(len(adapters)),
@@ -109,14 +113,20 @@ class Training:
             created=self._clock.now(),
         )
         store = GateStore(self._buckets, await home(self._registry, self._buckets, profile), profile.id)
-        with self._work.folder() as folder:
+        cannot = "the gate can't be trained"
+        with ExitStack() as stack:
+            with told_where(cannot, CACHE):
+                folder = stack.enter_context(self._work.folder())
             weights: Path | None = None
             if core.learnable(y, len(adapters)):
                 x = await self._embed(run, profile.id, embedder, prompts)
                 steps = Recipe().steps
                 await self._work.tell(run, profile.id, Phase("train", 0, steps, "steps"))
                 weights = folder / "gate.safetensors"
-                (said,) = await self._work.run(run, profile.id, train_job, x, y, len(adapters), command.seed, weights)
+                with told_where(cannot, CACHE):
+                    (said,) = await self._work.run(
+                        run, profile.id, train_job, x, y, len(adapters), command.seed, weights
+                    )
                 await self._work.tell(run, profile.id, Phase("train", steps, steps, "steps"))
                 gate = msgspec.structs.replace(
                     gate,
@@ -129,8 +139,17 @@ class Training:
             await profile_of(self._registry, profile.id)  # which may have been deleted meanwhile
             files = await store.put(gate, weights, model)
         await self._journal.append(core.events_of(gate, gate.created))
-        after = await change(self._registry, profile, lambda document: _with_run(document, gate, files))
+        before, after = await change(self._registry, profile, lambda document: _with_run(document, gate, files))
+        await store.forget(before, after)
         return _trained(after, gate, command)
+
+    async def _ended(self, before: GateDocument, run: GateRunId) -> GateRun | None:
+        """A training that has come again after its end, by its metadata; newer ones stay in its place. One that was
+        killed before the document had it is newer than the document's last, and is done again."""
+        if before.last is None or before.last.run == run:
+            return before.last
+        stored = await GateStore(self._buckets, before.bucket, before.profile).run(run)
+        return stored if stored is not None and stored.created <= before.last.created else None
 
     async def _embed(
         self, run: GateRunId, about: ProfileName, embedder: Embedder, prompts: list[str]
@@ -164,10 +183,9 @@ class Training:
             raise NoGate(
                 f"dataset {command.dataset!r} has {state.rows} rows; a gate learns from {MOST_EXAMPLES} at most"
             )
-        rows = (await self._tables.read(table, columns)).select(columns).to_pylist()
+        rows = await self._tables.read(table, columns)
         try:
-            pairs = [{"prompt": row[columns[0]], "adapter": row[columns[1]]} for row in rows]
-            return msgspec.convert(pairs, list[Example])
+            return await anyio.to_thread.run_sync(_pairs, rows.select(columns))
         except msgspec.ValidationError as error:
             raise NoGate(f"dataset {command.dataset!r}: {error}", "a prompt and an adapter's name, both text") from None
 
@@ -177,10 +195,17 @@ class Training:
         for adapter in profile.adapters:
             try:
                 folder = self._paths.folder(adapter.folder or "")
-                found[adapter.name] = folder, read_config((folder / CONFIG).read_bytes(), adapter.name)
+                found[adapter.name] = folder, read_config(read_small(folder / CONFIG), adapter.name)
             except (NoGate, OSError, Unmergeable):
                 continue
         return found
+
+
+def _pairs(rows: pa.Table) -> list[Example]:
+    """rows: (prompt, adapter). Raises ValidationError."""
+    prompts, adapters = (column.to_pylist() for column in rows.columns)
+    pairs = [{"prompt": prompt, "adapter": adapter} for prompt, adapter in zip(prompts, adapters, strict=True)]
+    return msgspec.convert(pairs, list[Example])
 
 
 def _revision(loras: Iterable[Lora]) -> str:

@@ -6,10 +6,12 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import aclosing, contextmanager
+from errno import EDQUOT, ENOSPC
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from actors.gate.keeping import NoGate
 from actors.gate.phase import Phase
 from actors.ports import Bus, Compute
 from schemas.events.base import Progress
@@ -17,6 +19,7 @@ from schemas.names import MessageId
 
 MARK = ".beside"
 """Of a file that says where a job's folder is that isn't below the cache."""
+CACHE = "the cache in the daemon's state directory"
 
 
 class Work:
@@ -62,6 +65,18 @@ class Work:
         finally:
             shutil.rmtree(place, ignore_errors=True)
             mark.unlink(missing_ok=True)
+
+
+@contextmanager
+def told_where(what: str, where: str) -> Iterator[None]:
+    """Around what reads and writes this machine's files, and nothing else. Raises NoGate for what they raise: to try
+    again would end alike."""
+    try:
+        yield
+    except OSError as error:
+        file = f"{error.filename}: " if error.filename else ""
+        hint = f"free some space for {where}" if error.errno in (ENOSPC, EDQUOT) else ""
+        raise NoGate(f"{what} in {where}: {file}{error.strerror or error}", hint) from None
 
 
 def job_of(message: MessageId) -> str:

@@ -29,5 +29,5 @@ class GateDocument(Document, frozen=True, kw_only=True, tag="gate"):
     live: GateRun | None = None  # the newest that is of use
     files: GateFiles | None = None  # of `live`
     last: GateRun | None = None
-    last_files: GateFiles | None = None
+    last_files: GateFiles | None = None  # of `last`
     exports: list[GateExport] = []  # newest first

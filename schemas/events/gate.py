@@ -70,7 +70,7 @@ class GateInfo(Reply, tag="gate.info"):
     live: GateRun | None  # what is used
     last: GateRun | None  # the newest training, which may have diverged
     stale: str  # why the live gate can't be used with the profile as it is; empty: it can
-    mix: list[AdapterWeight] | None  # what is served where weights have to be fixed; None: no gate's doing
+    mix: list[AdapterWeight] | None  # put in where weights have to be fixed, times declared scales; None: no gate's
     source: MixSource | None
     banner: str  # says in a line that gate weights are put in; empty: none are
     exports: list[GateExport]  # newest first
@@ -88,8 +88,9 @@ class ExportGate(Request["GateExported"], tag="gate.export"):
     base      the base checkpoint with the sum added to its weights
     llamacpp  every adapter by itself, scales folded in, with `--lora-scaled` arguments
 
-    Refused: invalid with the reason for an adapter that can't be merged exactly, and where a cut to `rank` loses more
-    than `max_error`; forbidden outside of [gate] allowed_roots; conflict when `folder` is there."""
+    Refused: invalid with the reason for an adapter that can't be merged exactly, where a cut to `rank` loses more than
+    `max_error`, and for an option that the target doesn't use; forbidden outside of [gate] allowed_roots; conflict when
+    `folder` is there."""
 
     profile: ProfileName
     target: ExportTarget

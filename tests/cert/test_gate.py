@@ -188,6 +188,40 @@ def test_losses_without_merging_are_those_of_the_merged_model(lm: Path, tmp_path
     assert nothing == pytest.approx(MixedModel(lm, []).loss(np.empty(0), prompts), abs=1e-6)
 
 
+def test_the_loss_of_a_cut_is_that_of_the_cut_model(lm: Path, tmp_path: Path) -> None:
+    """What the manifest tells is of what was written."""
+    two = {
+        name: save_random(lm, tmp_path / name, seed, r=4, lora_alpha=32, target_modules=TARGETS)
+        for seed, name in enumerate(("one", "two"))
+    }
+    order = ExportOrder(
+        asked=ExportGate("p", "base", prompts=40, tokens=32, rank=1, max_error=1.0),
+        folders=two,
+        mix=[AdapterWeight("one", 0.7), AdapterWeight("two", 0.4)],
+        source="explicit",
+        run=None,
+        model="small",
+        base=lm,
+        base_sha256=None,
+        scales=[1.0, 1.0],
+        text=lm / "held-out.txt",
+        created=1.0,
+    )
+    (tmp_path / "out").mkdir()
+    (told,) = [each for each in export_job(order, tmp_path / "out") if isinstance(each, ExportManifest)]
+    assert told.evaluation is not None
+    assert told.merge.error > 0.3
+    with MixedModel(lm, open_adapters(two)).hooked() as model:
+        prompts = read_text(lm / "held-out.txt", model.tokenizer, 40, 32).test
+        exact = model.loss(np.array([0.7, 0.4]), prompts)
+        cut = model.merged_loss(merge(two, {"one": 0.7, "two": 0.4}, 1), prompts)
+        assert model.loss(np.array([0.7, 0.4]), prompts) == exact  # the adapters are in their places again
+    written = MixedModel(tmp_path / "out", []).loss(np.empty(0), prompts)
+    assert told.evaluation.losses[-1].loss == pytest.approx(written, abs=1e-5)
+    assert cut == pytest.approx(written, abs=1e-5)
+    assert abs(written - exact) > 1e-3
+
+
 def test_a_loss_that_isn_t_finite_is_refused(lm: Path, tmp_path: Path) -> None:
     """A manifest couldn't hold it."""
     two = {name: save_random(lm, tmp_path / name, seed, r=4, target_modules=TARGETS) for seed, name in enumerate("ab")}
@@ -245,7 +279,7 @@ def test_weights_found_by_loss_are_no_worse_than_what_they_began_with(lm: Path, 
     assert [(each.done, each.total) for each in phases if each.phase == "loss"][1:] == [(n, 5) for n in range(1, 6)]
     assert told.evaluation is not None
     losses = {each.of: each.loss for each in told.evaluation.losses}
-    assert losses["static_loss"] <= min(losses["uniform"], losses["noise"])
+    assert losses["static_loss"] <= min(losses["uniform"], losses["adapter noise"])
     assert told.weights[0].weight > 0.85
     assert sum(one.weight for one in told.weights) == pytest.approx(1)
     assert json.loads((out / "export_manifest.json").read_text())["evaluation"]["fitted_on"] == 40

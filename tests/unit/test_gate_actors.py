@@ -56,7 +56,7 @@ async def test_a_training_leaves_a_gate_its_events_and_its_artifacts(house: Sett
     assert (document.live, document.last, document.bucket) == (gate, gate, "mine")
     assert document.files is not None
     store = GateStore(house.buckets, "mine", "p")
-    assert await store.metadata(document.files) == gate  # the round trip
+    assert await store.run(gate.run) == gate  # the round trip
     assert document.files.weights is not None
     mlp = read_gate(await store.local(document.files.weights))
     assert (mlp.w1.shape, mlp.w2.shape) == ((gate.input_dim, gate.hidden_dim), (64, 2))
@@ -90,6 +90,37 @@ async def test_a_redelivered_training_gives_the_same_answer_and_no_new_events(ho
     first, again = await trained(house), await trained(house)
     assert again == first
     assert len(await house.journal.run(first.gate.run)) == 2
+
+
+async def test_a_training_that_comes_again_late_puts_no_older_gate_back(house: Setting) -> None:
+    await house.with_profile()
+    first, second = await trained(house), await trained(house, id="m2")
+    again = await trained(house)
+    assert again == msgspec.structs.replace(first, live=False)
+    assert (await house.document()).live == (await house.document()).last == second.gate
+    assert len(await house.journal.run(first.gate.run)) == 2
+
+
+async def test_a_training_that_has_ended_is_not_done_again(house: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    await house.with_profile()
+    first = await trained(house)
+    monkeypatch.setattr("actors.gate.train_step.train_job", None)
+    assert await trained(house) == first
+
+
+async def test_a_training_that_was_killed_before_its_document_is_done_again(
+    house: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await house.with_profile()
+    await trained(house)
+    house.lab._training._clock.time += 1  # type: ignore[attr-defined]
+    with monkeypatch.context() as patched:
+        patched.setattr("actors.gate.train_step.change", None)
+        with pytest.raises(TypeError):
+            await trained(house, id="m2")
+    said = await trained(house, id="m2")
+    assert (said.live, (await house.document()).live) == (True, said.gate)
+    assert len(await house.journal.run(said.gate.run)) == 2
 
 
 async def test_too_few_prompts_of_an_adapter_make_a_uniform_gate(house: Setting) -> None:
@@ -187,6 +218,7 @@ async def test_pairs_come_from_a_dataset(house: Setting) -> None:
     ("more", "says"),
     [
         ({"embedder": EmbedderSpec("openai", "m", "http://127.0.0.1:9", dim=384)}, "384 dimensions"),
+        ({"embedder": EmbedderSpec("none")}, "embeddings of lexical (384 dimensions), the profile's embedder is none"),
         ({"model": "other"}, "for the model tiny, the profile has other"),
         ({"adapters": [Adapter("prose"), Adapter("code")]}, "code, prose, the profile has prose, code"),
     ],
@@ -198,6 +230,10 @@ async def test_a_gate_is_refused_for_what_it_was_not_trained_for(
     await trained(house)
     await house.with_profile(**more)
     refused = of(Refusal, await house.ask(WeighPrompt("p", "x")))
+    assert (refused.status, says in refused.reason) == ("conflict", True), refused
+    info = of(GateInfo, await house.ask(GetGate("p")))
+    assert (says in info.stale, info.mix, info.source, info.banner) == (True, None, None, "")
+    refused = of(Refusal, await house.ask(ExportGate("p", "peft")))
     assert (refused.status, says in refused.reason) == ("conflict", True), refused
     house.bus.active = "p"
     said = of(Generated, await house.ask(Generate("p", "x")))

@@ -206,6 +206,35 @@ async def test_a_full_disk_is_told_with_the_folder(house: Setting, monkeypatch: 
     assert said.hint == f"free some space for {folder}"
 
 
+async def test_a_full_disk_is_told_by_a_training_too(house: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    await house.with_profile()
+
+    def full(_: Any, file: Path) -> None:
+        raise OSError(28, "No space left on device", str(file))
+
+    monkeypatch.setattr("actors.gate.training.write_gate", full)
+    said = refused(await house.ask(TrainGate("p", examples=examples(8))))
+    assert said.reason.startswith("the gate can't be trained in the cache in the daemon's state directory: ")
+    assert said.reason.endswith("gate.safetensors: No space left on device")
+    assert said.hint == "free some space for the cache in the daemon's state directory"
+
+
+async def test_what_isn_t_the_folder_s_fault_is_tried_again(house: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A TimeoutError is an OSError: of the registry it says nothing of the export."""
+    await house.with_profile()
+    house.with_adapters()
+    load = house.registry.load
+
+    async def slow(kind: Any, name: str) -> Any:
+        if kind is GateDocument:
+            raise TimeoutError("the registry is slow")
+        return await load(kind, name)
+
+    monkeypatch.setattr(house.registry, "load", slow)
+    with pytest.raises(TimeoutError):
+        await house.ask(ExportGate("p", "peft", adapter_mix="code:1", folder=str(house.work / "out")))
+
+
 # --- two at once --------------------------------------------------------------------------------
 
 
@@ -229,11 +258,11 @@ async def test_a_profile_without_an_embedder_has_no_gate_and_goes_on(house: Sett
     assert isinstance(await house.ask(TrainGate("p", examples=examples(8))), GateTrained)
     await house.with_profile(embedder=EmbedderSpec("none"))
     said = refused(await house.ask(WeighPrompt("p", "x")))
-    assert (said.status, "embedder can't be used" in said.reason) == ("conflict", True)
+    assert (said.status, "the profile's embedder is none" in said.reason) == ("conflict", True)
     house.bus.active = "p"
     spoken = await house.ask(Generate("p", "x"))
     assert isinstance(spoken, Generated)
-    assert (spoken.routing, "embedder can't be used" in spoken.note) == ("declared", True)
+    assert (spoken.routing, "embedder is none" in spoken.note) == ("declared", True)
 
 
 @pytest.mark.parametrize("file", ["weights", "embedder"])
@@ -265,6 +294,7 @@ async def test_a_profile_deleted_meanwhile_leaves_no_gate_to_the_next_of_its_nam
     said = refused(await house.ask(command))
     assert (said.status, said.reason) == ("not_found", "there is no profile 'p'")
     assert await house.registry.load(GateDocument, "p") is None
+    assert await house.buckets.list("mine", "gates") == []
 
 
 # --- a dataset's columns ------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -131,6 +132,25 @@ def test_nothing_is_put_in_without_a_gate_that_is_of_use() -> None:
     assert core.resolve(PROFILE, run(mode="diverged"), []) is None
     assert core.resolve(PROFILE, run(base_model="other"), []) is None
     assert core.resolve(PROFILE, run(adapters=["prose", "code", "law"]), []) is None
+
+
+@pytest.mark.parametrize(
+    ("embedder", "fits"),
+    [
+        (EmbedderSpec("ollama", "nomic", "http://h:1"), True),
+        (EmbedderSpec("ollama", "nomic", "http://h:1", 768), True),
+        (EmbedderSpec("ollama", "nomic", "http://h:1", 384), False),
+        (EmbedderSpec("ollama", "other", "http://h:1"), False),
+        (EmbedderSpec("ollama", "nomic", "http://h:2"), False),
+        (EmbedderSpec("openai", "nomic", "http://h:1"), False),
+        (EmbedderSpec(), False),
+        (None, True),
+    ],
+)
+def test_a_gate_is_of_the_embedder_that_it_was_trained_with(embedder: EmbedderSpec | None, fits: bool) -> None:
+    gate = run(embedder=EmbedderSpec("ollama", "nomic", "http://h:1", 768))
+    profile = msgspec.structs.replace(PROFILE, embedder=embedder)
+    assert (core.misfit(profile, gate) is None, core.resolve(profile, gate, events(gate)) is not None) == (fits, fits)
 
 
 def test_a_trained_gate_gives_its_recorded_means_else_uniform() -> None:

@@ -1,7 +1,9 @@
 """Adapters and bases whose files lie, and numbers that are too large: refused with the place, whatever they say."""
 
+import json
 import pickle
 import re
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,11 @@ from actors.gate.core_lora import Unmergeable
 from actors.gate.merging import Merge, Weighted, write_adapter
 from actors.tensors.checkpoint import open_checkpoint
 from actors.tensors.header import CheckpointError
+from schemas.events.base import Refusal
+from schemas.events.gate import ExportGate, GateExported, GateTrained, TrainGate
 from schemas.gate import AdapterWeight
 from tests.unit.gate_adapters import SHAPES, write_adapter_folder, write_base_folder
+from tests.unit.gate_setting import Setting, examples
 
 # --- files that lie -----------------------------------------------------------------------------
 
@@ -42,6 +47,55 @@ def test_json_without_end_is_refused(tmp_path: Path) -> None:
     (tmp_path / "base/model.safetensors.index.json").write_text(DEEP)
     with pytest.raises(CheckpointError, match="malformed index"):
         open_checkpoint(tmp_path / "base")
+
+
+async def test_a_manifest_without_end_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It lies above an adapter's folder, where anybody may have put it."""
+    house = Setting(tmp_path)
+    await house.with_profile()
+    house.with_adapters()
+    base = house.with_base()
+    file = {"key": "code/adapter_model.safetensors", "sha256": "0" * 64, "bytes": 1}
+    told = {"files": [file], "base_sha256": "1" * 64, "more": " " * 5000}
+    (house.work / "export_manifest.json").write_text(json.dumps(told))
+    command = ExportGate("p", "peft", adapter_mix="code:1", base=base)
+    said = await house.ask(command)
+    assert isinstance(said, Refusal)
+    assert "adapter code is for a base of content" in said.reason
+    monkeypatch.setattr("actors.gate.adapters.MOST_SMALL", 5000)
+    assert isinstance(await house.ask(command), GateExported)
+    assert isinstance(await house.ask(TrainGate("p", examples(8), base=base)), GateTrained)
+
+
+async def test_a_configuration_without_end_is_not_read(tmp_path: Path) -> None:
+    house = Setting(tmp_path)
+    await house.with_profile()
+    house.with_adapters()
+    with (house.work / "code/adapter_config.json").open("ab") as file:
+        file.write(b" " * (17 << 20))
+    assert isinstance(await house.ask(TrainGate("p", examples(8))), GateTrained)
+    said = await house.ask(ExportGate("p", "peft", adapter_mix="code:1"))
+    assert isinstance(said, Refusal)
+    assert "code/adapter_config.json: more than 16 MiB" in said.reason
+
+
+async def test_files_of_others_are_read_beside_the_event_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    house = Setting(tmp_path)
+    await house.with_profile()
+    house.with_adapters()
+    (house.work / "export_manifest.json").write_text("{}")
+    threads: set[int] = set()
+    opened = Path.open
+
+    def seen(path: Path, *given: Any, **more: Any) -> Any:
+        if path.name in ("export_manifest.json", "adapter_config.json"):
+            threads.add(threading.get_ident())
+        return opened(path, *given, **more)
+
+    monkeypatch.setattr(Path, "open", seen)
+    assert isinstance(await house.ask(TrainGate("p", examples(8))), GateTrained)
+    assert threads
+    assert threading.get_ident() not in threads
 
 
 @pytest.mark.parametrize(("a", "b"), [((0, 16), (24, 0)), ((4, 0), (24, 4)), ((4, 16), (0, 4))])

@@ -19,6 +19,7 @@ from actors.gate.merging import Merge, Weighted, write_adapter
 from actors.tensors.checkpoint import open_checkpoint
 from actors.tensors.dtypes import from_float32, to_float32
 from actors.tensors.shard_writer import write_arrays
+from actors.tensors.stored import read_array
 from schemas.gate import MergeReport
 from tests.unit.gate_adapters import SHAPES, dense, factors, read_all, write_adapter_folder, write_base_folder
 
@@ -143,6 +144,22 @@ def test_a_base_gets_the_sum_added(tmp_path: Path, dtype: str, shards: int, tran
     assert {t.dtype for t in open_checkpoint(tmp_path / "out").tensors.values()} == {dtype}
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_base_in_float64_keeps_its_digits(tmp_path: Path, transposed: bool) -> None:
+    adapter = write_adapter_folder(tmp_path / "a", 0, config={"fan_in_fan_out": transposed})
+    write_base_folder(tmp_path / "base", transposed=transposed)
+    before = {name: value.astype(np.float64) + 1e-12 for name, value in read_all(tmp_path / "base").items()}
+    write_arrays(tmp_path / "base/model.safetensors", before)
+    based(merge_of({"a": adapter}, {"a": 1e-9}), tmp_path / "base", tmp_path / "out")
+    deltas = dense(adapter, 2e-9)
+    tensors = open_checkpoint(tmp_path / "out").tensors
+    for module, delta in deltas.items():
+        after = np.asarray(read_array(tensors[f"{module}.weight"]))
+        expected = before[f"{module}.weight"] + (delta.T if transposed else delta)
+        assert after.dtype == np.float64
+        np.testing.assert_allclose(after, expected, rtol=0, atol=1e-14)
+
+
 def test_a_checkpoint_saved_without_its_first_names_is_found(tmp_path: Path) -> None:
     a = write_adapter_folder(
         tmp_path / "a", 0, modules=["lm.model.layers.0.q"], shapes={"lm.model.layers.0.q": (24, 16)}
@@ -241,6 +258,15 @@ def test_an_adapter_that_is_no_plain_lora_is_refused(tmp_path: Path, more: dict[
     folder = write_adapter_folder(tmp_path / "a", 0, **more)
     with pytest.raises(Unmergeable, match=f"adapter style.*{says}"):
         open_adapter("style", folder)
+
+
+@pytest.mark.parametrize(
+    "other", ["base_model.model.model.layers.0.q.lora_A.default.weight", "model.layers.0.q.lora_A.weight"]
+)
+def test_two_tensors_of_one_factor_are_refused(tmp_path: Path, other: str) -> None:
+    folder = write_adapter_folder(tmp_path / "a", 0, extra={other: np.zeros((4, 16), np.float32)})
+    with pytest.raises(Unmergeable, match=r"adapter a has .*lora_A.*, two of one factor"):
+        open_adapters({"a": folder})
 
 
 def test_folders_that_are_no_adapters_are_refused(tmp_path: Path) -> None:

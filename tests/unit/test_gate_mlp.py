@@ -108,6 +108,25 @@ def test_noise_diverges() -> None:
     assert found.diverged
 
 
+@pytest.mark.parametrize("n", [2, 3, 7])
+def test_what_knows_less_than_nothing_diverged(n: int) -> None:
+    """The bound is ln N, of every N."""
+    assert not mlp.no_better(0.95 * np.log(n), n)
+    assert not mlp.no_better(float(np.log(n)), n)
+    assert mlp.no_better(1.05 * np.log(n), n)
+
+
+def test_a_fit_just_above_the_bound_diverged() -> None:
+    """Labels without reason, learnt by heart for a while: the held-out loss is little over ln 2."""
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal((40, 8))
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    y = np.tile([0, 1], 20)
+    fits = [mlp.fit(x, y, 2, 42, Recipe(rate=0.005, steps=steps)) for steps in (1, 20, 40, 80, 160)]
+    assert [fit.diverged for fit in fits] == [fit.held_out_loss > np.log(2) for fit in fits]
+    assert any(1 < fit.held_out_loss / np.log(2) < 1.2 for fit in fits)
+
+
 def test_what_isn_t_finite_diverges() -> None:
     x, y = clouds(2, 10, 8)
     x[3, 2] = np.inf

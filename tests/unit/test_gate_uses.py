@@ -62,6 +62,28 @@ async def test_the_gate_s_mean_is_merged_into_one_adapter(house: Setting) -> Non
     assert (refused.status, "is there already" in refused.reason) == ("conflict", True)
 
 
+async def test_an_export_that_comes_again_finds_its_own_alone(house: Setting) -> None:
+    await house.with_profile()
+    house.with_adapters()
+    _, folder = await exported(house, "peft", adapter_mix="code:1")
+    other = ExportGate("p", "ollama", adapter_mix="prose:1", folder=str(folder))
+    refused = of(Refusal, await house.ask(other, "e2", delivery=2))
+    assert (refused.status, "is there already" in refused.reason) == ("conflict", True)
+    for foreign in (b"{}", b"\xff", b"[" * 100_000):
+        (folder / "export_manifest.json").write_bytes(foreign)
+        assert of(Refusal, await house.ask(other, "e3", delivery=2)).status == "conflict"
+
+
+async def test_the_banner_is_of_the_gate_that_was_used(house: Setting) -> None:
+    await house.with_profile()
+    house.with_adapters()
+    await trained(house)
+    said, folder = await exported(house, "peft")
+    newer = await trained(house, 30, "m2")
+    again = of(GateExported, await house.ask(ExportGate("p", "peft", folder=str(folder)), "e1", delivery=2))
+    assert (again, newer.gate.run in again.banner, "40 prompts" in again.banner) == (said, False, True)
+
+
 async def test_weights_that_somebody_gives_need_no_gate_and_show_no_banner(house: Setting) -> None:
     await house.with_profile()
     house.with_adapters()
@@ -199,11 +221,19 @@ async def test_a_cut_is_refused_over_its_bound_and_leaves_nothing(house: Setting
         ({}, "conflict", "no gate of use"),
         ({"weights": "explicit"}, "invalid", "none are given"),
         ({"weights": "static_loss"}, "invalid", "needs `base`"),
+        ({"weights": "static_loss", "base": "/b", "text": "/t", "rank": 2}, "invalid", "`rank` would make another"),
         ({"weights": "dynamic"}, "invalid", "peft takes fixed weights"),
         ({"adapter_mix": "poem:1"}, "invalid", "'poem'"),
         ({"adapter_mix": "code:1", "folder": "/etc/x"}, "forbidden", "outside the folders"),
         ({"adapter_mix": "code:1", "folder": "x"}, "malformed", "no absolute path"),
         ({"adapter_mix": "code:1", "base": "/etc"}, "forbidden", "outside the folders"),
+        ({"target": "llamacpp", "adapter_mix": "code:1", "rank": 1}, "invalid", "rank does nothing here"),
+        ({"adapter_mix": "code:1", "system": "x"}, "invalid", "system does nothing here: it is for ollama's Modelfile"),
+        ({"adapter_mix": "code:1", "template": "x"}, "invalid", "template does nothing"),
+        ({"adapter_mix": "code:1", "from_model": "x"}, "invalid", "from_model does nothing"),
+        ({"adapter_mix": "code:1", "parameters": {"stop": ["x"]}}, "invalid", "parameters does nothing"),
+        ({"adapter_mix": "code:1", "allow_quantised": True}, "invalid", "allow_quantised does nothing"),
+        ({"adapter_mix": "code:1", "weights": "static_loss", "free": True}, "invalid", "free does nothing"),
         ({"target": "base", "adapter_mix": "code:1"}, "invalid", "where the base checkpoint is"),
     ],
 )
@@ -267,3 +297,26 @@ async def test_ollama_serves_the_frozen_mix_and_says_so(house: Setting) -> None:
     assert "frozen mix is served" in said.note
     refused = of(Refusal, await house.ask(Generate("p", "x", adapter_mix="code:1")))
     assert "frozen" in refused.reason
+
+
+async def test_a_model_that_the_server_lacks_is_not_found_and_an_error_of_ours_is_one(
+    house: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await house.with_profile()
+    house.bus.active = "p"
+
+    async def lacks(*_: Any, **__: Any) -> str:
+        raise LookupError("there is no model tiny")
+
+    server: Any = house.gates._servers["llamacpp"]
+    with monkeypatch.context() as patched:
+        patched.setattr(server, "generate", lacks)
+        refused = of(Refusal, await house.ask(Generate("p", "x")))
+        assert (refused.status, refused.reason) == ("not_found", "there is no model tiny")
+
+    async def broken(*_: Any) -> Any:
+        raise KeyError("ours")
+
+    monkeypatch.setattr(house.gates, "_scales", broken)
+    with pytest.raises(KeyError):
+        await house.ask(Generate("p", "x"))
