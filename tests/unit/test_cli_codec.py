@@ -468,6 +468,7 @@ def test_the_frontier_is_a_table_and_a_picture(run: Run, daemon: CliDaemon) -> N
     assert (code, "nothing to draw" in err) == (1, True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("values", [(0.995,), (0.9958, 0.9969), (0.98, 0.995), (-0.1, 0.999), (1.0, 1.0)])
 def test_a_picture_has_figures_on_both_axes_however_little_its_points_differ(
     run: Run, daemon: CliDaemon, values: tuple[float, ...]

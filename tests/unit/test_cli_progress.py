@@ -155,6 +155,7 @@ def test_interrupted_says_that_it_goes_on(run: Run, daemon: CliDaemon, monkeypat
     assert (code, "the daemon goes on" in err, "lakehouse index show docs" in err) == (130, True, True)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("terminal")
 @pytest.mark.parametrize("where", [["--on-server"], []])
 def test_ingest_shows_what_the_daemon_does_with_the_file(run: Run, daemon: CliDaemon, where: list[str]) -> None:

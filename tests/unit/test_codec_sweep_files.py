@@ -73,6 +73,7 @@ def test_the_cross_product_has_every_combination_once_and_learns_six_times(tmp_p
     assert sum(not item.fit_shared for item in found) == 6
 
 
+@pytest.mark.slow
 def test_the_overfit_is_measured_when_controls_are_asked_for(tmp_path: Path) -> None:
     (control,), skipped = measured("pr219_overfit", tmp_path, controls=True)
     assert skipped == []

@@ -108,6 +108,7 @@ async def test_a_training_that_has_ended_is_not_done_again(house: Setting, monke
     assert await trained(house) == first
 
 
+@pytest.mark.slow
 async def test_a_training_that_was_killed_before_its_document_is_done_again(
     house: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:

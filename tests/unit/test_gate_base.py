@@ -141,6 +141,7 @@ async def test_a_base_that_can_t_be_read_is_refused(house: Setting, base: str, s
     assert (refused.status, says in refused.reason) == (status, True), refused
 
 
+@pytest.mark.slow
 async def test_a_base_is_read_again_when_its_files_changed(house: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     await house.with_profile()
     base = Path(house.with_base())

@@ -20,6 +20,7 @@ async def names(house: Setting, below: str) -> set[str]:
     return {key.removeprefix(f"{below}/") for key in await house.buckets.list("mine", below)}
 
 
+@pytest.mark.slow
 async def test_a_run_that_is_neither_live_nor_last_leaves_its_metadata_alone(
     house: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -85,6 +86,7 @@ async def test_a_question_to_a_gate_that_is_being_replaced_is_asked_again(
     of(PromptWeights, said)
 
 
+@pytest.mark.slow
 async def test_the_gates_that_were_asked_last_stay_in_memory(house: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("actors.gate.gates.KEPT", 2)
     runs = {}

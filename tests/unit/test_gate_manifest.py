@@ -180,6 +180,7 @@ async def test_an_attempt_that_was_killed_leaves_nothing_in_the_next_one(house: 
 # --- trainings ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_events_are_rows_before_a_document_says_so(house: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     first = (await trained(house)).gate
     then: list[Any] = []
@@ -195,6 +196,7 @@ async def test_events_are_rows_before_a_document_says_so(house: Setting, monkeyp
     assert (await house.document()).live == second
 
 
+@pytest.mark.slow
 async def test_a_training_is_of_its_seed(house: Setting) -> None:
     hashes = []
     for id, seed in (("m1", 7), ("m2", 42), ("m3", 7)):
