@@ -36,7 +36,7 @@ check: venv-dev  ## what to run before a commit: lint, types, unit tests that ar
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy
-	$(BIN)/pytest -n $(WORKERS) --dist loadfile -q -m "not slow" tests/unit
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal -q -m "not slow" tests/unit
 
 fmt: venv-dev  ## format the code
 	$(BIN)/ruff check --fix $(CODE)
