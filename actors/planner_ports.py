@@ -111,24 +111,3 @@ class QueryPlanner(Protocol):
     def broke(self, index: IndexName, error: Exception) -> bool:
         """One of the above raised, of this index: it wants to see no more of it. False when it knows already."""
         ...
-
-
-class NoPlanner:
-    """Searches go as they would."""
-
-    ladder: tuple[int, ...] = ()
-
-    def wants(self, index: IndexName, surely: bool) -> bool:
-        return False
-
-    def choose(self, situation: Situation) -> Plan | None:
-        return None
-
-    def observe(self, plan: Plan, outcome: Outcome) -> None: ...
-    def label(self, plan: Plan, ladder: Sequence[Run], default: Run, planned: Run, answered: Share) -> None: ...
-    def compare(self, plan: Plan, runs: Mapping[str, Run]) -> None: ...
-    def explain(self, plan: Plan, steps: Sequence[tuple[str, float]]) -> PlannerExplanation:
-        raise LookupError("there is no planner")
-
-    def broke(self, index: IndexName, error: Exception) -> bool:
-        return False

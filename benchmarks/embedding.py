@@ -8,7 +8,6 @@ Peers beside it: the same features with fewer kinds, without IDF, with one compo
     python -m benchmarks.embedding [--rows 30000] [--queries 500] [--seed 7]
 """
 
-import argparse
 import time
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -18,8 +17,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.docstrings import BATCH, fitted
-from daemon.demo.corpus import harvest, questions
+from benchmarks.docstrings import BATCH, fitted, looked_for
 from daemon.embedding import lexical
 from daemon.embedding.lexical import KINDS, LexicalModel
 
@@ -91,15 +89,7 @@ def measured(embed: Embed, texts: Sequence[str], wanted: Sequence[int], queries:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=30_000)
-    parser.add_argument("--queries", type=int, default=500)
-    parser.add_argument("--seed", type=int, default=7)
-    args = parser.parse_args()
-    rows = harvest(args.rows).rows
-    texts = [row.text for row in rows]
-    asked = questions(rows, args.queries, args.seed)
-    wanted, queries = [i for i, _ in asked], [text for _, text in asked]
+    texts, wanted, queries = looked_for(__doc__)
     started = time.process_time()
     model = fitted(texts)
     fit_ms = (time.process_time() - started) / len(texts) * 1e3
@@ -114,7 +104,7 @@ def main() -> None:
         "words, 1 component, without IDF (hashing TF)": variant(model, (0,), s=1, idf=False),
         "upper bound: the same in 8192 dimensions": variant(model, range(KINDS), dim=8192),
     }
-    table = Table(title=f"{len(rows):,} documents, {len(queries)} functions looked for", title_justify="left")
+    table = Table(title=f"{len(texts):,} documents, {len(queries)} functions looked for", title_justify="left")
     table.add_column("embedder")
     for column in ("top 10", "first", "ms/document", "ms/query"):
         table.add_column(column, justify="right")

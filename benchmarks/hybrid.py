@@ -8,7 +8,6 @@ Share found in the top 10, first, and the mean reciprocal rank with the paired 9
 gain over the vector alone.
 """
 
-import argparse
 import tempfile
 from pathlib import Path
 
@@ -23,8 +22,7 @@ from actors.backends import lance_store
 from actors.backends.lance import LanceBackend
 from actors.backends.lance_store import Place
 from actors.index.fusion import DEPTH, fused
-from benchmarks.docstrings import embedded, fitted
-from daemon.demo.corpus import harvest, questions
+from benchmarks.docstrings import embedded, fitted, looked_for
 
 
 def reciprocal(rankings: list[list[int]], wanted: list[int]) -> NDArray[np.float64]:
@@ -33,15 +31,7 @@ def reciprocal(rankings: list[list[int]], wanted: list[int]) -> NDArray[np.float
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=30_000)
-    parser.add_argument("--queries", type=int, default=500)
-    parser.add_argument("--seed", type=int, default=7)
-    args = parser.parse_args()
-    rows = harvest(args.rows).rows
-    texts = [row.text for row in rows]
-    asked = questions(rows, args.queries, args.seed)
-    wanted, queries = [place for place, _ in asked], [text for _, text in asked]
+    texts, wanted, queries = looked_for(__doc__)
     model = fitted(texts)
     vectors = embedded(model, texts)
     near = hnsw.exact_topk(np.vstack([model.embed([query]) for query in queries]), vectors, DEPTH, "cosine")[0].tolist()

@@ -265,7 +265,7 @@ class Planner(Actor):
         instant = planned.instant
         if instant.ring.size < self._config.min_trajectories:  # before anything is taken out of it
             needed = self._config.min_trajectories
-            reason = f"index {name!r} has {instant.ring.size} queries to learn from, {needed} are needed"
+            reason = f"index {name!r} needs {needed} queries to learn from, and has {instant.ring.size}"
             return Refusal("conflict", reason, "[planner] min_trajectories", retry_after_s=60.0)
         if name in self._learning:
             return Refusal("busy", f"index {name!r} is being learnt from", "wait for it to end", retry_after_s=5.0)

@@ -64,7 +64,7 @@ async def test_a_mode_is_set_and_what_is_wrong_is_said(here: House) -> None:
     assert (status, body["error"]) == (422, "invalid")
     status, body = await here.call("POST", "/planner/docs/learn")
     assert (status, body["error"]) == (409, "conflict")
-    assert "100 are needed" in body["reason"]
+    assert "needs 100 queries" in body["reason"]
     status, body = await here.call("POST", "/planner/docs/import", json={"state": base64.b64encode(b"no").decode()})
     assert (status, body["error"]) == (422, "invalid")
     for method, path in (("GET", "/planner/nope"), ("POST", "/planner/nope/learn"), ("POST", "/planner/nope/reset")):
