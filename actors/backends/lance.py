@@ -72,17 +72,17 @@ class LanceBackend:
         self._rowids: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
         self._fresh: tuple[NDArray[np.int64], NDArray[np.float32]] | None = None
         self.columns = [name for name in dataset.schema.names if name not in (ROW, VECTOR)]
-        fragments = {fragment.fragment_id: fragment for fragment in dataset.get_fragments()}
-        described = dataset.describe_indices() if self.index else []
-        segments = [segment for one in described if one.name == self.index for segment in one.segments]
-        if self.index and not segments:
-            raise FileNotFoundError(f"the store {dataset.uri} has no vector index {self.index}")
+        with explained(self.place):
+            self.rows: Rows = dataset.count_rows()
+            described = dataset.describe_indices() if self.index else []
+            segments = [segment for one in described if one.name == self.index for segment in one.segments]
+            if self.index and not segments:
+                raise FileNotFoundError(f"the store {dataset.uri} has no vector index {self.index}")
+            covered = {number for segment in segments for number in segment.fragment_ids}
+            outside = [fragment for fragment in dataset.get_fragments() if fragment.fragment_id not in covered]
+            self.unindexed_rows: Rows = sum(fragment.count_rows() for fragment in outside)
         self._segments = [segment.uuid for segment in segments]
-        covered = {number for segment in segments for number in segment.fragment_ids}
-        outside = [fragment for number, fragment in fragments.items() if number not in covered]
         self._outside = outside if self._unindexed else []
-        self.rows: Rows = dataset.count_rows()
-        self.unindexed_rows: Rows = sum(fragment.count_rows() for fragment in outside)
 
     @property
     def dim(self) -> int:
@@ -101,11 +101,14 @@ class LanceBackend:
             raise ValueError("a vector holds a number that isn't finite")
         vectors = hnsw.normalise(vectors) if self.metric == "cosine" else vectors
         columns = {name: pa.array(column) for name, column in (values or {}).items()}
-        self._dataset.insert(pa.Table.from_batches([batch_of(self._dataset.schema, rows, vectors, columns)]))
+        batch = batch_of(self._dataset.schema, rows, vectors, columns)
+        with explained(self.place):
+            self._dataset.insert(pa.Table.from_batches([batch]))
         self._take(self._dataset)
 
     def delete(self, rows: NDArray[np.int64]) -> None:
-        delete_from(self._dataset, rows)
+        with explained(self.place):
+            delete_from(self._dataset, rows)
         self._take(self._dataset)
 
     def search(
@@ -128,8 +131,9 @@ class LanceBackend:
         return there[0], np.concatenate([np.empty((0, self.dim), np.float32), *parts])
 
     def stats(self) -> BackendStats:
-        total = sum(int(fragment.physical_rows) for fragment in self._dataset.get_fragments())
-        return BackendStats(self.rows, self.unindexed_rows, total - self.rows, bytes_of(self._dataset))
+        with explained(self.place):
+            total = sum(int(fragment.physical_rows) for fragment in self._dataset.get_fragments())
+            return BackendStats(self.rows, self.unindexed_rows, total - self.rows, bytes_of(self._dataset))
 
     # --- what a searcher asks beyond it ----------------------------------------------------------
 
@@ -224,12 +228,17 @@ class LanceBackend:
         return len(self._dataset.get_fragments())
 
     def versions(self) -> set[int]:
-        """Of the store, that can be read."""
-        return {int(one["version"]) for one in self._dataset.versions()}
+        """Of the store, that can be read. Raises FileNotFoundError when this one no longer can."""
+        with explained(self.place):
+            there = {int(one["version"]) for one in self._dataset.versions()}
+        if self.lance_version not in there:
+            raise FileNotFoundError(f"version {self.lance_version} of the store {self._dataset.uri} is gone")
+        return there
 
     def indexed_rows(self) -> dict[str, Rows]:
         """By vector index of the store, how many rows it covers."""
-        described = self._dataset.describe_indices()
+        with explained(self.place):
+            described = self._dataset.describe_indices()
         return {one.name: int(one.num_rows_indexed) for one in described if VECTOR in one.field_names}
 
     # --- its own ---------------------------------------------------------------------------------

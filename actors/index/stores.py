@@ -6,11 +6,12 @@ By difference of row sets, so it may stop anywhere and be run again at will. Wha
 visible when the store's head moves.
 """
 
-from collections.abc import Sequence
-from typing import Never
+from collections.abc import Callable, Sequence
+from typing import Never, TypeVar
 
 import anyio
 import anyio.to_thread
+import msgspec
 import structlog
 
 from actors.backends import lance_store
@@ -24,6 +25,7 @@ from actors.index.heads import StoreHeads, companion_name, renewed
 from actors.index.store_sync import StoreSync, Synced
 from actors.ports import Buckets, Bus, Registry, Snapshots, Tables
 from actors.refusals import no_index
+from actors.vector_backend import BackendStats
 from schemas.documents.dataset import DatasetDocument
 from schemas.documents.index import GenerationDocument, IndexDocument
 from schemas.documents.store import StoreDocument
@@ -56,6 +58,22 @@ WAIT_S = 30.0
 """An append waits so long for its rows to be embedded and searchable."""
 
 Moved = StoreAdvanced | RunOptimize
+R = TypeVar("R")
+
+
+class Measured(msgspec.Struct, frozen=True):
+    """A store's version, as Lance tells it."""
+
+    stats: BackendStats
+    fragments: int
+    indexed_rows: dict[str, Rows]
+    """By vector index."""
+    versions: set[int]
+    """That can be read."""
+
+    @classmethod
+    def of(cls, backend: LanceBackend, _: DatasetDocument) -> "Measured":
+        return cls(backend.stats(), backend.fragments, backend.indexed_rows(), backend.versions())
 
 
 class Stores(Actor):
@@ -186,11 +204,10 @@ class Stores(Actor):
     @handles
     @concurrent(16)
     async def on_document(self, query: GetDocument) -> Sequence[StoredDocument | Refusal]:
-        found = await self._opened(query.index)
+        found = await self._read(query.index, lambda backend, dataset: backend.document(dataset.id_column, query.id))
         if isinstance(found, Refusal):
             return [found]
-        _, dataset, _, backend = found
-        row = await anyio.to_thread.run_sync(backend.document, dataset.id_column, query.id)
+        _, dataset, _, row = found
         if row is None:
             reason = f"index {query.index!r} has no document {query.id!r}"
             return [Refusal("not_found", reason, f"ids are those of column {dataset.id_column!r} of {dataset.dataset}")]
@@ -201,19 +218,16 @@ class Stores(Actor):
     @handles
     @concurrent(8)
     async def on_stats(self, query: GetStoreStats) -> Sequence[StoreStats | Refusal]:
-        found = await self._opened(query.index, texts=True)
+        found = await self._read(query.index, Measured.of, texts=True)
         if isinstance(found, Refusal):
             return [found]
-        document, _, store, backend = found
+        document, _, store, measured = found
         head = await self._registry.load(GenerationDocument, query.index)
         beside = await self._registry.load(GenerationDocument, companion_name(query.index, "lance"))
         serving = [one[0].vector_index for one in (head, beside) if one is not None and one[0].vector_index]
-        stats = await anyio.to_thread.run_sync(backend.stats)
-        covered = await anyio.to_thread.run_sync(backend.indexed_rows)
-        there = await anyio.to_thread.run_sync(backend.versions)
         indexes = []
         for index in store.indexes:
-            rows = covered.get(index.name, 0)
+            rows = measured.indexed_rows.get(index.name, 0)
             outside = max(0, store.rows - rows)
             indexes.append(IndexedBy(index.name, index.build, index.version, rows, outside, index.name in serving))
         outside = next((one.unindexed_rows for one in indexes if one.serves), store.rows)
@@ -224,15 +238,15 @@ class Stores(Actor):
                 key=store.key,
                 vectors=store.vectors,
                 rows=store.rows,
-                deleted=stats.deleted,
-                fragments=backend.fragments,
-                bytes=stats.bytes,
+                deleted=measured.stats.deleted,
+                fragments=measured.fragments,
+                bytes=measured.stats.bytes,
                 lance_version=store.lance_version,
                 version=store.version,
                 indexes=indexes,
                 text_column=store.text_column,
                 unindexed_share=outside / max(1, store.rows),
-                versions=[one for one in store.history if one.lance_version in there],
+                versions=[one for one in store.history if one.lance_version in measured.versions],
                 library=lance_store.library(),
             )
         ]
@@ -306,20 +320,25 @@ class Stores(Actor):
         reason = f"the rows are in dataset {dataset!r}, and index {name!r} is still taking them in"
         return [Refusal("unavailable", reason, f"look again: lakehouse lance stats {name}", retry_after_s=2.0)]
 
-    async def _opened(
-        self, name: IndexName, texts: bool = False
-    ) -> tuple[IndexDocument, DatasetDocument, StoreDocument, LanceBackend] | Refusal:
-        found, store = await self._registry.load(IndexDocument, name), await self._heads.load(name)
-        dataset = await self._registry.load(DatasetDocument, found[0].dataset) if found else None
-        if found is None or dataset is None or store is None or not (store.vectors or texts):
-            return await self._no_store(name)
-        place = await self._buckets.lance_place(found[0].bucket, store.key, store.lance_version)
-        try:
-            backend = await anyio.to_thread.run_sync(LanceBackend.load, place, found[0].metric)
-        except (FileNotFoundError, CorruptState) as error:
-            hint = f"make it anew: lakehouse lance drop {name}, then lakehouse lance migrate {name}"
-            return Refusal("unavailable", f"the Lance store of {name!r} can't be read: {error}", hint)
-        return found[0], dataset[0], store, backend
+    async def _read(
+        self, name: IndexName, look: Callable[[LanceBackend, DatasetDocument], R], texts: bool = False
+    ) -> tuple[IndexDocument, DatasetDocument, StoreDocument, R] | Refusal:
+        """What `look` sees in the store as its head has it. Where another took its place meanwhile, in that one."""
+        while True:
+            found, store = await self._registry.load(IndexDocument, name), await self._heads.load(name)
+            dataset = await self._registry.load(DatasetDocument, found[0].dataset) if found else None
+            if found is None or dataset is None or store is None or not (store.vectors or texts):
+                return await self._no_store(name)
+            place = await self._buckets.lance_place(found[0].bucket, store.key, store.lance_version)
+            try:
+                backend = await anyio.to_thread.run_sync(LanceBackend.load, place, found[0].metric)
+                seen = await anyio.to_thread.run_sync(look, backend, dataset[0])
+            except (FileNotFoundError, CorruptState) as error:
+                if await self._heads.load(name) != store:
+                    continue
+                hint = f"make it anew: lakehouse lance drop {name}, then lakehouse lance migrate {name}"
+                return Refusal("unavailable", f"the Lance store of {name!r} can't be read: {error}", hint)
+            return found[0], dataset[0], store, seen
 
     async def _no_store(self, name: IndexName) -> Refusal:
         if await self._registry.load(IndexDocument, name) is None:

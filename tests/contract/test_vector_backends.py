@@ -1,5 +1,6 @@
 """The port VectorBackend: the same suite over a graph in memory, a Lance store on disk, and one on S3."""
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -246,6 +247,13 @@ def test_what_is_missing_is_said_so(place: Place) -> None:
         LanceBackend.load(Place(place.uri, place.options, 999), "cosine", "v0")
     with pytest.raises(FileExistsError):
         lance_store.create(place, lance_store.schema_of(pa.schema([("id", pa.string())]), DIM))
+
+
+def test_a_store_that_is_deleted_under_a_reader_is_missing(tmp_path: Path) -> None:
+    backend = store(Place(str(tmp_path / "store")), vectors_of(N), np.arange(N), "cosine")
+    shutil.rmtree(tmp_path / "store")
+    with pytest.raises(FileNotFoundError, match="store"):
+        backend.versions()
 
 
 def test_a_place_prints_no_secret() -> None:

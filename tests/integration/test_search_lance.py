@@ -1,14 +1,18 @@
 """Indexes on Lance: made, migrated, searched, kept in step, optimised, given back to memory."""
 
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.from_thread
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from actors.backends.lance import LanceBackend
 from actors.errors import Refused
 from schemas.config import HnswConfig, LanceConfig
 from schemas.documents.store import StoreDocument
@@ -425,6 +429,32 @@ async def test_a_store_whose_rows_are_damaged_is_made_anew(tmp_path: Path) -> No
         await house.ready("docs", 2)
         assert await recall(house, clustered(10, 32, seed=6), VECTORS) >= 0.95
         assert await house.ids("docs", VECTORS[4], 1) == ["r4"]
+
+
+async def test_what_is_asked_while_a_store_is_replaced_is_answered_from_the_new_one(
+    house: IndexHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await house.create("docs", "notes", "vector", backend="lance")
+    before = await stats(house)
+    new, looked = f"{before.key}1", LanceBackend.versions
+
+    async def replace() -> None:
+        folder = house.folder / "primary"
+        shutil.copytree(folder / before.key, folder / new)
+        head = await house.registry.load(StoreDocument, "docs")
+        assert head is not None
+        replaced = msgspec.structs.replace(head[0], key=new)
+        await house.registry.save("docs", replaced, expected=head[1], bucket="primary")
+        await house.buckets.delete_prefix("primary", before.key)
+
+    def versions(backend: LanceBackend) -> set[int]:
+        if backend.place.uri.endswith(before.key):
+            anyio.from_thread.run(replace)
+        return looked(backend)
+
+    monkeypatch.setattr(LanceBackend, "versions", versions)
+    after = await stats(house)
+    assert after == msgspec.structs.replace(before, key=new)
 
 
 async def test_texts_that_are_damaged_are_refused_and_the_graph_stays(tmp_path: Path) -> None:
