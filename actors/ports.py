@@ -291,7 +291,12 @@ class Embedder(Protocol):
 
     dim: int
     identity: str
-    """Changes whenever the same text could give another vector."""
+    """Changes whenever the same text could give another vector, as far as our side can know; see `revision`."""
+
+    async def revision(self) -> str:
+        """What the server that has the model knows it by now, its digest; "": it tells none, or there is no server.
+        Raises as `embed`."""
+        ...
 
     async def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """(n, dim) float32, unit length, finite. Raises Transient when the server is away,

@@ -54,6 +54,7 @@ class GateRun(msgspec.Struct, frozen=True, kw_only=True):
     uniform_loss: float  # ln N, what knows nothing
     mean_weights: list[float | None]  # over the prompts of its corpus; None: not finite
     created: Timestamp
+    embedder_revision: str = ""  # the digest of a model behind a server; empty: it tells none
     base_sha256: Sha256 | None = None  # of the base's tensors and config; None: it wasn't at hand
 
 

@@ -118,7 +118,13 @@ class OllamaPlay(Counted):
 
     async def _tags(self, _: web.Request) -> web.Response:
         models = [
-            {"name": name, "model": name, "modified_at": _go_time(0), "size": model.size, "digest": _digest(name)}
+            {
+                "name": name,
+                "model": name,
+                "modified_at": _go_time(0),
+                "size": model.size,
+                "digest": _digest(name, model),
+            }
             for name, model in self.play.models.items()
         ]
         return web.json_response({"models": models})
@@ -135,7 +141,7 @@ class OllamaPlay(Counted):
             "name": runner.name,
             "model": runner.name,
             "size": runner.size,
-            "digest": _digest(runner.name),
+            "digest": _digest(runner.name, model),
             # Not known before the first request has ended: Ollama then reckons from its keep-alive.
             "expires_at": _go_time(runner.expires_at or time.time() + runner.keep_alive_s),
             "size_vram": runner.size_vram,
@@ -226,8 +232,9 @@ def _no(status: int, words: str) -> web.Response:
     return web.json_response({"error": words}, status=status)
 
 
-def _digest(name: str) -> str:
-    return hashlib.sha256(name.encode()).hexdigest()
+def _digest(name: str, model: Model | None) -> str:
+    """Another once a model of another size was pulled under the name."""
+    return hashlib.sha256(f"{name} {model and model.size}".encode()).hexdigest()
 
 
 def _keep_alive(given: float | str | None) -> float | None:

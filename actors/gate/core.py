@@ -184,9 +184,14 @@ def _embedder(spec: EmbedderSpec, dim: int | None) -> str:
     return f"{spec.kind} {spec.model}".strip() + at + width
 
 
-def other_embedder(run: GateRun, identity: str, dim: int) -> str | None:
-    """Why an embedder isn't the one of the gate; widths that agree say nothing."""
+def other_embedder(run: GateRun, identity: str, dim: int, revision: str = "") -> str | None:
+    """Why an embedder isn't the one of the gate; widths that agree say nothing, nor does a revision that isn't told."""
     if identity == run.embedder_identity:
+        if run.embedder_revision and revision and revision != run.embedder_revision:
+            return (
+                f"it was trained on embeddings of {identity} at {run.embedder_revision:.12}, "
+                f"the server has it at {revision:.12} now"
+            )
         return None
     return (
         f"it was trained on embeddings of {run.embedder_identity} ({run.input_dim} dimensions), "

@@ -54,7 +54,7 @@ class PromptEmbedders:
         return await self._embedders.fit(self.spec(profile), _batches(prompts))
 
     async def load(self, profile: ModelProfile, run: GateRun, files: GateFiles, store: GateStore) -> Embedder:
-        """For a gate that is there. Raises NoMix where the profile's embedder isn't the gate's."""
+        """For a gate that is there; `check` says whether it is the gate's. Raises NoMix where it can't be used."""
         model = await store.local(files.embedder) if files.embedder is not None else None
         spec = self.spec(profile)
         if spec.kind == "lexical" and model is None:
@@ -63,9 +63,17 @@ class PromptEmbedders:
             embedder = await self._embedders.load(spec, model)
         except ValueError as error:
             raise core.NoMix(f"the profile's embedder can't be used: {error}") from None
-        if other := core.other_embedder(run, embedder.identity, embedder.dim):
-            raise core.NoMix(other)
         return embedder
+
+
+async def check(embedder: Embedder, run: GateRun) -> None:
+    """Raises NoMix for another embedder than the gate's, or a model that its server has replaced."""
+    try:
+        revision = await embedder.revision()
+    except ValueError as error:
+        raise core.NoMix(f"the profile's embedder can't be used: {error}") from None
+    if other := core.other_embedder(run, embedder.identity, embedder.dim, revision):
+        raise core.NoMix(other)
 
 
 async def embed_all(embedder: Embedder, prompts: Sequence[str]) -> AsyncIterator[NDArray[np.float32]]:

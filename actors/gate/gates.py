@@ -12,7 +12,7 @@ from actors.base import Actor, Origin, concurrent, handles
 from actors.errors import CorruptState, ModelServerError, Transient
 from actors.gate import core
 from actors.gate.core_mlp import Mlp, probabilities
-from actors.gate.embedding import PromptEmbedders
+from actors.gate.embedding import PromptEmbedders, check
 from actors.gate.keeping import NoGate, bucket_of, gate_of, profile_of
 from actors.gate.store import GateStore
 from actors.gate.training import read_gate
@@ -138,6 +138,7 @@ class Gates(Actor):
                 self._loaded.popitem(last=False)
         self._loaded.move_to_end(key)
         mlp, embedder = self._loaded[key]
+        await check(embedder, live)
         (output,) = probabilities(mlp, (await embedder.embed([prompt])).astype(np.float64))
         return [AdapterWeight(name, float(weight)) for name, weight in zip(live.adapters, output, strict=True)]
 

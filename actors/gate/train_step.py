@@ -20,7 +20,7 @@ from actors.gate.base_content import BaseContents
 from actors.gate.config import GateConfig
 from actors.gate.core_lora import Lora, Unmergeable, read_config
 from actors.gate.core_mlp import HIDDEN, Recipe
-from actors.gate.embedding import PromptEmbedders, embed_all
+from actors.gate.embedding import PromptEmbedders, check, embed_all
 from actors.gate.keeping import NoGate, change, gate_of, home, profile_of
 from actors.gate.paths import Paths
 from actors.gate.phase import Phase
@@ -88,6 +88,7 @@ class Training:
         prompts = [example.prompt for example in examples]
         try:
             embedder, model = await self._embedders.fit(profile, prompts)
+            revision = await embedder.revision()
         except ValueError as error:
             raise NoGate(f"the embedder of profile {profile.id!r} can't be used: {error}") from None
         gate = GateRun(
@@ -101,6 +102,7 @@ class Training:
             base_sha256=at_hand[1] if at_hand else None,
             embedder=self._embedders.spec(profile),
             embedder_identity=embedder.identity,
+            embedder_revision=revision,
             input_dim=embedder.dim,
             hidden_dim=HIDDEN,
             seed=command.seed,
@@ -120,6 +122,7 @@ class Training:
             weights: Path | None = None
             if core.learnable(y, len(adapters)):
                 x = await self._embed(run, profile.id, embedder, prompts)
+                await check(embedder, gate)  # nobody put another in its place meanwhile
                 steps = Recipe().steps
                 await self._work.tell(run, profile.id, Phase("train", 0, steps, "steps"))
                 weights = folder / "gate.safetensors"

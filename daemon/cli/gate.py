@@ -123,6 +123,7 @@ def show(profile: Profile, /, *, json: Json = False, to: Connection = Connection
             "model": " at revision ".join(filter(None, (live["base_model"], live["base_revision"]))),
             "base": live["base_sha256"] and f"content {live['base_sha256'][:12]}",
             "embedder": f"{live['embedder_identity']}, {live['input_dim']} dimensions",
+            "embedder's revision": live["embedder_revision"][:12],
             "loss": live["held_out_loss"] and f"{live['held_out_loss']:.3f}, of chance {live['uniform_loss']:.3f}",
             "stale": answer["stale"],
         }

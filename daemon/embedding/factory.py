@@ -34,6 +34,9 @@ class LexicalEmbedder:
         self.dim = lexical.DIM
         self.identity = self._model.identity
 
+    async def revision(self) -> str:
+        return ""
+
     async def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """See `actors.ports.Embedder`."""
         if _small(texts):

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from actors.errors import ModelServerError, Transient, Unavailable
 from daemon.embedding.config import EmbeddingConfig
+from daemon.models import ollama_listing
 from daemon.models.http import Answered, ServerHttp, Sessions
 
 _BY_ONE_TEXT = ("NaN", "context length", "input length", "context size", "too large to process")
@@ -63,6 +64,11 @@ class ServerEmbedder(ABC):
         with _as_embedder():
             self._set_dim((await self._embed(["dimension"])).shape[1])
 
+    async def revision(self) -> str:
+        """See `actors.ports.Embedder`."""
+        with _as_embedder():
+            return await self._revision()
+
     async def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """See `actors.ports.Embedder`."""
         with _as_embedder():
@@ -85,6 +91,9 @@ class ServerEmbedder(ABC):
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
         return np.concatenate([parts[start] for start in sorted(parts)])
+
+    async def _revision(self) -> str:
+        return ""
 
     @abstractmethod
     def _body(self, texts: Sequence[str]) -> dict[str, Any]:
@@ -178,6 +187,14 @@ class OllamaEmbedder(ServerEmbedder):
 
     def _vectors(self, answer: bytes) -> list[list[float]]:
         return msgspec.json.decode(answer, type=_OllamaAnswer).embeddings
+
+    async def _revision(self) -> str:
+        stored = (await self._http.ask("GET", ollama_listing.PATH, ollama_listing.Tags)).models or []
+        wanted = ollama_listing.canonical(self.model)
+        found = [model.digest for model in stored if ollama_listing.canonical(model.model) == wanted]
+        if not found:
+            raise self._unusable(f"it isn't there: ollama pull {self.model}")
+        return found[0]
 
 
 class _OpenAIItem(msgspec.Struct):

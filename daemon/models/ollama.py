@@ -6,8 +6,7 @@
   `/api/embed` without input.
 - `expires_at` in the past is a model that is told to leave, but also one that works past its time:
   the old time stands until it is done. The second is told by the time it had announced.
-- A name means the same in any case; `llama3`, `library/llama3` and
-  `registry.ollama.ai/library/llama3:latest` are one model.
+- What a name means is ollama_listing.py's.
 """
 
 import time
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from actors.errors import ModelServerError
 from daemon.embedding.config import EmbeddingConfig
 from daemon.embedding.http import OllamaEmbedder
+from daemon.models import ollama_listing
 from daemon.models.config import ModelsConfig
 from daemon.models.http import Answered, ServerHttp, Sessions, default_for
 from schemas.events.index import EmbedderKind
@@ -30,8 +30,6 @@ from schemas.names import Bytes, ModelName, Seconds, ServerName, Timestamp
 from schemas.profile import Adapter
 
 T = TypeVar("T")
-
-REGISTRY, NAMESPACE, TAG = "registry.ollama.ai", "library", "latest"
 
 FOR_EVER = datetime.fromisoformat("2200-01-01T00:00:00+00:00").timestamp()
 """A negative keep_alive is Go's longest duration: `expires_at` is then 292 years away. The longest
@@ -53,15 +51,6 @@ class _Ps(msgspec.Struct):
     models: list[_Running] | None
 
 
-class _Stored(msgspec.Struct):
-    model: str
-    size: int | None = None
-
-
-class _Tags(msgspec.Struct):
-    models: list[_Stored] | None
-
-
 class _Generated(msgspec.Struct):
     response: str = ""
 
@@ -81,17 +70,7 @@ class OllamaServer:
         self.default_for: Collection[EmbedderKind] = default_for("ollama", self.url, embedding)
 
     def canonical(self, model: ModelName) -> ModelName:
-        """In lower case, with its tag, without the default registry and namespace."""
-        name = model.lower()
-        _, _, name = name.rpartition("://")
-        where, _, last = name.rpartition("/")
-        last, _, tag = last.partition(":")
-        registry, _, namespace = where.rpartition("/")
-        if registry not in ("", REGISTRY):
-            last = f"{where}/{last}"
-        elif namespace not in ("", NAMESPACE):
-            last = f"{namespace}/{last}"
-        return f"{last}:{tag or TAG}"
+        return ollama_listing.canonical(model)
 
     async def loaded(self) -> list[LoadedModel]:
         """As `/api/ps` says it, which lists a model while it loads and until its process has ended."""
@@ -111,7 +90,7 @@ class OllamaServer:
 
     async def size(self, model: ModelName) -> Bytes | None:
         """Of its files; the context's memory comes on top."""
-        found = (await self._http.ask("GET", "/api/tags", _Tags)).models or []
+        found = (await self._http.ask("GET", ollama_listing.PATH, ollama_listing.Tags)).models or []
         sizes = {self._known(stored.model): stored.size for stored in found}
         if self.canonical(model) not in sizes:
             raise self._unknown(model)

@@ -115,6 +115,11 @@ class TestEveryEmbedder:
         scores = (await embedder.embed(["parquet table"]))[0] @ (await embedder.embed(TEXTS)).T
         assert int(np.argmax(scores)) == 1
 
+    async def test_ones_revision_is_its_own(self, fitted, kind):
+        embedder = await fitted.make(kind)
+        assert bool(await embedder.revision()) == (kind == "ollama"), "no other server tells it"
+        assert await embedder.revision() == await embedder.revision()
+
     async def test_no_texts_are_no_vectors(self, fitted, kind):
         embedder = await fitted.make(kind)
         assert (await embedder.embed([])).shape == (0, embedder.dim)
@@ -127,6 +132,14 @@ class TestEveryEmbedder:
         again = await factory.load(spec(kind, dim=embedder.dim), path if data else None)
         assert again.identity == embedder.identity
         assert np.array_equal(await again.embed(TEXTS), await embedder.embed(TEXTS))
+
+
+@pytest.mark.parametrize("kind", ["ollama"])
+async def test_a_model_that_is_gone_has_no_revision(fitted, server, kind):
+    embedder = await fitted.make(kind)
+    server.change(models={})
+    with pytest.raises(ValueError, match="ollama pull all-minilm"):
+        await embedder.revision()
 
 
 class TestLexical:

@@ -94,8 +94,8 @@ class Setting:
             "ollama": WordServer("ollama", "http://127.0.0.1:11434"),
             "llamacpp": WordServer("llamacpp", "http://127.0.0.1:8080"),
         }
-        factory = EmbedderFactory(EmbeddingConfig(), ModelsConfig(), compute)
-        prompts = PromptEmbedders(factory, EmbedderSpec(), servers)
+        self.embedders = EmbedderFactory(EmbeddingConfig(), ModelsConfig(), compute)
+        prompts = PromptEmbedders(self.embedders, EmbedderSpec(), servers)
         config = GateConfig(allowed_roots=[str(self.work)])
         self.lab = GateLab(
             self.registry, self.tables, self.buckets, prompts, self.journal, compute, self.bus, HandClock(), config,
