@@ -21,8 +21,9 @@ from daemon.bus import wire
 from daemon.bus.base import Consumer, Delivery, MessageBus
 from daemon.bus.streams import Durable, durable_of
 from daemon.handling import Handler, emit
+from daemon.unheard import unheard
 from daemon.unsettled import MAX_CRASHES, Unsettled
-from schemas.events.base import CommandRefused, DeadLettered, Message, Refusal, tag_of
+from schemas.events.base import DeadLettered, Refusal, tag_of
 
 log = structlog.get_logger("lakehouse.runtime")
 
@@ -173,7 +174,7 @@ class Life:
                     self._begin(durable, delivery)
                     message = wire.decode(handler.takes, delivery.body)
                     said = await handler(message, delivery.origin)
-                    said = [_unasked(message, each) for each in said]
+                    said = [unheard(message, each) if isinstance(each, Refusal) else each for each in said]
                     await emit(self._bus, said, delivery.origin, handler.said_by)
                 await delivery.ack()
         except asyncio.CancelledError:
@@ -248,20 +249,3 @@ class Life:
         while not self._drain.begun.is_set():
             self.turn()
             await self._drain.unless(self._clock.sleep(FETCH_S))
-
-
-def _unasked(command: Message, said: Message) -> Message:
-    """A refusal of a command that nobody waits for is told to all."""
-    if isinstance(said, Refusal):
-        return CommandRefused(tag_of(type(command)), said.status, said.reason, said.hint, _about(command))
-    return said
-
-
-def _about(command: Message) -> str:
-    """What a command names: the index that is to be dropped, the profile that is to be made."""
-    for field in ("index", "dataset", "name", "profile", "model"):
-        value = getattr(command, field, None)
-        name = getattr(value, "id", value)  # a whole profile is known by its id
-        if isinstance(name, str):
-            return name
-    return ""

@@ -3,18 +3,20 @@ refusal comes before the stream begins."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
-from time import monotonic
+from contextlib import aclosing, suppress
+from time import monotonic, time
 from typing import Any, TypeVar
 from uuid import uuid4
 
 import msgspec
 from aiohttp import web
 
+from actors.base import Origin
 from actors.errors import Unavailable
 from daemon.http import errors
-from daemon.http.route import Call
+from daemon.http.route import Call, Services
 from daemon.http.streams import HEARTBEAT_S, Ended, Feed, open_stream, write_line
+from daemon.unheard import unheard
 from schemas.events.base import Message, Progress, Request
 from schemas.names import MessageId
 
@@ -71,7 +73,7 @@ async def stream_asked(
     """A job whose answer is its end: of what is told of it every line, then the answer. Refused before it began, it is
     an answer like any other; later, its last line is the refusal. With `wait` false, all that is waited for is that it
     has begun. One that is silent for `long_timeout_s` is followed no longer. For work whose order may be larger than
-    what the bus stores."""
+    what the bus stores. Who left, or didn't wait, finds a refusal among the facts: `command.refused`."""
     services, id = call.services, uuid4().hex
     waiting = Progress(job_of(id), about, "waiting", 0)
     async with Feed(services.bus, services.closing, PROGRESS) as feed:
@@ -99,7 +101,8 @@ async def stream_asked(
                 raise Unavailable("the daemon stops") from None
             return response
         finally:
-            _let_go(asked)  # it goes on without the asker
+            if not asked.done():  # it goes on without its asker
+                _follow(services, asked, order, id)
         await response.write_eof()
         return response
 
@@ -130,6 +133,24 @@ async def _progress(feed: Feed, last: Progress, asked: asyncio.Task[Any], silent
                 yield last
     finally:
         _let_go(heard)
+
+
+def _follow(services: Services, asked: asyncio.Task[Any], order: Request[Any], id: MessageId) -> None:
+    """Until it is done, or the server stops."""
+
+    async def to_its_end() -> None:
+        try:
+            await asked
+        except Exception as error:
+            with suppress(Unavailable):
+                await services.bus.publish(unheard(order, errors.told(error)), cause=Origin(id, id, time()))
+
+    def stop() -> None:
+        follower.cancel()
+
+    follower = asyncio.create_task(to_its_end())
+    services.closing.add(stop)
+    follower.add_done_callback(lambda _: services.closing.remove(stop))
 
 
 def _let_go(task: asyncio.Task[Any]) -> None:

@@ -163,6 +163,23 @@ async def test_who_doesn_t_wait_for_it_learns_that_it_began(here: House) -> None
     assert (status, body["type"], body["phase"]) == (202, "job.progress", "loss")
 
 
+async def test_who_doesn_t_wait_for_it_finds_its_refusal_among_the_facts(here: House) -> None:
+    here.lab.says, here.lab.lasts_s, here.lab.end = STEPS, 0.2, Refusal("invalid", "rank 1 loses 0.9", "a higher rank")
+    async with here.client.get("/events?match=command.refused") as facts:
+        await opened(facts)
+        assert (await here.call("POST", "/gate/p/export?wait=false", json={"target": "peft"}))[0] == 202
+        without = await read_event(facts)
+        async with here.client.post("/gate/p/export", json={"target": "peft"}) as left:
+            await left.content.readline()
+        after = await read_event(facts)
+    wanted = {
+        "type": "command.refused", "command": "gate.export", "status": "invalid", "reason": "rank 1 loses 0.9",
+        "hint": "a higher rank", "about": "p",
+    }  # fmt: skip
+    assert without["data"]["message"] == after["data"]["message"] == wanted
+    assert without["data"]["cause"] != without["data"]["id"], "what was asked is its cause"
+
+
 async def test_a_silent_job_is_told_to_wait(here: House, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs, "HEARTBEAT_S", 0.05)
     here.lab.end, here.lab.lasts_s = exported(), 0.3
