@@ -65,6 +65,7 @@ class Processes:
         self.embeddings = True
         self.slots_endpoint = True
         self.forget_loras = False  # answers 200 to scales and doesn't take them
+        self.old = False  # knows of no scales with a request (llama.cpp before #10994)
         self._tasks = count(1)
         self._clock = count(1)
 
@@ -159,14 +160,16 @@ class Processes:
         if not isinstance(lora, list):
             return no(400, "Error: 'lora' must be an array of objects with 'id' and 'scale' fields")
         scales = {entry.get("id", -1): float(np.float32(entry.get("scale", 0.0))) for entry in lora}
-        if self.forget_loras:
+        if self.forget_loras or self.old:
             scales = {}
         # An id that isn't there is ignored, one that isn't named gets 0; without any the global scales hold.
         model.asked = [scales.get(id, 0.0) if scales else own.scale for id, own in enumerate(model.loras)]
         spoken = [own.path for own, scale in zip(model.loras, model.asked, strict=True) if scale]
         word = spoken[0].rpartition("/")[2].partition(".")[0] if spoken else "word"
         said = " ".join(f"{word}{number}" for number in range(min(most, 16) if most >= 0 else 16))
-        told = {"n_predict": most, "lora": [{"id": id, "scale": scale} for id, scale in sorted(scales.items())]}
+        told: dict[str, Any] = {"n_predict": most}
+        if not self.old:
+            told["lora"] = [{"id": id, "scale": scale} for id, scale in sorted(scales.items())]
         return web.json_response(
             {"index": 0, "content": said, "stop": True, "stop_type": "limit", "generation_settings": told}
         )

@@ -47,13 +47,13 @@ SLOTS_S = 1.0
 """How long a model's process may take to tell about its slots."""
 
 
-class _Settings(msgspec.Struct):
+class _Settings(msgspec.Struct, frozen=True):
     lora: list[Scale] | None = None  # as the request gave them
 
 
 class _Completion(msgspec.Struct):
     content: str
-    generation_settings: _Settings | None = None
+    generation_settings: _Settings = _Settings()
 
 
 class _Embedder(OpenAIEmbedder):
@@ -173,7 +173,7 @@ class LlamaCppServer:
             body |= {"lora": [{"id": id, "scale": scale} for id, scale in scales.items()], "cache_prompt": False}
         answer = await self._http.ask("POST", "/completion?autoload=false", _Completion, body, patient=True)
         self._keeping.use(found)
-        if scales is not None and answer.generation_settings is not None:
+        if scales is not None:
             check_request(self._http, answer.generation_settings.lora, scales)
         return answer.content
 

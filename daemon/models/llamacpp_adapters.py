@@ -77,10 +77,12 @@ async def request_scales(http: ServerHttp, model: Model, adapters: Sequence[Adap
 
 
 def check_request(http: ServerHttp, told: Sequence[Scale] | None, scales: dict[int, float]) -> None:
-    """Whether the scales that an answer tells are those that were sent; a server that tells none is believed. Raises
-    ModelServerError."""
-    if told is not None and not _same(_shown(told), scales):
-        raise ModelServerError(f"{http.who} answered with adapter scales {_shown(told)}, and {scales} were asked for")
+    """Whether the scales that an answer tells are those that were sent. A server that takes scales with a request tells
+    them back (llama.cpp#10994); an older one leaves them out of account, and says nothing. Raises ModelServerError."""
+    shown = _shown(told or ())
+    if not _same(shown, scales):
+        old = "" if told else "; llama.cpp before January 2025 takes none with a request"
+        raise ModelServerError(f"{http.who} answered with adapter scales {shown}, and {scales} were asked for{old}")
 
 
 async def _ask(http: ServerHttp, model: Model) -> list[Lora]:

@@ -387,6 +387,13 @@ class TestPlayRouter(Router):
         with pytest.raises(ModelServerError, match=r"answered with adapter scales \{\}, and \{0: 0.0, 1: 2.0\} were"):
             await setting.server.generate("tiny", "x", adapters=[Adapter("law", 2.0)])
 
+    async def test_a_server_that_knows_of_no_scales_with_a_request_is_an_error(self, setting):
+        await setting.server.load("tiny", INF)
+        setting.play.old = True
+        with pytest.raises(ModelServerError, match=r"scales \{\}, and \{0: 0.0, 1: 2.0\} were .* before January 2025"):
+            await setting.server.generate("tiny", "x", adapters=[Adapter("law", 2.0)])
+        assert await setting.server.generate("tiny", "x", max_tokens=1)
+
     async def test_adapters_of_one_name_are_told_apart_by_their_path(self, setting):
         setting.play.models["tiny"].loras = [Lora("/a/style.gguf"), Lora("/b/style.gguf")]
         with pytest.raises(LookupError, match=r"more than once: /a/style.gguf, /b/style.gguf"):
