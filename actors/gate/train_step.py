@@ -37,6 +37,8 @@ from schemas.gate import Example, GateFiles, GateRun, GateRunId
 from schemas.names import AdapterName, ProfileName
 from schemas.profile import ModelProfile
 
+CANNOT = "the gate can't be trained"
+
 
 class Training:
     def __init__(
@@ -115,20 +117,20 @@ class Training:
             created=self._clock.now(),
         )
         store = GateStore(self._buckets, await home(self._registry, self._buckets, profile), profile.id)
-        cannot = "the gate can't be trained"
         with ExitStack() as stack:
-            with told_where(cannot, CACHE):
+            with told_where(CANNOT, CACHE):
                 folder = stack.enter_context(self._work.folder())
             weights: Path | None = None
             if core.learnable(y, len(adapters)):
-                x = await self._embed(run, profile.id, embedder, prompts)
+                embeddings = folder / "embeddings.npy"
+                await self._embed(run, profile.id, embedder, prompts, embeddings)
                 await check(embedder, gate)  # nobody put another in its place meanwhile
                 steps = Recipe().steps
                 await self._work.tell(run, profile.id, Phase("train", 0, steps, "steps"))
                 weights = folder / "gate.safetensors"
-                with told_where(cannot, CACHE):
+                with told_where(CANNOT, CACHE):
                     (said,) = await self._work.run(
-                        run, profile.id, train_job, x, y, len(adapters), command.seed, weights
+                        run, profile.id, train_job, embeddings, y, len(adapters), command.seed, weights
                     )
                 await self._work.tell(run, profile.id, Phase("train", steps, steps, "steps"))
                 gate = msgspec.structs.replace(
@@ -155,16 +157,18 @@ class Training:
         return stored if stored is not None and stored.created <= before.last.created else None
 
     async def _embed(
-        self, run: GateRunId, about: ProfileName, embedder: Embedder, prompts: list[str]
-    ) -> NDArray[np.float32]:
-        """(n, d), told batch by batch."""
-        done, parts = 0, []
+        self, run: GateRunId, about: ProfileName, embedder: Embedder, prompts: list[str], file: Path
+    ) -> None:
+        """Into a file, (n, d) float32, told batch by batch."""
+        done = 0
+        parts: list[NDArray[np.float32]] = []
         await self._work.tell(run, about, Phase("embed", 0, len(prompts), "prompts"))
         async for part in embed_all(embedder, prompts):
             parts.append(part)
             done += len(part)
             await self._work.tell(run, about, Phase("embed", done, len(prompts), "prompts"))
-        return np.concatenate(parts)
+        with told_where(CANNOT, CACHE):
+            await anyio.to_thread.run_sync(lambda: np.save(file, np.concatenate(parts)))
 
     async def _examples(self, command: TrainGate) -> list[Example]:
         """The pairs of a dataset. Raises NoGate."""

@@ -13,8 +13,6 @@ from actors.tensors.checkpoint import open_checkpoint
 from actors.tensors.shard_writer import write_arrays
 from actors.tensors.stored import read_array
 
-F32 = NDArray[np.float32]
-
 
 class Trained(msgspec.Struct, frozen=True):
     train_loss: float
@@ -23,9 +21,9 @@ class Trained(msgspec.Struct, frozen=True):
     mean_weights: list[float]  # over all prompts of the corpus
 
 
-def train_job(x: F32, y: NDArray[np.int64], n: int, seed: int, file: Path) -> Iterator[Trained]:
-    """x: (m, d) embeddings of the prompts, y: (m,) their adapters. Writes the gate to `file`."""
-    wide = x.astype(np.float64)
+def train_job(embeddings: Path, y: NDArray[np.int64], n: int, seed: int, file: Path) -> Iterator[Trained]:
+    """embeddings: a file of the prompts', (m, d) float32; y: (m,) their adapters. Writes the gate to `file`."""
+    wide = np.load(embeddings).astype(np.float64)
     fit = core_mlp.fit(wide, y, n, seed)
     write_gate(fit.mlp, file)
     with np.errstate(over="ignore", invalid="ignore"):

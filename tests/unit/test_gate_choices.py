@@ -118,7 +118,9 @@ def corpus(m: int = 60, d: int = 12) -> tuple[np.ndarray, np.ndarray]:
 
 def trained(file: Path, seed: int) -> Trained:
     x, y = corpus()
-    (said,) = train_job(x, y, 2, seed, file)
+    embeddings = file.with_suffix(".npy")
+    np.save(embeddings, x)
+    (said,) = train_job(embeddings, y, 2, seed, file)
     assert isinstance(said, Trained)
     return said
 
