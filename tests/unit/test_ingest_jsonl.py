@@ -129,6 +129,18 @@ def test_a_json_array_is_told_how_to_become_lines(file: Path) -> None:
     assert "jq" in raised.value.refusal.hint
 
 
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("not", r"no line of the file is a JSON object \(line 1: not JSON: "),
+        ("\n3\nid,text\n", r"\(line 2: expected a JSON object\)"),
+    ],
+)
+def test_a_file_without_any_object_is_something_else(file: Path, content: bytes | str, says: str) -> None:
+    with pytest.raises(core.BadFile, match=says):
+        read(file, content)
+
+
 def test_too_many_names(file: Path) -> None:
     with pytest.raises(core.BadFile, match="over 1000 different names"):
         read(file, "".join(f'{{"c{n}":1}}\n' for n in range(1001)))

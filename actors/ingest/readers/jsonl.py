@@ -44,13 +44,16 @@ class JsonLinesReader(Opened):
     def survey(self, vector_column: str | None, id_column: str | None) -> Survey:
         tallies: dict[str, Tally] = {}
         rows = 0
-        for _, lines, _, _ in self._blocks():
+        objects, wrong = False, ""
+        for first, lines, _, _ in self._blocks():
             rows += len(lines)
-            for line in lines:
+            for number, line in enumerate(lines, first):
                 try:
                     tallies.update((name, Tally()) for name in _names.decode(line) if name not in tallies)
-                except _UNREADABLE:
-                    continue
+                    objects = True
+                except _UNREADABLE as error:
+                    if not objects and not wrong and line.strip():
+                        wrong = f"line {number}: {_why(line, error)}"
             if len(tallies) > MAX_COLUMNS:
                 raise BadFile(f"the rows have over {MAX_COLUMNS} different names", "put them into one nested object")
             for line in lines[:: max(1, len(lines) // _SAMPLED)]:
@@ -58,6 +61,8 @@ class JsonLinesReader(Opened):
                     see(_objects.decode(line), tallies)
                 except _UNREADABLE:
                     continue
+        if wrong and not objects:
+            raise BadFile(f"no line of the file is a JSON object ({wrong})", "JSON lines: one object a line")
         return Survey(columns_of(tallies, vector_column, id_column), rows, cells_decide=True)
 
     def chunks(self, columns: Sequence[Column]) -> Iterator[Chunk]:
