@@ -23,7 +23,6 @@ from schemas.gate import MergeReport
 FLOATS = ("F16", "BF16", "F32", "F64")
 BESIDE = (".json", ".model", ".txt", ".jinja", ".tiktoken")
 """What of the base's folder a converter or a loader needs beside the shards."""
-MOST_BESIDE = 64 << 20  # bytes of such a file
 CHUNK_BYTES = 4 << 20  # of a weight's rows in memory at once
 TIED = ("lm_head", "embed_out")
 
@@ -61,7 +60,7 @@ def write_base(
     report = merge.report(max_error)
     for file in sorted(base.iterdir()):
         shown = file.name.endswith(INDEX_SUFFIX) or file.suffix in BESIDE
-        if shown and file.is_file() and file.stat().st_size <= MOST_BESIDE and not (folder / file.name).exists():
+        if shown and file.is_file() and not (folder / file.name).exists():
             shutil.copyfile(file, folder / file.name)
     yield report
 

@@ -11,6 +11,7 @@ import numpy as np
 from actors.base import Actor, Origin, concurrent, handles
 from actors.errors import CorruptState, ModelServerError, Transient
 from actors.gate import core
+from actors.gate.core import Mix
 from actors.gate.core_mlp import Mlp, probabilities
 from actors.gate.embedding import PromptEmbedders, check
 from actors.gate.keeping import NoGate, bucket_of, gate_of, profile_of
@@ -29,8 +30,6 @@ from schemas.profile import Adapter, ModelProfile
 
 KEPT = 16
 """Gates in memory, those asked last; each a few hundred KB, and with a lexical embedder 1 MB more."""
-
-Mix = list[AdapterWeight]
 
 
 class Gates(Actor):
