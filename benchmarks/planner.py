@@ -2,6 +2,7 @@
 patterns whose efforts are permuted (placebo), and oracles.
 
     python -m benchmarks.planner [--cache /tmp/planner] [--proof equal|filters|drift|live] [--seed 7]
+    python -m benchmarks.planner --backend lance --proof equal --labels 2000
 
 All policies are compared on the same measurements (planner_tables.py): recall and CPU time of every query at every rung
 of an ef ladder. Queries are split into train (labels), calibration and test. The planner is the product's: it chooses
@@ -27,8 +28,13 @@ from actors.planner.core_predictor import nearest, smoothed
 from actors.planner.core_terrain import Terrain
 from actors.planner.instant import Choice, Instant
 from benchmarks.planner_tables import Tables, measured
+from schemas.names import Backend
 
-SIZES = {"docstrings": (25_000, 7000), "clusters": (40_000, 8000)}
+SIZES: dict[Backend, dict[str, tuple[int, int]]] = {
+    "hnsw": {"docstrings": (25_000, 7000), "clusters": (40_000, 8000)},
+    "lance": {"docstrings": (25_000, 5500), "clusters": (200_000, 5500)},
+}
+"""Rows and queries of each corpus."""
 TEST, CALIBRATION = 2500, 1000
 TARGETS = (0.95, 0.99)
 DRAWS = 2000
@@ -252,14 +258,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, default=Path("/tmp/planner"), help="tables of measurements")
     parser.add_argument("--proof", choices=["equal", "filters", "drift", "live", "none"], action="append")
+    parser.add_argument("--backend", choices=["hnsw", "lance"], default="hnsw", help="on lance, proof equal alone")
     parser.add_argument("--labels", type=int, action="append")
     parser.add_argument("--seed", type=int, default=7)
     args = parser.parse_args()
     proofs = args.proof or ["equal", "filters", "drift", "live"]
+    if args.backend == "lance" and proofs != ["equal"]:
+        parser.error("on lance there is --proof equal alone")
     from benchmarks import planner_streams
 
-    for name, sizes in SIZES.items():
-        tables = measured(name, *sizes, args.cache)
+    for name, sizes in SIZES[args.backend].items():
+        tables = measured(name, *sizes, args.cache, args.backend)
         median, p99, mean = own_time(tables, args.seed)
         console.print(f"{name}: the instant loop takes {median:.1f} µs, p99 {p99:.1f}, mean {mean:.1f} (CPU)")
         console.print(

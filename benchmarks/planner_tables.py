@@ -1,24 +1,32 @@
-"""What the planner's benchmark plays on: recall and cost of every query at every rung of an ef ladder,
-measured once on one graph and kept in a file, so that all policies are compared on the same
-measurements. Between two rungs both are interpolated over log2 ef.
+"""What the planner's benchmark plays on: recall and cost of every query at every rung of the ladder of efforts,
+measured once on one graph, or on a Lance index as it is built by default, and kept in a file, so that all policies are
+compared on the same measurements. Between two rungs both are interpolated over log2 of the effort.
 
-Cost is CPU time of one thread, one query at a time. The corpora: docstrings of this machine's Python
-packages by the lexical embedder, asked for by first sentences; and vectors of uneven clusters.
+Cost is CPU time, one query at a time: of one thread, and on Lance of all of its threads. The corpora: docstrings of
+this machine's Python packages by the lexical embedder, asked for by first sentences; and vectors of uneven clusters.
 """
 
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from actors import hnsw
+from actors.backends import lance_store
+from actors.backends.lance import LanceBackend
+from actors.backends.lance_rules import first_config, resolve
+from actors.backends.lance_store import Place, batch_of, schema_of
+from actors.index.core import planned_effort
 from actors.planner.core_labels import FULL, LADDER, RUNGS
 from benchmarks.docstrings import embedded, fitted
 from benchmarks.tuning_surface import finish
 from schemas.config import GraphConfig
+from schemas.names import Backend
 
 K = 10
 TIE = 1e-5
@@ -98,15 +106,22 @@ CORPORA: dict[str, Callable[[int, int], tuple[F32, F32, NDArray[np.int64]]]] = {
 }
 
 
-def measured(name: str, rows: int, queries: int, cache: Path) -> Tables:
-    """From the cache, or measured now: about a minute for 6,000 queries."""
-    path = cache / f"planner2-{name}-{rows}-{queries}.npz"
+def measured(name: str, rows: int, queries: int, cache: Path, backend: Backend = "hnsw") -> Tables:
+    """From the cache, or measured now: about a minute for 6,000 queries, on Lance some eight."""
+    path = cache / f"planner-{backend}-{name}-{rows}-{queries}.npz"
+    shown = name if backend == "hnsw" else f"{name} on Lance"
     if path.exists():
         kept = np.load(path)
-        return Tables(name, kept["vectors"], kept["queries"], kept["topic"], kept["recall"], kept["cost_us"])
+        return Tables(shown, kept["vectors"], kept["queries"], kept["topic"], kept["recall"], kept["cost_us"])
     vectors, asked, topic = CORPORA[name](rows, queries)
-    print(f"  {name}: {len(vectors):,} x {vectors.shape[1]}, {len(asked):,} queries on {len(LADDER)} rungs", flush=True)
-    graph = graph_of(vectors, path.with_suffix(".hnsw"))
+    print(
+        f"  {shown}: {len(vectors):,} x {vectors.shape[1]}, {len(asked):,} queries on {len(LADDER)} rungs", flush=True
+    )
+    cache.mkdir(parents=True, exist_ok=True)
+    if backend == "hnsw":
+        search, now = graph_search(vectors, path.with_suffix(".hnsw")), time.thread_time_ns
+    else:
+        search, now = lance_search(vectors, path.with_suffix(".lance")), time.process_time_ns
     _, truth = hnsw.exact_topk(asked, vectors, K, "cosine")
     recall = np.empty((len(asked), len(LADDER)), np.float32)
     cost = np.empty((len(asked), len(LADDER)))
@@ -114,13 +129,32 @@ def measured(name: str, rows: int, queries: int, cache: Path) -> Tables:
     for block in range(0, len(asked), BLOCK):
         for rung in rng.permutation(len(LADDER)):
             for i in range(block, min(block + BLOCK, len(asked))):
-                started = time.thread_time_ns()
-                _, distances = hnsw.knn(graph, asked[i : i + 1], K, LADDER[rung])
-                cost[i, rung] = (time.thread_time_ns() - started) / 1e3
-                recall[i, rung] = np.count_nonzero(distances[0] <= truth[i, -1] + TIE) / K
-    cache.mkdir(parents=True, exist_ok=True)
+                started = now()
+                distances = search(asked[i], LADDER[rung])
+                cost[i, rung] = (now() - started) / 1e3
+                recall[i, rung] = np.count_nonzero(distances <= truth[i, -1] + TIE) / K
     np.savez(path, vectors=vectors, queries=asked, topic=topic, recall=recall, cost_us=cost)
-    return Tables(name, vectors, asked, topic, recall, cost)
+    return Tables(shown, vectors, asked, topic, recall, cost)
+
+
+def graph_search(vectors: F32, path: Path) -> Callable[[F32, int], F32]:
+    """The distances that a query finds at an effort, (<= K,)."""
+    graph = graph_of(vectors, path)
+    return lambda query, effort: hnsw.knn(graph, query[None], K, effort)[1][0]
+
+
+def lance_search(vectors: F32, folder: Path) -> Callable[[F32, int], F32]:
+    """The same of a store that is made anew in `folder`."""
+    shutil.rmtree(folder, ignore_errors=True)
+    place, schema = Place(str(folder)), schema_of(pa.schema([]), vectors.shape[1])
+    lance_store.create(place, schema)
+    rows = np.arange(len(vectors), dtype=np.int64)
+    lance_store.append(place, schema, [batch_of(schema, rows, hnsw.normalise(vectors), {})])
+    config = first_config(resolve(len(vectors), vectors.shape[1]))
+    for _ in lance_store.build_index(place, "cosine", config.build, config.build.name):
+        pass
+    backend = LanceBackend.load(place, "cosine", config.build.name)
+    return lambda query, effort: backend.near(query, K, planned_effort(config, effort))[1]
 
 
 def graph_of(vectors: F32, path: Path | None = None) -> hnsw.Graph:

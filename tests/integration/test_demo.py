@@ -7,6 +7,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -41,6 +43,16 @@ def alive(pid: int) -> bool:
         return False
 
 
+@contextmanager
+def demo(environ: dict[str, str], *more: str) -> "Iterator[subprocess.Popen[str]]":
+    """It runs; at the end it is gone, whatever came of the test."""
+    with subprocess.Popen([*COMMAND, *more], env=environ, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
 def read_until(process: "subprocess.Popen[str]", words: str) -> str:
     assert process.stdout is not None
     seen = ""
@@ -68,24 +80,23 @@ def test_the_demo_does_the_main_job(environ):
 
 @pytest.mark.slow
 def test_again_it_does_only_what_is_missing_and_stays_until_ctrl_c(environ):
-    with subprocess.Popen([*COMMAND, "--stay"], env=environ, stdout=subprocess.PIPE, text=True) as demo:
-        seen = read_until(demo, "Ctrl-C stops it")
+    with demo(environ, "--stay") as running:
+        seen = read_until(running, "Ctrl-C stops it")
         assert len(re.findall("nothing appended", seen)) == 2
         assert "has tuned docs before" in seen
         note = state_of(environ).runtime()
         assert note is not None
-        demo.send_signal(signal.SIGINT)
-        assert demo.wait(45) == 0
+        running.send_signal(signal.SIGINT)
+        assert running.wait(45) == 0
     assert not alive(note.pid)
 
 
 @pytest.mark.slow
 def test_a_demo_that_is_killed_leaves_no_daemon(environ):
-    with subprocess.Popen(COMMAND, env=environ, stdout=subprocess.PIPE, text=True) as demo:
-        read_until(demo, "daemon at")
+    with demo(environ) as running:
+        read_until(running, "daemon at")
         note = state_of(environ).runtime()
         assert note is not None
-        demo.kill()
     deadline = time.monotonic() + 40
     while alive(note.pid) and time.monotonic() < deadline:
         time.sleep(0.1)
