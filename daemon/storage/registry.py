@@ -118,7 +118,7 @@ class DocumentRegistry:
     async def _undamaged(self, kind: type[D], key: str, value: bytes) -> tuple[D, int] | None:
         """None for a damaged one: whoever asks for it by name is told; the others are served."""
         try:
-            loaded = await self._document(kind, key, _decoded(key, value))
+            loaded = await self._current(kind, key, _decoded(key, value))
         except CorruptState as error:
             if key not in self._damaged:
                 log.error("a document is left out", document=key, why=str(error))
@@ -129,7 +129,20 @@ class DocumentRegistry:
 
     async def _load(self, kind: type[D], key: str) -> tuple[D, int] | None:
         found = await self._head(key)
-        return await self._document(kind, key, found[0]) if found else None
+        return await self._current(kind, key, found[0]) if found else None
+
+    async def _current(self, kind: type[D], key: str, head: Head) -> tuple[D, int] | None:
+        """The document of a head, or, where that has moved on meanwhile and its revision went, of the newer one."""
+        while True:
+            try:
+                return await self._document(kind, key, head)
+            except CorruptState:
+                newer = await self._head(key)
+                if newer is None:
+                    return None
+                if newer[0] == head:
+                    raise
+                head = newer[0]
 
     async def _document(self, kind: type[D], key: str, head: Head) -> tuple[D, int] | None:
         if head.deleted:

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 import nats
@@ -305,3 +305,52 @@ async def test_a_missing_object_is_corrupt_state(
     with pytest.raises(CorruptState, match="is missing from bucket primary"):
         await DocumentRegistry(buckets, heads).load(Counter, "hits")
     assert [finding.what for finding in await repair(buckets, heads)] == ["bad", "lost"]
+
+
+class Behind(MemoryHeads):
+    """After a head is read, or all of them are, somebody else is quicker."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.meanwhile: Callable[[], Awaitable[None]] | None = None
+
+    async def get(self, key: str) -> tuple[bytes, int] | None:
+        found = await super().get(key)
+        await self._let_go()
+        return found
+
+    async def all(self, prefix: str = "") -> dict[str, tuple[bytes, int]]:
+        found = await super().all(prefix)
+        await self._let_go()
+        return found
+
+    async def _let_go(self) -> None:
+        meanwhile, self.meanwhile = self.meanwhile, None
+        if meanwhile is not None:
+            await meanwhile()
+
+
+async def test_what_moves_while_it_is_read_is_read_where_it_went(buckets: ObjectBuckets) -> None:
+    heads = Behind()
+    registry, other = DocumentRegistry(buckets, heads), DocumentRegistry(buckets, heads)
+    await registry.save("hits", Counter(value=1), expected=None)
+
+    async def there() -> None:
+        await other.rehome(Counter, "hits", "primary", "rescue")
+
+    async def back() -> None:
+        await other.rehome(Counter, "hits", "rescue", "primary")
+
+    async def gone() -> None:
+        await other.rehome(Counter, "hits", "primary", "rescue")
+        await other.delete(Counter, "hits")
+
+    fresh = DocumentRegistry(buckets, heads)
+    heads.meanwhile = there
+    assert await fresh.load(Counter, "hits") == (Counter(value=1), 2)
+    fresh = DocumentRegistry(buckets, heads)
+    heads.meanwhile = back
+    assert await fresh.all(Counter) == [("hits", Counter(value=1), 3)]
+    fresh = DocumentRegistry(buckets, heads)
+    heads.meanwhile = gone
+    assert await fresh.load(Counter, "hits") is None
