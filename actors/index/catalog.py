@@ -108,7 +108,7 @@ class Catalog(Actor):
             document = await self._creation.create(command, again=origin.delivery > 1)
         if isinstance(document, Refusal):
             return (document,)
-        info = await self._info(document)
+        info = await self._info(document) or no_index(document.index)
         return info, IndexCreated(document.index, document.dataset, document.column)
 
     @handles
@@ -161,7 +161,8 @@ class Catalog(Actor):
         if isinstance(said, Refusal):
             return (said,)
         found = await self._registry.load(IndexDocument, command.index)
-        return [await self._info(found[0]) if found else no_index(command.index), *said]
+        info = await self._info(found[0]) if found else None
+        return [info or no_index(command.index), *said]
 
     @handles
     @concurrent(4)
@@ -321,16 +322,25 @@ class Catalog(Actor):
     @concurrent(16)
     async def on_get(self, query: GetIndex) -> Sequence[IndexInfo | Refusal]:
         found = await self._registry.load(IndexDocument, query.name)
-        return (await self._info(found[0]) if found else no_index(query.name),)
+        info = await self._info(found[0]) if found else None
+        return (info or no_index(query.name),)
 
     @handles
     @concurrent(16)
     async def on_list(self, query: ListIndexes) -> Sequence[IndexList]:
         documents = [document for _, document, _ in await self._registry.all(IndexDocument)]
-        return (IndexList([await self._info(document) for document in documents]),)
+        infos = [await self._info(document) for document in documents]
+        return (IndexList([info for info in infos if info is not None]),)
 
-    async def _info(self, document: IndexDocument) -> IndexInfo:
+    async def _info(self, document: IndexDocument) -> IndexInfo | None:
+        """None when it was dropped meanwhile."""
         name = document.index
+        try:
+            version = await self._snapshots.covered(name)
+        except FileNotFoundError:
+            if await self._registry.load(IndexDocument, name) is None:
+                return None
+            version = -1  # it is its dataset that is gone
         head = await self._registry.load(GenerationDocument, name)
         rows = await self._rows(name)
         without: Literal["failed", "building"] = "failed" if document.failure else "building"
@@ -347,7 +357,7 @@ class Catalog(Actor):
             state="ready" if head else without,
             generation=head[0].generation if head else 0,
             config=head[0].config if head else document.config,
-            version=await self._snapshots.covered(name),
+            version=version,
             rows=rows,
             reason=document.failure,
             why_backend=(await self._chooser.choose(document, rows)).why,

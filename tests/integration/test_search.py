@@ -476,3 +476,20 @@ async def test_sampled_queries_are_logged(tmp_path):
         await house.searcher.on_upkeep()
         logged = await house.query_log.sample("docs", 100, 0)
         assert sorted(map(tuple, logged.tolist())) == sorted(map(tuple, vectors[:25].tolist()))
+
+
+async def test_an_index_that_is_dropped_while_it_is_looked_at_is_none(docs, monkeypatch):
+    await docs.create("other", "data", "vector")
+    covered = docs.snapshots.covered
+
+    async def dropped(name):
+        monkeypatch.setattr(docs.snapshots, "covered", covered)
+        await docs.bus.ask(DropIndex("docs"))
+        return await covered(name)
+
+    monkeypatch.setattr(docs.snapshots, "covered", dropped)
+    assert [info.index for info in (await docs.bus.ask(ListIndexes())).indexes] == ["other"]
+    await docs.create("docs", "data", "vector")
+    monkeypatch.setattr(docs.snapshots, "covered", dropped)
+    with pytest.raises(Refused, match="there is no index 'docs'"):
+        await docs.bus.ask(GetIndex("docs"))
