@@ -75,6 +75,11 @@ class Loader:
         except CorruptState as error:
             log.error("index can't be loaded", index=name, why=str(error))
             return Refusal("unavailable", f"index {name!r} can't be loaded: {error}", "restore it, or drop it")
+        except FileNotFoundError as error:  # its dataset's table went meanwhile: with the index, or to another bucket
+            if await self._registry.load(IndexDocument, name) is None:
+                return no_index(name)
+            reason = f"index {name!r} can't be loaded: {error}"
+            return Refusal("unavailable", reason, "try again in a moment", retry_after_s=2.0)
 
     async def _load(self, name: IndexName, place: str) -> ServedIndex | LanceServed | Refusal:
         found = await self._registry.load(IndexDocument, name)

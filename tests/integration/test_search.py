@@ -493,3 +493,21 @@ async def test_an_index_that_is_dropped_while_it_is_looked_at_is_none(docs, monk
     monkeypatch.setattr(docs.snapshots, "covered", dropped)
     with pytest.raises(Refused, match="there is no index 'docs'"):
         await docs.bus.ask(GetIndex("docs"))
+
+
+async def test_an_index_whose_dataset_goes_while_it_is_loaded_is_refused(house, monkeypatch):
+    vectors = clustered(300, DIM)
+    await house.dataset("data", rows_of(vectors), "vector")
+    await house.create("docs", "data", "vector")
+    await house.searcher._shelf.drop("docs")
+    read = house.tables.read
+
+    async def gone(table, *args, **more):
+        monkeypatch.setattr(house.tables, "read", read)
+        await house.bus.ask(DropIndex("docs"))
+        await house.tables.drop(table)
+        return await read(table, *args, **more)
+
+    monkeypatch.setattr(house.tables, "read", gone)
+    with pytest.raises(Refused, match="there is no index 'docs'"):
+        await house.ids("docs", vectors[0], 1)
