@@ -218,7 +218,12 @@ class Searcher(Actor):
             index = await self._shelf.settled(place)
             if isinstance(index, ServedIndex) and index.vectors.version < event.version:
                 served_by_codes = index.codes is not None
-                await index.sync(self._snapshots)
+                try:
+                    await index.sync(self._snapshots)
+                except FileNotFoundError:
+                    if await self._registry.load(IndexDocument, event.index) is not None:
+                        raise
+                    return ()  # dropped meanwhile
                 if served_by_codes and index.codes is None:
                     await self._loader.follow(index)
         return ()

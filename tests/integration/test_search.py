@@ -20,6 +20,7 @@ from schemas.events.index import (
     EmbedderSpec,
     GetIndex,
     GetIndexStats,
+    IndexAppended,
     ListIndexes,
     RebuildIndex,
     RecallDrifted,
@@ -511,3 +512,12 @@ async def test_an_index_whose_dataset_goes_while_it_is_loaded_is_refused(house, 
     monkeypatch.setattr(house.tables, "read", gone)
     with pytest.raises(Refused, match="there is no index 'docs'"):
         await house.ids("docs", vectors[0], 1)
+
+
+async def test_rows_of_an_index_that_was_just_dropped_are_nobodys(docs):
+    await docs.ids("docs", docs.vectors[0], 1)
+    (index,) = docs.searcher._shelf.all()
+    found = await docs.registry.load(IndexDocument, "docs")
+    await docs.registry.delete(IndexDocument, "docs")
+    assert await docs.searcher.on_appended(IndexAppended("docs", "data", index.vectors.version + 1, 1, 3001)) == ()
+    await docs.registry.save("docs", found[0], expected=None)
