@@ -20,7 +20,7 @@ from actors.index.by_text import TextSearch
 from actors.index.config import IndexConfig
 from actors.index.filters import Filters
 from actors.index.heads import StoreHeads, companion_name, serving_names
-from actors.index.lance_served import LanceServed
+from actors.index.lance_served import LanceServed, View
 from actors.index.loading import Loader
 from actors.index.past import Past
 from actors.index.planning import Planning
@@ -29,7 +29,7 @@ from actors.index.search import search
 from actors.index.served import ServedIndex
 from actors.index.shelf import Served, Shelf
 from actors.planner_ports import QueryPlanner
-from actors.ports import Buckets, Bus, Clock, Embedders, QueryLog, Registry, Snapshots, Tables
+from actors.ports import Buckets, Bus, Clock, Embedders, QueryLog, Registry, Snapshots, TableRef, Tables
 from actors.refusals import no_index
 from schemas.config import IndexConfig as AnyConfig
 from schemas.documents.index import GenerationDocument, IndexDocument
@@ -50,6 +50,9 @@ from schemas.events.index import (
 from schemas.events.lance import StoreAdvanced, StoreDropped
 from schemas.events.storage import DatasetMoved, IndexMoved
 from schemas.names import IndexName, Timestamp
+
+Where = tuple[TableRef, View | None]
+"""An index's dataset, and what of its store serves."""
 
 LOG_ROWS = 4096
 """Logged queries that may wait to be written; more are forgotten."""
@@ -129,10 +132,11 @@ class Searcher(Actor):
             return (index,)
         draw = self._rng.random()  # one for both: the low end is logged, the high end sampled
         sampled = draw >= 1 - self._config.sample_share
+        where = _where(index)
         try:
             answer = await search(index, query, self._filters, self._texts, self._past, self._planning, sampled)
-        except (CorruptState, FileNotFoundError) as error:  # of a Lance store: what it serves may be gone by now
-            return (await self._unreadable(index, error),)
+        except (CorruptState, FileNotFoundError) as error:  # of a store, or a table: it may be gone by now
+            return (await self._unreadable(index, where, error),)
         if isinstance(answer, Refusal):
             return (answer,)
         self._sample(index, query, answer, draw)
@@ -319,13 +323,18 @@ class Searcher(Actor):
             self._shelf.evict()
         return index
 
-    async def _unreadable(self, index: Served, error: Exception) -> Refusal:
-        """What to say of an index whose store can't be read where it was: it moved, or it is damaged."""
+    async def _unreadable(self, index: Served, where: Where, error: Exception) -> Refusal:
+        """What to say of an index whose store or table can't be read `where` it was: it moved, or it is damaged."""
         name, hint = index.document.index, "it is looked for anew: try again"
+        if await self._registry.load(IndexDocument, name) is None:
+            return no_index(name)
         with contextlib.suppress(CorruptState, FileNotFoundError):
-            if await self._loader.follow(index):
-                return Refusal("unavailable", f"index {name!r} is elsewhere by now", hint, retry_after_s=0.1)
-        if index.place == name:
+            await self._loader.follow(index)
+        if _where(index) != where:  # who asked at the same time may have followed already
+            return Refusal("unavailable", f"index {name!r} is elsewhere by now", hint, retry_after_s=0.1)
+        if isinstance(index, ServedIndex):
+            hint = f"it is its dataset's table: lakehouse datasets show {index.document.dataset}"
+        elif index.place == name:
             self._loader.unreadable[name] = f"its store can't be read: {error}"
         else:
             hint = f"lakehouse lance drop {name} and lakehouse lance migrate {name} make it anew"
@@ -358,3 +367,7 @@ class Searcher(Actor):
         """One order for each graph file found unreadable."""
         found, self._loader.unreadable = self._loader.unreadable, {}
         return [RebuildIndex(name, reason) for name, reason in found.items()]
+
+
+def _where(index: Served) -> Where:
+    return index.dataset, index.view if isinstance(index, LanceServed) else None

@@ -521,3 +521,17 @@ async def test_rows_of_an_index_that_was_just_dropped_are_nobodys(docs):
     await docs.registry.delete(IndexDocument, "docs")
     assert await docs.searcher.on_appended(IndexAppended("docs", "data", index.vectors.version + 1, 1, 3001)) == ()
     await docs.registry.save("docs", found[0], expected=None)
+
+
+async def test_who_searches_what_was_just_dropped_orders_no_rebuild(docs, monkeypatch):
+    found = await docs.registry.load(IndexDocument, "docs")
+
+    async def gone(table, *_, **__):
+        await docs.registry.delete(IndexDocument, "docs")
+        raise FileNotFoundError(table.path)
+
+    monkeypatch.setattr(docs.tables, "match", gone)
+    with pytest.raises(Refused, match="there is no index 'docs'"):
+        await docs.ids("docs", docs.vectors[0], filter="number < 3")
+    assert not docs.searcher._loader.unreadable
+    await docs.registry.save("docs", found[0], expected=None)

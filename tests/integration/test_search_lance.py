@@ -15,6 +15,7 @@ import pytest
 from actors.backends.lance import LanceBackend
 from actors.errors import Refused
 from schemas.config import HnswConfig, LanceConfig
+from schemas.documents.index import GenerationDocument
 from schemas.documents.store import StoreDocument
 from schemas.events.index import CreateIndex, GetIndex, GetIndexStats, Search
 from schemas.events.lance import (
@@ -588,3 +589,39 @@ async def test_a_store_moves_with_its_index_and_is_kept_in_step_there(tmp_path: 
 
             await house.until(found)
         assert (await stats(house)).bucket == "other"
+
+
+async def test_who_searches_a_store_that_was_replaced_orders_no_other(
+    house: IndexHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await house.create("docs", "notes", "vector", backend="lance")
+    before = await stats(house)
+    await house.ids("docs", VECTORS[0], 1)
+    folder, new = house.folder / "primary", f"{before.key}1"
+    head = await house.registry.load(StoreDocument, "docs")
+    live = await house.registry.load(GenerationDocument, "docs")
+    assert head is not None
+    assert live is not None
+    shutil.copytree(folder / before.key, folder / new)
+    await house.registry.save("docs", msgspec.structs.replace(head[0], key=new), expected=head[1])
+    moved = msgspec.structs.replace(live[0], key=new, generation=live[0].generation + 1)
+    await house.registry.save("docs", moved, expected=live[1])
+
+    def gone(*_: Any) -> Any:
+        raise FileNotFoundError(before.key)
+
+    monkeypatch.setattr(house.searcher._shelf.all()[0].vectors.backend, "near", gone)
+    refused = []
+
+    async def ask() -> None:
+        try:
+            await house.ids("docs", VECTORS[4], 1)
+        except Refused as error:
+            refused.append(error.refusal.reason)
+
+    async with anyio.create_task_group() as group:
+        for _ in range(3):
+            group.start_soon(ask)
+    assert all("is elsewhere by now" in reason for reason in refused), refused
+    assert not house.searcher._rebuilds()
+    assert await house.ids("docs", VECTORS[4], 1) == ["r4"]
