@@ -21,6 +21,8 @@ from actors.index.live import THREADS
 from actors.index.served import ServedIndex
 from actors.index.vectors import VectorSet
 from actors.ports import Buckets
+from schemas.documents.index import IndexDocument
+from schemas.documents.store import StoreDocument
 from schemas.events.base import Refusal
 from schemas.events.index import Hit, Search
 from schemas.names import IndexName
@@ -79,34 +81,43 @@ class TextSearch:
         wrong = await unfit(document.dataset, [index.columns.id_column, column], document.bucket, self._buckets)
         if wrong is not None:
             return wrong
-        store = await self._heads.load(document.index)
-        if store is None or store.text_column != column:
-            if store is None and not self._full_text:
-                hint = f"set [index] full_text = true, or only here: lakehouse lance migrate {document.index}"
-                return Refusal("invalid", f"index {document.index!r} has no full-text index", hint)
-            reason = f"the full-text index of {document.index!r} isn't there yet"
-            return Refusal("unavailable", reason, "try again in a moment", retry_after_s=2.0)
+
+        def ask(backend: LanceBackend) -> Ranked:
+            allowed = None if matching is None else backend.allowed(matching.rows)
+            rows, scores, _ = backend.texts(words, column, k, allowed)
+            return rows, scores
+
+        while True:
+            store = await self._heads.load(document.index)
+            if store is None or store.text_column != column:
+                return self._missing(document.index, store)
+            try:
+                return await anyio.to_thread.run_sync(ask, await self._backend(document, store), limiter=THREADS)
+            except (CorruptState, FileNotFoundError) as error:
+                self.forget(document.index)
+                if await self._heads.load(document.index) != store:
+                    continue  # another took its place meanwhile
+                if isinstance(index, LanceServed):  # the searcher has the store that serves built anew
+                    raise
+                hint = f"have it made anew: lakehouse lance drop {document.index}"
+                return Refusal("unavailable", f"the full-text index of {document.index!r} can't be read: {error}", hint)
+
+    async def _backend(self, document: IndexDocument, store: StoreDocument) -> LanceBackend:
+        """Opened at the version that the head names. Raises FileNotFoundError, CorruptState."""
         version = (document.bucket, store.key, store.lance_version)
         known = self._opened.get(document.index)
-        try:
-            if known is None or known[0] != version:
-                place = await self._buckets.lance_place(document.bucket, store.key, store.lance_version)
-                opened = await anyio.to_thread.run_sync(LanceBackend.load, place, document.metric)
-                known = self._opened[document.index] = (version, opened)
-            backend = known[1]
+        if known is None or known[0] != version:
+            place = await self._buckets.lance_place(document.bucket, store.key, store.lance_version)
+            opened = await anyio.to_thread.run_sync(LanceBackend.load, place, document.metric)
+            known = self._opened[document.index] = (version, opened)
+        return known[1]
 
-            def ask() -> Ranked:
-                allowed = None if matching is None else backend.allowed(matching.rows)
-                rows, scores, _ = backend.texts(words, column, k, allowed)
-                return rows, scores
-
-            return await anyio.to_thread.run_sync(ask, limiter=THREADS)
-        except (CorruptState, FileNotFoundError) as error:
-            self.forget(document.index)
-            if isinstance(index, LanceServed):  # the searcher has the store that serves built anew
-                raise
-            hint = f"have it made anew: lakehouse lance drop {document.index}"
-            return Refusal("unavailable", f"the full-text index of {document.index!r} can't be read: {error}", hint)
+    def _missing(self, name: IndexName, store: StoreDocument | None) -> Refusal:
+        if store is None and not self._full_text:
+            hint = f"set [index] full_text = true, or only here: lakehouse lance migrate {name}"
+            return Refusal("invalid", f"index {name!r} has no full-text index", hint)
+        reason = f"the full-text index of {name!r} isn't there yet"
+        return Refusal("unavailable", reason, "try again in a moment", retry_after_s=2.0)
 
 
 async def _hits(

@@ -625,3 +625,24 @@ async def test_who_searches_a_store_that_was_replaced_orders_no_other(
     assert all("is elsewhere by now" in reason for reason in refused), refused
     assert not house.searcher._rebuilds()
     assert await house.ids("docs", VECTORS[4], 1) == ["r4"]
+
+
+async def test_texts_that_are_asked_for_while_their_store_is_replaced_are_found_in_the_new_one(
+    house: IndexHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await house.create("docs", "notes", "vector", text_column="body")
+    await house.until(lambda: _has_store(house))
+    load = LanceBackend.load
+
+    async def replace() -> None:
+        await house.bus.ask(MigrateIndex("docs"))
+        await house.until(lambda: companion_is_ready(house))
+
+    def replaced(*args: Any) -> LanceBackend:
+        monkeypatch.setattr(LanceBackend, "load", load)
+        anyio.from_thread.run(replace)
+        return load(*args)
+
+    monkeypatch.setattr(LanceBackend, "load", replaced)
+    result = await house.bus.ask(Search("docs", text="otter", mode="text", k=3))
+    assert len(result.queries[0]) == 3
