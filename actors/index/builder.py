@@ -12,7 +12,7 @@ import structlog
 from actors.backends.lance_store import said
 from actors.base import Actor, handles
 from actors.errors import CorruptState, Transient
-from actors.graphs import GraphCache
+from actors.graphs import CachedGraph, GraphCache
 from actors.hnsw import LIBRARY, sha256_of
 from actors.index import artifacts
 from actors.index.config import IndexConfig
@@ -166,11 +166,7 @@ class Builder(Actor):
         """The graph's local file, from the cache or built into it."""
         name = command.index
         cached = self._graphs.find(name, graph, snapshot.version)
-        if (
-            cached is not None
-            and cached.rows == snapshot.rows
-            and await anyio.to_thread.run_sync(sha256_of, cached.path) == cached.sha256
-        ):
+        if cached is not None and cached.rows == snapshot.rows and await anyio.to_thread.run_sync(_is_whole, cached):
             return cached.path, GraphFile(cached.sha256, cached.rows, 0.0)
         path = self._graphs.path_for(name, graph, snapshot.version)
         job = f"{name}-{command.generation}"
@@ -188,3 +184,10 @@ class Builder(Actor):
             raise RuntimeError("the build ended without a graph")
         self._graphs.add(name, graph, snapshot.version, sha256=file.sha256, rows=file.rows, build_s=file.build_s)
         return path, file
+
+
+def _is_whole(cached: CachedGraph) -> bool:
+    try:
+        return sha256_of(cached.path) == cached.sha256
+    except FileNotFoundError:  # a trial's graph took its place in the cache
+        return False

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 from actors.errors import Refused
+from actors.graphs import CachedGraph
 from schemas.config import HnswConfig
 from schemas.documents.dataset import DatasetDocument
 from schemas.documents.index import IndexDocument
@@ -535,3 +536,15 @@ async def test_who_searches_what_was_just_dropped_orders_no_rebuild(docs, monkey
         await docs.ids("docs", docs.vectors[0], filter="number < 3")
     assert not docs.searcher._loader.unreadable
     await docs.registry.save("docs", found[0], expected=None)
+
+
+async def test_a_cached_graph_that_is_evicted_while_it_is_looked_at_is_built_again(docs, monkeypatch):
+    config = HnswConfig(M=8, ef_construction=60, ef_search=77)
+
+    def evicted(*args):
+        path = docs.graphs.path_for(*args)
+        return CachedGraph(path, "0" * 64, 3000, 0, 1.0, "hnswlib")
+
+    monkeypatch.setattr(docs.graphs, "find", evicted)
+    await docs.promote("docs", config, "t1")
+    await docs.ready("docs", 2)
