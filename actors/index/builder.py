@@ -21,6 +21,7 @@ from actors.index.jobs import BuildProgress, GraphFile, build_graph
 from actors.index.store_building import StoreBuilding
 from actors.ports import Buckets, Bus, Clock, Compute, Registry, Snapshot, Snapshots, Tables
 from schemas.config import GraphConfig, LanceConfig
+from schemas.documents.dataset import DatasetDocument
 from schemas.documents.index import GenerationDocument, IndexDocument
 from schemas.documents.store import StoreDocument
 from schemas.events.base import Progress
@@ -63,7 +64,7 @@ class Builder(Actor):
         found = await self._registry.load(IndexDocument, name)
         if found is None:
             return ()  # dropped meanwhile
-        document = found[0]
+        document, dataset = found[0], await self._registry.load(DatasetDocument, found[0].dataset)
         try:
             built = await artifacts.recorded(self._buckets, document.bucket, name, generation)
         except Transient:  # the bucket is away: what is built goes to rescue
@@ -81,6 +82,8 @@ class Builder(Actor):
                     return await self._recorded(document, built, made)
                 path, file = await self._graph(document, command, command.config.build, snapshot)
         except FileNotFoundError as error:
+            if await self._registry.load(DatasetDocument, document.dataset) != dataset:
+                raise Transient(f"dataset {document.dataset} moved while {name} was built from it") from error
             return [GenerationFailed(name, generation, f"there are no vectors to build from: {error}")]
         except (
             ValueError,

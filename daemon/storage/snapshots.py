@@ -70,8 +70,17 @@ class TableSnapshots:
         if index not in self._swept:  # what a killed process left
             await self._prune(self._folder / index)
             self._swept.add(index)
-        document, dataset = await self._documents(index)
-        covered = await self._covered(document, dataset)
+        while True:
+            document, dataset = await self._documents(index)
+            try:
+                return await self._of(document, dataset, version)
+            except FileNotFoundError:
+                if await self._documents(index) == (document, dataset):
+                    raise
+                # one of the two was moved while it was read
+
+    async def _of(self, document: IndexDocument, dataset: DatasetDocument, version: int | None) -> Snapshot:
+        index, covered = document.index, await self._covered(document, dataset)
         version = covered if version is None else version
         if version < 0 or version > covered:
             raise FileNotFoundError(

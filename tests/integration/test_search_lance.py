@@ -12,9 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from actors.backends import lance_store
 from actors.backends.lance import LanceBackend
 from actors.errors import Refused
 from schemas.config import HnswConfig, LanceConfig
+from schemas.documents.dataset import DatasetDocument
 from schemas.documents.index import GenerationDocument
 from schemas.documents.store import StoreDocument
 from schemas.events.index import CreateIndex, GetIndex, GetIndexStats, Search
@@ -646,3 +648,29 @@ async def test_texts_that_are_asked_for_while_their_store_is_replaced_are_found_
     monkeypatch.setattr(LanceBackend, "load", replaced)
     result = await house.bus.ask(Search("docs", text="otter", mode="text", k=3))
     assert len(result.queries[0]) == 3
+
+
+async def test_a_dataset_that_moves_while_a_store_of_it_is_made_fails_no_build(
+    house: IndexHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create, read = lance_store.create, house.tables.read
+    folder = house.folder / "primary" / "datasets" / "notes"
+
+    async def gone(table: Any, *args: Any, **more: Any) -> Any:
+        monkeypatch.setattr(house.tables, "read", read)
+        shutil.copytree(folder / "table", folder / "elsewhere")
+        found = await house.registry.load(DatasetDocument, "notes")
+        assert found is not None
+        document = msgspec.structs.replace(found[0], path="datasets/notes/elsewhere")
+        await house.registry.save("notes", document, expected=found[1])
+        await house.tables.drop(table)
+        return await read(table, *args, **more)
+
+    def made(*args: Any) -> int:
+        monkeypatch.setattr(lance_store, "create", create)
+        monkeypatch.setattr(house.tables, "read", gone)
+        return create(*args)
+
+    monkeypatch.setattr(lance_store, "create", made)
+    info = await house.create("docs", "notes", "vector", backend="lance")
+    assert (info.state, info.reason) == ("ready", "")

@@ -1,9 +1,12 @@
 """Snapshots against what the tables hold: text and vector indexes, appends, deletes, restarts."""
 
 import asyncio
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -324,3 +327,27 @@ async def test_an_index_made_anew_finds_no_old_files(world: World) -> None:
     assert not (world.cache / "snapshots" / "docs").exists()
     _, vectors = read(await world.snapshots.snapshot("docs"))
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-6)
+
+
+async def test_a_dataset_that_moves_while_a_snapshot_is_made_is_read_where_it_went(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.make("vector")
+    v = random_vectors(10)
+    await world.commit(list(v))
+    read_table = world.tables.read
+
+    async def moved(table: TableRef, *args: Any, **more: Any) -> pa.Table:
+        monkeypatch.setattr(world.tables, "read", read_table)
+        folder = world.cache.parent / "primary" / "datasets" / "docs"
+        shutil.copytree(folder / "table", folder / "elsewhere")
+        found = await world.registry.load(DatasetDocument, "docs")
+        assert found is not None
+        document = msgspec.structs.replace(found[0], path="datasets/docs/elsewhere")
+        await world.registry.save("docs", document, expected=found[1])
+        await world.tables.drop(table)
+        return await read_table(table, *args, **more)
+
+    monkeypatch.setattr(world.tables, "read", moved)
+    _, vectors = read(await world.snapshots.snapshot("docs"))
+    np.testing.assert_array_equal(vectors, v)
