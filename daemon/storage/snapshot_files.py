@@ -38,7 +38,10 @@ class SnapshotWriter:
         self._vectors = _mapped(self._temporary / "vectors.npy", len(rows), self._dim)
         if before is None or len(rows) == 0:
             return np.arange(len(rows))
-        old_rows, old = np.load(before / "rows.npy"), np.load(before / "vectors.npy", mmap_mode="r")
+        try:
+            old_rows, old = np.load(before / "rows.npy"), np.load(before / "vectors.npy", mmap_mode="r")
+        except FileNotFoundError:  # whoever held it let it go meanwhile
+            return np.arange(len(rows))
         known = is_member(rows, old_rows)
         places = np.flatnonzero(known)
         for part in np.array_split(places, 1 + len(places) * self._dim * 4 // CHUNK_BYTES):

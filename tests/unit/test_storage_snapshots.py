@@ -1,11 +1,13 @@
 """Snapshots against what the tables hold: text and vector indexes, appends, deletes, restarts."""
 
 import asyncio
+import contextlib
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import anyio.from_thread
 import msgspec
 import numpy as np
 import pyarrow as pa
@@ -17,6 +19,7 @@ from actors.ports import Snapshot, TableRef
 from daemon.bus.heads import MemoryHeads
 from daemon.storage.buckets import ObjectBuckets
 from daemon.storage.registry import DocumentRegistry
+from daemon.storage.snapshot_files import SnapshotWriter
 from daemon.storage.snapshots import TableSnapshots
 from daemon.storage.tables import DeltaTables
 from schemas.config import DEFAULT_CONFIG
@@ -350,4 +353,30 @@ async def test_a_dataset_that_moves_while_a_snapshot_is_made_is_read_where_it_we
 
     monkeypatch.setattr(world.tables, "read", moved)
     _, vectors = read(await world.snapshots.snapshot("docs"))
+    np.testing.assert_array_equal(vectors, v)
+
+
+async def test_a_snapshot_that_goes_while_the_next_one_is_made_is_done_without(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.make("vector")
+    v = random_vectors(13)
+    await world.commit(list(v[:10]))
+    for n in (10, 11):
+        await world.commit(list(v[n : n + 1]))
+    started = SnapshotWriter.start
+
+    async with contextlib.AsyncExitStack() as stack:
+        await stack.enter_async_context(world.snapshots.held("docs"))
+        for version in (0, 1):
+            await world.snapshots.snapshot("docs", version)
+        await world.commit(list(v[12:]))
+
+        def start(writer: SnapshotWriter, rows: NDArray[np.int64], before: Path | None) -> NDArray[np.int64]:
+            anyio.from_thread.run(stack.aclose)
+            return started(writer, rows, before)
+
+        monkeypatch.setattr(SnapshotWriter, "start", start)
+        rows, vectors = read(await world.snapshots.snapshot("docs"))
+    np.testing.assert_array_equal(rows, np.arange(13))
     np.testing.assert_array_equal(vectors, v)
