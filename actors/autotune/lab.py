@@ -22,6 +22,7 @@ from actors.base import Actor, Origin, handles
 from actors.errors import Transient
 from actors.graphs import GraphCache
 from actors.ports import Buckets, Bus, Clock, Compute, Embedders, Journal, QueryLog, Registry, Snapshot, Snapshots
+from schemas.documents.harness import HarnessDocument
 from schemas.documents.index import IndexDocument
 from schemas.documents.trial import TrialPoint
 from schemas.events.autotune import (
@@ -156,7 +157,13 @@ class Lab(Actor):
             cache=self._graphs,
             store=subjects.store,
         )
-        measured = await self._measure(command, order)
+        try:
+            measured = await self._measure(command, order)
+        except FileNotFoundError as error:
+            now = await self._registry.load(HarnessDocument, name)
+            if now is None or now[0].key == eval_set.key:
+                raise
+            raise Transient(f"eval set {name!r} was replaced meanwhile", 0.1) from error
         shared = {
             "trial": command.trial,
             "campaign": command.campaign,

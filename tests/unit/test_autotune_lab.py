@@ -11,6 +11,7 @@ import pytest
 from actors import hnsw
 from actors.autotune import harness
 from actors.base import Origin
+from actors.errors import Transient
 from schemas.config import GraphConfig, HnswConfig, HnswEffort
 from schemas.documents.index import GenerationDocument
 from schemas.events.autotune import (
@@ -235,3 +236,21 @@ async def test_an_eval_set_that_can_not_be_made_is_refused(
     assert isinstance(refusal, Refusal)
     assert refusal.status == status
     assert words in refusal.reason
+
+
+async def test_a_trial_whose_eval_set_is_replaced_meanwhile_comes_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await build(bench)
+    journal = bench.journal.trial
+
+    async def replaced(index: str, trial: str) -> Any:
+        if trial == "champion":
+            monkeypatch.setattr(bench.journal, "trial", journal)
+            await build(bench, seed=43)
+        return await journal(index, trial)
+
+    monkeypatch.setattr(bench.journal, "trial", replaced)
+    with pytest.raises(Transient, match="eval set 'docs' was replaced"):
+        await bench.trial("t-1", fresh(), champion_trial="champion")
+    assert isinstance(await bench.trial("t-1", fresh(), delivery=2), TrialCompleted)
