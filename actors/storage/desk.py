@@ -131,10 +131,10 @@ class StorageDesk(Actor):
     @handles
     @concurrent(4)
     async def on_get(self, query: GetBucket) -> Sequence[BucketInfo | Refusal]:
-        known = await self._buckets.names()
-        if query.name not in known:
-            return [_unknown(query.name, known)]
-        return [await self._listing.info(query.name, await self.moving.pending())]
+        try:
+            return [await self._listing.info(query.name, await self.moving.pending())]
+        except KeyError:
+            return [_unknown(query.name, await self._buckets.names())]
 
     # --- moved ---
 

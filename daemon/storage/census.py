@@ -20,6 +20,8 @@ async def lying(buckets: Buckets, homes: dict[tuple[str, str], BucketName]) -> l
     for bucket in await buckets.names():
         try:
             keys = await buckets.list(bucket, revisions.PREFIX)
+        except KeyError:  # it was taken away meanwhile
+            continue
         except Transient as error:
             log.warning("bucket is not looked through", bucket=bucket, why=str(error))
             continue
@@ -43,5 +45,5 @@ async def _lives(buckets: Buckets, bucket: BucketName, key: str) -> bool:
     """Whether a revision is a document and no tombstone. A damaged one is `lakehouse repair`'s to tell."""
     try:
         return bytes(revisions.unpack(await buckets.get(bucket, key), key).payload) != b"null"
-    except (CorruptState, FileNotFoundError, Transient):
+    except (CorruptState, FileNotFoundError, KeyError, Transient):
         return False

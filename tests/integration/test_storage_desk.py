@@ -1,6 +1,7 @@
 """The storage desk over real storage: what it says of buckets, and what it does for those that were away."""
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -132,3 +133,34 @@ async def test_records_from_before_the_field_read_as_primary(house: House, kind:
     fields = msgspec.to_builtins(found[0])
     del fields["bucket"]
     assert msgspec.convert(fields, kind).bucket == "primary"  # type: ignore[attr-defined]
+
+
+async def test_a_bucket_that_is_removed_while_it_is_looked_at_is_none(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await house.bus.ask(ProvisionBucket("later"))
+    names, waiting = house.buckets.names, house.buckets.waiting
+
+    async def removed() -> Any:
+        monkeypatch.setattr(house.buckets, "waiting", waiting)
+        await house.bus.ask(RemoveBucket("later"))
+        return await waiting()
+
+    monkeypatch.setattr(house.buckets, "waiting", removed)
+    with pytest.raises(Refused, match="there is no bucket 'later'"):
+        await house.bus.ask(GetBucket("later"))
+    await house.bus.ask(ProvisionBucket("later"))
+    looked = 0
+
+    async def and_removed() -> list[str]:
+        nonlocal looked
+        found, looked = await names(), looked + 1
+        if looked == 2:  # the list's own was the first, this is of the search for copies
+            monkeypatch.setattr(house.buckets, "names", names)
+            await house.bus.ask(RemoveBucket("later"))
+        return found
+
+    monkeypatch.setattr(house.buckets, "names", and_removed)
+    listed = await house.bus.ask(ListBuckets())
+    assert [one.bucket for one in listed.buckets][:2] == ["here", "later"]
+    assert listed.clashes == []
