@@ -55,6 +55,7 @@ class DuckEngine:
         await self._turn()
         cursor = self._duckdb().cursor()
         deadline = time.monotonic() + self._config.timeout_s
+        sources: Mapping[str, Source | Labelled] = {}
         try:
             with self._speaking(deadline):
                 await self._bounded(lambda: _check(cursor, query), cursor, deadline)
@@ -72,6 +73,8 @@ class DuckEngine:
             yield Answer(schema, batches)
         except duckdb.CatalogException as error:
             raise await self._unknown(error) from error
+        except duckdb.Error as error:
+            raise await self._unreadable(error, query, versions, sources) from error
         finally:
             with anyio.CancelScope(shield=True):
                 with suppress(duckdb.Error):
@@ -143,7 +146,7 @@ class DuckEngine:
 
     @contextmanager
     def _speaking(self, deadline: float) -> Iterator[None]:
-        """DuckDB's errors as refusals, but for unknown names, which `answer` has more to say about."""
+        """DuckDB's errors as refusals, but for unknown names and bad files, which `answer` has more to say about."""
         try:
             yield
         except duckdb.CatalogException:
@@ -162,13 +165,28 @@ class DuckEngine:
             raise _refused("conflict", f"data went while it was read: {error}", "ask again") from error
         except duckdb.Error as error:
             if UNREADABLE in str(error):
-                reason = f"a data file can't be read: {error}"
-                raise _refused("unavailable", reason, "restore it from a backup") from error
+                raise
             raise _refused("invalid", str(error)) from error
 
     async def _unknown(self, error: duckdb.CatalogException) -> Refused:
         names = ", ".join((await self._catalogue.names())[:30])
         return _refused("invalid", str(error), f"there are: {names}" if "Table with name" in str(error) else "")
+
+    async def _unreadable(
+        self,
+        error: duckdb.Error,
+        query: str,
+        versions: Mapping[str, int],
+        sources: Mapping[str, Source | Labelled],
+    ) -> Refused:
+        """A file that `sources` had is damaged, unless it isn't anybody's any more: dropped meanwhile, or moved."""
+        try:
+            now = await self._catalogue.named(query, versions)
+        except (FileNotFoundError, Unknown):
+            now = {}
+        if not _files(sources) <= _files(now):
+            return _refused("conflict", f"data went while it was read: {error}", "ask again")
+        return _refused("unavailable", f"a data file can't be read: {error}", "restore it from a backup")
 
     def _duckdb(self) -> duckdb.DuckDBPyConnection:
         if self._connection is None:
@@ -219,6 +237,11 @@ def _run(
         cursor.execute(query)  # says it again, with the line and a caret
         raise
     return reader.schema, iter(reader)
+
+
+def _files(sources: Mapping[str, Source | Labelled]) -> set[str]:
+    parts = [part for one in sources.values() for part in (one.parts.values() if isinstance(one, Labelled) else [one])]
+    return {file for part in parts for file in getattr(part, "files", ())}
 
 
 def _register(cursor: duckdb.DuckDBPyConnection, name: str, source: Source | Labelled) -> None:

@@ -364,3 +364,17 @@ async def test_written_parquet_reads_as_duckdb_reads_it(world: World) -> None:
     files = [str(path) for path in (world.folder / "primary" / "datasets" / "docs").rglob("*.parquet")]
     expected = pa.concat_tables([pq.read_table(file) for file in files])["id"].to_numpy().sum()
     assert await world.rows("SELECT sum(id)::BIGINT FROM docs") == [[expected]]
+
+
+async def test_what_is_dropped_while_it_is_read_needs_no_backup(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    catalogue = vars(world.engine)["_catalogue"]
+    named = catalogue.named
+
+    async def dropped(*args: Any) -> Any:
+        found = await named(*args)
+        await world.tables.drop(TableRef("primary", "datasets/docs/table"))
+        return found
+
+    monkeypatch.setattr(catalogue, "named", dropped)
+    refusal = await world.refused("SELECT * FROM docs")
+    assert (refusal.status, refusal.hint) == ("conflict", "ask again")
