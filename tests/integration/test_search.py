@@ -185,7 +185,11 @@ async def test_an_index_over_nothing_is_built_when_rows_come(house):
         await house.create("docs", "data", "vector")
     await house.dataset("texts", pa.table({"id": pa.array([], pa.string()), "text": pa.array([], pa.string())}))
     await house.bus.ask(CreateIndex("texts", "texts", "text"))
-    await anyio.sleep(0.2)
+
+    async def embedded():
+        return (await house.bus.ask(GetIndex("texts"))).version >= 0
+
+    await house.until(embedded)
     info = await house.bus.ask(GetIndex("texts"))
     assert (info.state, info.generation, info.rows) == ("building", 0, 0)
     assert (await house.bus.ask(Search("texts", text="anything"))).queries == [[]]
