@@ -245,15 +245,18 @@ async def test_a_newer_format_is_never_touched(
 async def test_a_head_that_is_just_being_made_is_no_lost_one(buckets: ObjectBuckets) -> None:
     """Another process has written its revision and moves the head a moment later."""
 
+    begun = asyncio.Event()
+
     class Slow(MemoryHeads):
         async def set(self, key: str, value: bytes, expected: int | None) -> int:
+            begun.set()
             await asyncio.sleep(0.3)
             return await super().set(key, value, expected)
 
     heads = Slow()
     first, second = DocumentRegistry(buckets, heads), DocumentRegistry(buckets, heads)
     saving = asyncio.create_task(first.save("hits", Counter(value=1), expected=None))
-    await asyncio.sleep(0.1)
+    await begun.wait()
     with pytest.raises(Conflict, match="made meanwhile"):
         await second.save("hits", Counter(value=2), expected=None)
     assert await saving == 1
