@@ -207,8 +207,8 @@ class BusContract(ABC):
         await bus.publish(Poured(1))
         delivery = await consumer.next(BUSY_S)
         assert delivery is not None
-        for _ in range(6):
-            await asyncio.sleep(ACK_WAIT_S / 2)
+        for _ in range(12):
+            await asyncio.sleep(ACK_WAIT_S / 4)
             await delivery.in_progress()
         assert await consumer.next(0.05) is None
         await delivery.ack()
