@@ -37,6 +37,7 @@ from schemas.events.autotune import (
 )
 from schemas.events.base import Progress, Refusal
 from schemas.events.index import IndexDropped
+from schemas.names import HarnessName
 
 MAX_DELIVERIES = 3
 """A trial that killed its worker, or waited for its store, so often comes to nothing."""
@@ -136,8 +137,21 @@ class Lab(Actor):
     ) -> list[TrialPoint]:
         if snapshot.rows < 2 * K:
             raise ValueError(f"{command.index!r} has {snapshot.rows} rows: recall@{K} needs {2 * K} at least")
-        vectors = Vectors.of(document, snapshot)
         name = command.harness or command.index
+        before = await self._registry.load(HarnessDocument, name)
+        try:
+            return await self._measured(snapshot, name, command, document, delivery)
+        except FileNotFoundError as error:
+            now = await self._registry.load(HarnessDocument, name)
+            if now is None or now == before:
+                raise
+            raise Transient(f"eval set {name!r} was replaced meanwhile", 0.1) from error
+
+    async def _measured(
+        self, snapshot: Snapshot, name: HarnessName, command: RunTrial, document: IndexDocument, delivery: int
+    ) -> list[TrialPoint]:
+        """The trial's points, on an eval set."""
+        vectors = Vectors.of(document, snapshot)
         eval_set, path = await self._eval_sets.current(
             document, name, vectors, self._config.harness_queries, make=command.harness in (None, command.index)
         )
@@ -157,13 +171,7 @@ class Lab(Actor):
             cache=self._graphs,
             store=subjects.store,
         )
-        try:
-            measured = await self._measure(command, order)
-        except FileNotFoundError as error:
-            now = await self._registry.load(HarnessDocument, name)
-            if now is None or now[0].key == eval_set.key:
-                raise
-            raise Transient(f"eval set {name!r} was replaced meanwhile", 0.1) from error
+        measured = await self._measure(command, order)
         shared = {
             "trial": command.trial,
             "campaign": command.campaign,

@@ -254,3 +254,20 @@ async def test_a_trial_whose_eval_set_is_replaced_meanwhile_comes_again(
     with pytest.raises(Transient, match="eval set 'docs' was replaced"):
         await bench.trial("t-1", fresh(), champion_trial="champion")
     assert isinstance(await bench.trial("t-1", fresh(), delivery=2), TrialCompleted)
+
+
+async def test_a_trial_whose_eval_set_is_replaced_before_it_has_its_file_comes_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await build(bench)
+    fetch = bench.buckets.fetch
+
+    async def replaced(*args: Any) -> Path:
+        monkeypatch.setattr(bench.buckets, "fetch", fetch)
+        await build(bench, seed=43)
+        return await fetch(*args)
+
+    monkeypatch.setattr(bench.buckets, "fetch", replaced)
+    with pytest.raises(Transient, match="eval set 'docs' was replaced"):
+        await bench.trial("t-1", fresh())
+    assert isinstance(await bench.trial("t-1", fresh(), delivery=2), TrialCompleted)
