@@ -59,7 +59,13 @@ class TableLog:
             return None
         async with self._lock:  # what is loaded belongs to this table, not to one dropped meanwhile
             if version not in self._old:
-                self._keep(await self._describe(await self._load(version)))
+                try:
+                    self._keep(await self._describe(await self._load(version)))
+                except CorruptState:
+                    last = await self._last_entry()
+                    if last is None or last < version:  # another process has dropped it meanwhile
+                        return None
+                    raise
             self._old.move_to_end(version)
             return self._old[version]
 
@@ -146,9 +152,18 @@ class TableLog:
                 self._take(newest)
         self._forget()
         version = await self._last_entry()
-        if version is not None:
-            self._loaded = await self._load(version)
-            self._take(await self._describe(self._loaded))
+        while version is not None:
+            try:
+                loaded = await self._load(version)
+                self._take(await self._describe(loaded))
+            except CorruptState:
+                last = await self._last_entry()
+                if last == version:
+                    raise
+                version = last  # another process is dropping it
+            else:
+                self._loaded = loaded
+                break
         return self._newest
 
     async def _last_entry(self) -> int | None:

@@ -11,6 +11,7 @@ import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +24,7 @@ from actors.errors import CorruptState, Transient
 from actors.ports import ROW, TableRef
 from daemon.storage import plan
 from daemon.storage.buckets import ObjectBuckets
+from daemon.storage.table_log import TableLog
 from daemon.storage.tables import DeltaTables
 from schemas.events.dataset import CommitInfo
 
@@ -596,3 +598,19 @@ def test_any_history_reads_like_its_model(history: list[Step]) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         asyncio.run(run(Path(folder)))
+
+
+async def test_a_table_that_another_process_drops_while_it_is_opened_is_none(
+    tables: DeltaTables, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, load = open_tables(tmp_path), TableLog._load
+    for version in (None, 0):
+        await other.commit(TABLE, [batch(1)], note())
+
+        async def dropped(log: TableLog, version: int) -> Any:
+            monkeypatch.setattr(TableLog, "_load", load)
+            await other.drop(TABLE)
+            return await load(log, version)
+
+        monkeypatch.setattr(TableLog, "_load", dropped)
+        assert await tables.state(TABLE, version) is None
