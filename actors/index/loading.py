@@ -26,6 +26,7 @@ from schemas.config import LanceConfig
 from schemas.documents.codec import IndexCodecDocument
 from schemas.documents.dataset import DatasetDocument
 from schemas.documents.index import GenerationDocument, IndexDocument
+from schemas.documents.store import StoreDocument
 from schemas.events.base import Refusal
 from schemas.names import IndexName
 
@@ -162,17 +163,29 @@ class Loader:
 
     async def _follow_store(self, index: LanceServed) -> bool:
         await self._relocate(index)
-        found = await self._registry.load(GenerationDocument, index.place)
-        store = await self._heads.load(index.document.index)
-        if found is None or store is None or not isinstance(found[0].config, LanceConfig):
-            return False  # the searcher loads it anew
-        head, view = found[0], index.view
-        if (head, store, index.document.bucket) == (view.head, view.store, view.bucket):
-            return False
-        index.view = await view_of(index.document, head, self._heads, self._buckets)
+        head, store = await self._heads_of(index)
+        while True:
+            view = index.view
+            if head is None or store is None or not isinstance(head.config, LanceConfig):
+                return False  # the searcher loads it anew
+            if (head, store, index.document.bucket) == (view.head, view.store, view.bucket):
+                return False
+            try:
+                index.view = await view_of(index.document, head, self._heads, self._buckets)
+                break
+            except (CorruptState, FileNotFoundError) as error:
+                tried = head, store
+                head, store = await self._heads_of(index)
+                if (head, store) == tried:  # damaged, or made anew and not yet indexed; who searches it says so
+                    log.warning("Lance store can't be followed", index=index.place, why=str(error))
+                    return False
         if head.generation != view.head.generation:
             index.window = RecallWindow(head.generation, self._clock.now())
         return True
+
+    async def _heads_of(self, index: LanceServed) -> tuple[GenerationDocument | None, StoreDocument | None]:
+        found = await self._registry.load(GenerationDocument, index.place)
+        return found[0] if found else None, await self._heads.load(index.document.index)
 
     async def _follow(self, index: ServedIndex) -> bool:
         name = index.document.index

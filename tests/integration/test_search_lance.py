@@ -29,7 +29,7 @@ from schemas.events.lance import (
     OptimizeStore,
     SetBackend,
 )
-from schemas.events.storage import ClearIndex, IndexMoved, SwitchIndex
+from schemas.events.storage import ClearIndex, DatasetMoved, IndexMoved, SwitchIndex
 from tests.integration.index_house import IndexHouse, clustered, rows_of
 from tests.s3_server import BUCKET, s3_api
 
@@ -674,3 +674,37 @@ async def test_a_dataset_that_moves_while_a_store_of_it_is_made_fails_no_build(
     monkeypatch.setattr(lance_store, "create", made)
     info = await house.create("docs", "notes", "vector", backend="lance")
     assert (info.state, info.reason) == ("ready", "")
+
+
+async def test_what_is_heard_while_a_store_is_made_anew_breaks_nothing(
+    house: IndexHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await house.create("docs", "notes", "vector", backend="lance")
+    before = await stats(house)
+    await house.ids("docs", VECTORS[0], 1)
+    folder, new, load = house.folder / "primary", f"{before.key}1", LanceBackend.load
+    moved = DatasetMoved("notes", "elsewhere", "primary", 0, 0)
+
+    async def replace() -> None:
+        shutil.copytree(folder / before.key, folder / new)
+        head = await house.registry.load(StoreDocument, "docs")
+        assert head is not None
+        await house.registry.save("docs", msgspec.structs.replace(head[0], key=new), expected=head[1])
+        await house.buckets.delete_prefix("primary", before.key)
+
+    def replaced(*args: Any) -> LanceBackend:
+        monkeypatch.setattr(LanceBackend, "load", load)
+        anyio.from_thread.run(replace)
+        return load(*args)
+
+    head = await house.registry.load(StoreDocument, "docs")
+    assert head is not None
+    renewed = msgspec.structs.replace(head[0], unindexed_rows=1)  # something to follow
+    await house.registry.save("docs", renewed, expected=head[1])
+    monkeypatch.setattr(LanceBackend, "load", replaced)
+    await house.searcher.on_dataset_moved(moved)  # its index isn't in the new store yet
+    live = await house.registry.load(GenerationDocument, "docs")
+    assert live is not None
+    await house.registry.save("docs", msgspec.structs.replace(live[0], key=new), expected=live[1])
+    await house.searcher.on_dataset_moved(moved)
+    assert await house.ids("docs", VECTORS[4], 1) == ["r4"]
