@@ -96,7 +96,7 @@ class TestMemory:
         await until_gone(setting.server, "llama3")
 
     async def test_a_model_that_works_is_unloaded_when_it_is_done(self, setting):
-        setting.play.change(generate_s=0.3)
+        setting.play.change(generate_s=1.5)
         await setting.server.load("llama3", INF)
         async with asyncio.TaskGroup() as tasks:
             words = tasks.create_task(setting.server.generate("llama3", "hello"))
