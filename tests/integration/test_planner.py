@@ -146,9 +146,7 @@ async def test_on_it_acts_and_what_is_sampled_is_not_acted_on(house):
     house.searcher._config = type(house.searcher._config)(sample_share=0.0)
     planned = house.planners.indexes["docs"]
     bank = planned.instant.learned.bank
-    bank = bank._replace(
-        confidence=np.full_like(bank.confidence, 0.95)
-    )  # else of times, and of load
+    bank = bank._replace(confidence=np.full_like(bank.confidence, 0.95))  # else of times, and of load
     planned.instant.adopt(planned.instant.learned._replace(bank=bank))
     answer = await ask(house, 1)
     assert answer.explain.planner.decided == "PatternApplied"
