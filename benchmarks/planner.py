@@ -2,7 +2,7 @@
 patterns whose efforts are permuted (placebo), and oracles.
 
     python -m benchmarks.planner [--cache /tmp/planner] [--proof equal|filters|drift|live] [--seed 7]
-    python -m benchmarks.planner --backend lance --proof equal --labels 2000
+    python -m benchmarks.planner --backend lance --labels 2000
 
 All policies are compared on the same measurements (planner_tables.py): recall and CPU time of every query at every rung
 of an ef ladder. Queries are split into train (labels), calibration and test. The planner is the product's: it chooses
@@ -32,7 +32,7 @@ from schemas.names import Backend
 
 SIZES: dict[Backend, dict[str, tuple[int, int]]] = {
     "hnsw": {"docstrings": (25_000, 7000), "clusters": (40_000, 8000)},
-    "lance": {"docstrings": (25_000, 5500), "clusters": (200_000, 5500)},
+    "lance": {"docstrings": (70_000, 5500), "clusters": (200_000, 5500)},
 }
 """Rows and queries of each corpus."""
 TEST, CALIBRATION = 2500, 1000
@@ -144,7 +144,7 @@ def equal(tables: Tables, own_us: float, seed: int, labels: int) -> None:
         for name, values, own in policies(tables, parts, target, seed, labels, own_us):
             report(table, tables, parts.test, name, values, target, own)
     console.print(
-        f"\n{tables.name}: {len(tables.vectors):,} x {tables.vectors.shape[1]}, {labels:,} labels, "
+        f"\n{tables.name} on {tables.backend}: {len(tables.vectors):,} x {tables.vectors.shape[1]}, {labels:,} labels, "
         f"{len(parts.test):,} test queries", table,
     )  # fmt: skip
 
@@ -258,13 +258,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, default=Path("/tmp/planner"), help="tables of measurements")
     parser.add_argument("--proof", choices=["equal", "filters", "drift", "live", "none"], action="append")
-    parser.add_argument("--backend", choices=["hnsw", "lance"], default="hnsw", help="on lance, proof equal alone")
+    parser.add_argument("--backend", choices=["hnsw", "lance"], default="hnsw", help="lance: equal and live")
     parser.add_argument("--labels", type=int, action="append")
     parser.add_argument("--seed", type=int, default=7)
     args = parser.parse_args()
-    proofs = args.proof or ["equal", "filters", "drift", "live"]
-    if args.backend == "lance" and proofs != ["equal"]:
-        parser.error("on lance there is --proof equal alone")
+    all_of_them = ["equal", "live"] if args.backend == "lance" else ["equal", "filters", "drift", "live"]
+    proofs = args.proof or all_of_them
+    if other := set(proofs) - {*all_of_them, "none"}:
+        parser.error(f"a Lance index has no strategies to choose from: --proof {' '.join(other)} is hnsw's")
     from benchmarks import planner_streams
 
     for name, sizes in SIZES[args.backend].items():

@@ -17,7 +17,7 @@ from actors.planner.core_cycle import cycle
 from actors.planner.core_terrain import Terrain
 from actors.planner.instant import EXACT, Instant
 from benchmarks import planner
-from benchmarks.planner_tables import TIE, K, Tables, graph_of
+from benchmarks.planner_tables import TIE, K, Tables, graph_of, searching
 
 F64 = NDArray[np.float64]
 console = Console(width=190)
@@ -99,9 +99,9 @@ def longest_under(recall: F64, target: float) -> int:
 
 def live(tables: Tables, seed: int, cache: Path) -> None:
     """The search itself instead of the tables: each test query is searched with the fixed ef and as planned, in a drawn
-    order, the planner running in the loop. CPU time of the thread: other load isn't the planner's."""
+    order, the planner running in the loop. CPU time: other load isn't the planner's."""
     parts = planner.split(len(tables.queries), seed)
-    graph = graph_of(tables.vectors, cache / f"planner-{tables.name}.hnsw")
+    search, now = searching(tables.name, tables.vectors, cache, tables.backend)
     for target in planner.TARGETS:
         studied = planner.Studied(tables, parts.train, 2000, target, seed)
         efforts = studied.efforts(parts.test)
@@ -110,22 +110,22 @@ def live(tables: Tables, seed: int, cache: Path) -> None:
         us, recall = np.empty((len(parts.test), 2)), np.empty((len(parts.test), 2))
         rng = np.random.default_rng(seed)
         for place, i in enumerate(parts.test):
-            query = tables.queries[i : i + 1]
             for side in rng.permutation(2):
-                started = time.thread_time_ns()
+                started = now()
                 if side:
                     choice = studied.choose(i)
                     ef = round(2**choice.effort)
                 else:
                     ef = round(default)
-                _, distances = hnsw.knn(graph, query, K, ef)
+                distances = search(tables.queries[i], ef)
                 if side:
                     studied.instant.after(choice, [("graph", 100.0)], 6.0, 100.0, 0.01, 1.0)
-                us[place, side] = (time.thread_time_ns() - started) / 1e3
-                recall[place, side] = np.count_nonzero(distances[0] <= truth[place, -1] + TIE) / K
+                us[place, side] = (now() - started) / 1e3
+                recall[place, side] = np.count_nonzero(distances <= truth[place, -1] + TIE) / K
         speed = planner.interval(us[:, 0], us[:, 1])
         console.print(
-            f"{tables.name}, live, target {target}: fixed {us[:, 0].mean():.0f} µs recall {recall[:, 0].mean():.4f}; "
+            f"{tables.name} on {tables.backend}, live, target {target}: "
+            f"fixed {us[:, 0].mean():.0f} µs recall {recall[:, 0].mean():.4f}; "
             f"planned {us[:, 1].mean():.0f} µs recall {recall[:, 1].mean():.4f}; {speed[0]:.3f} times as fast "
             f"({speed[1]:.3f} to {speed[2]:.3f}), all included"
         )

@@ -25,7 +25,7 @@ from actors.index.core import planned_effort
 from actors.planner.core_labels import FULL, LADDER, RUNGS
 from benchmarks.docstrings import embedded, fitted
 from benchmarks.tuning_surface import finish
-from schemas.config import GraphConfig
+from schemas.config import GraphConfig, LanceConfig
 from schemas.names import Backend
 
 K = 10
@@ -49,6 +49,7 @@ class Tables:
     topic: NDArray[np.int64]  # (q,)
     recall: F32  # (q, e)
     cost_us: F64  # (q, e)
+    backend: Backend = "hnsw"
 
     def at(self, ef: F64, among: NDArray[np.int64]) -> tuple[F64, F64]:
         """(m,) recall and cost of the queries `among`, each at its own ef."""
@@ -109,19 +110,14 @@ CORPORA: dict[str, Callable[[int, int], tuple[F32, F32, NDArray[np.int64]]]] = {
 def measured(name: str, rows: int, queries: int, cache: Path, backend: Backend = "hnsw") -> Tables:
     """From the cache, or measured now: about a minute for 6,000 queries, on Lance some eight."""
     path = cache / f"planner-{backend}-{name}-{rows}-{queries}.npz"
-    shown = name if backend == "hnsw" else f"{name} on Lance"
     if path.exists():
         kept = np.load(path)
-        return Tables(shown, kept["vectors"], kept["queries"], kept["topic"], kept["recall"], kept["cost_us"])
+        return Tables(name, kept["vectors"], kept["queries"], kept["topic"], kept["recall"], kept["cost_us"], backend)
     vectors, asked, topic = CORPORA[name](rows, queries)
-    print(
-        f"  {shown}: {len(vectors):,} x {vectors.shape[1]}, {len(asked):,} queries on {len(LADDER)} rungs", flush=True
-    )
+    size = f"{len(vectors):,} x {vectors.shape[1]}"
+    print(f"  {name} on {backend}: {size}, {len(asked):,} queries on {len(LADDER)} rungs", flush=True)
     cache.mkdir(parents=True, exist_ok=True)
-    if backend == "hnsw":
-        search, now = graph_search(vectors, path.with_suffix(".hnsw")), time.thread_time_ns
-    else:
-        search, now = lance_search(vectors, path.with_suffix(".lance")), time.process_time_ns
+    search, now = searching(name, vectors, cache, backend)
     _, truth = hnsw.exact_topk(asked, vectors, K, "cosine")
     recall = np.empty((len(asked), len(LADDER)), np.float32)
     cost = np.empty((len(asked), len(LADDER)))
@@ -134,27 +130,36 @@ def measured(name: str, rows: int, queries: int, cache: Path, backend: Backend =
                 cost[i, rung] = (now() - started) / 1e3
                 recall[i, rung] = np.count_nonzero(distances <= truth[i, -1] + TIE) / K
     np.savez(path, vectors=vectors, queries=asked, topic=topic, recall=recall, cost_us=cost)
-    return Tables(shown, vectors, asked, topic, recall, cost)
+    return Tables(name, vectors, asked, topic, recall, cost, backend)
 
 
-def graph_search(vectors: F32, path: Path) -> Callable[[F32, int], F32]:
-    """The distances that a query finds at an effort, (<= K,)."""
-    graph = graph_of(vectors, path)
-    return lambda query, effort: hnsw.knn(graph, query[None], K, effort)[1][0]
+def searching(
+    name: str, vectors: F32, cache: Path, backend: Backend
+) -> tuple[Callable[[F32, int], F32], Callable[[], int]]:
+    """The distances that a query finds at an effort, (<= K,); and the clock that counts what it takes, in
+    nanoseconds."""
+    place = cache / f"planner-{name}.{backend}"
+    if backend == "hnsw":
+        graph = graph_of(vectors, place)
+        return lambda query, effort: hnsw.knn(graph, query[None], K, effort)[1][0], time.thread_time_ns
+    config = first_config(resolve(len(vectors), vectors.shape[1]))
+    store = stored(vectors, place, config)
+    return lambda query, effort: store.near(query, K, planned_effort(config, effort))[1], time.process_time_ns
 
 
-def lance_search(vectors: F32, folder: Path) -> Callable[[F32, int], F32]:
-    """The same of a store that is made anew in `folder`."""
-    shutil.rmtree(folder, ignore_errors=True)
+def stored(vectors: F32, folder: Path, config: LanceConfig) -> LanceBackend:
+    """From `folder` where it lies there."""
     place, schema = Place(str(folder)), schema_of(pa.schema([]), vectors.shape[1])
+    try:
+        return LanceBackend.load(place, "cosine", config.build.name)
+    except FileNotFoundError:
+        shutil.rmtree(folder, ignore_errors=True)
     lance_store.create(place, schema)
     rows = np.arange(len(vectors), dtype=np.int64)
     lance_store.append(place, schema, [batch_of(schema, rows, hnsw.normalise(vectors), {})])
-    config = first_config(resolve(len(vectors), vectors.shape[1]))
     for _ in lance_store.build_index(place, "cosine", config.build, config.build.name):
         pass
-    backend = LanceBackend.load(place, "cosine", config.build.name)
-    return lambda query, effort: backend.near(query, K, planned_effort(config, effort))[1]
+    return LanceBackend.load(place, "cosine", config.build.name)
 
 
 def graph_of(vectors: F32, path: Path | None = None) -> hnsw.Graph:
