@@ -12,7 +12,7 @@ import msgspec
 from aiohttp import web
 
 from actors.base import Origin
-from actors.errors import Unavailable
+from actors.errors import Transient, Unavailable
 from daemon.http import errors
 from daemon.http.route import Call, Services
 from daemon.http.streams import HEARTBEAT_S, Ended, Feed, open_stream, write_line
@@ -101,7 +101,9 @@ async def stream_asked(
                 raise Unavailable("the daemon stops") from None
             return response
         finally:
-            if not asked.done():  # it goes on without its asker
+            if services.closing.begun:
+                _let_go(asked)
+            elif not asked.done():  # it goes on without its asker
                 _follow(services, asked, order, id)
         await response.write_eof()
         return response
@@ -142,7 +144,7 @@ def _follow(services: Services, asked: asyncio.Task[Any], order: Request[Any], i
         try:
             await asked
         except Exception as error:
-            with suppress(Unavailable):
+            with suppress(Unavailable, Transient):
                 await services.bus.publish(unheard(order, errors.told(error)), cause=Origin(id, id, time()))
 
     def stop() -> None:
