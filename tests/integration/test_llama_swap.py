@@ -211,7 +211,11 @@ def test_rows_that_come_while_another_profile_is_active_are_embedded_at_the_next
     llamas.activate("reader")
     llamas.daemon.index_ready(notes, 80)
     body = {"text": "note 71 on topic 1", "k": 1}
-    assert llamas.call("POST", "/vectors/profile/reader/search", body)["queries"][0][0]["id"] == 71
+
+    def found() -> bool:  # it has a vector, and is searched a moment later
+        return bool(llamas.call("POST", "/vectors/profile/reader/search", body)["queries"][0][0]["id"] == 71)
+
+    llamas.daemon.until(found, "note 71 is found", 30)
 
 
 def test_an_embedder_by_the_routers_address_is_the_same_model(llamas: Llamas, notes: str) -> None:
