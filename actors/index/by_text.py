@@ -87,20 +87,19 @@ class TextSearch:
             rows, scores, _ = backend.texts(words, column, k, allowed)
             return rows, scores
 
-        while True:
-            store = await self._heads.load(document.index)
+        async def read(store: StoreDocument | None) -> Ranked | Refusal:
             if store is None or store.text_column != column:
                 return self._missing(document.index, store)
-            try:
-                return await anyio.to_thread.run_sync(ask, await self._backend(document, store), limiter=THREADS)
-            except (CorruptState, FileNotFoundError) as error:
-                self.forget(document.index)
-                if await self._heads.load(document.index) != store:
-                    continue  # another took its place meanwhile
-                if isinstance(index, LanceServed):  # the searcher has the store that serves built anew
-                    raise
-                hint = f"have it made anew: lakehouse lance drop {document.index}"
-                return Refusal("unavailable", f"the full-text index of {document.index!r} can't be read: {error}", hint)
+            return await anyio.to_thread.run_sync(ask, await self._backend(document, store), limiter=THREADS)
+
+        try:
+            return await self._heads.reading(document.index, read)
+        except (CorruptState, FileNotFoundError) as error:
+            self.forget(document.index)
+            if isinstance(index, LanceServed):  # the searcher has the store that serves built anew
+                raise
+            hint = f"have it made anew: lakehouse lance drop {document.index}"
+            return Refusal("unavailable", f"the full-text index of {document.index!r} can't be read: {error}", hint)
 
     async def _backend(self, document: IndexDocument, store: StoreDocument) -> LanceBackend:
         """Opened at the version that the head names. Raises FileNotFoundError, CorruptState."""

@@ -5,11 +5,12 @@ ready, and its Lance store. Reading is everyone's; the store's head is moved und
 import contextlib
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 import anyio
 import msgspec
 
-from actors.errors import Conflict, Transient
+from actors.errors import Conflict, CorruptState, Transient
 from actors.ports import Registry
 from schemas.documents.index import GenerationDocument, IndexDocument
 from schemas.documents.store import MAX_HISTORY, StoreDocument, StoreVersion, VectorIndex
@@ -18,6 +19,8 @@ from schemas.names import Backend, IndexName, Rows
 ATTEMPTS = 10
 BESIDE = "="
 """Between an index's name and a companion's backend: in no name, and allowed in a key of NATS, as + isn't."""
+
+R = TypeVar("R")
 
 
 def companion_name(index: IndexName, backend: Backend) -> str:
@@ -63,6 +66,17 @@ class StoreHeads:
     async def load(self, index: IndexName) -> StoreDocument | None:
         found = await self._registry.load(StoreDocument, index)
         return found[0] if found else None
+
+    async def reading(self, index: IndexName, read: Callable[[StoreDocument | None], Awaitable[R]]) -> R:
+        """What `read` makes of the store as its head has it; where that moved meanwhile, and what `read` looked for is
+        gone with it, of the store as it is by then. Raises CorruptState and FileNotFoundError of a head that stayed."""
+        while True:
+            store = await self.load(index)
+            try:
+                return await read(store)
+            except (CorruptState, FileNotFoundError):
+                if await self.load(index) == store:
+                    raise
 
     async def change(
         self, index: IndexName, key: str, change: Callable[[StoreDocument], StoreDocument]

@@ -59,6 +59,7 @@ WAIT_S = 30.0
 
 Moved = StoreAdvanced | RunOptimize
 R = TypeVar("R")
+Seen = tuple[IndexDocument, DatasetDocument, StoreDocument, R]
 
 
 class Measured(msgspec.Struct, frozen=True):
@@ -322,23 +323,25 @@ class Stores(Actor):
 
     async def _read(
         self, name: IndexName, look: Callable[[LanceBackend, DatasetDocument], R], texts: bool = False
-    ) -> tuple[IndexDocument, DatasetDocument, StoreDocument, R] | Refusal:
-        """What `look` sees in the store as its head has it. Where another took its place meanwhile, in that one."""
-        while True:
-            found, store = await self._registry.load(IndexDocument, name), await self._heads.load(name)
+    ) -> Seen[R] | Refusal:
+        """What `look` sees in the store."""
+
+        async def read(
+            store: StoreDocument | None,
+        ) -> Seen[R] | Refusal:
+            found = await self._registry.load(IndexDocument, name)
             dataset = await self._registry.load(DatasetDocument, found[0].dataset) if found else None
             if found is None or dataset is None or store is None or not (store.vectors or texts):
                 return await self._no_store(name)
             place = await self._buckets.lance_place(found[0].bucket, store.key, store.lance_version)
-            try:
-                backend = await anyio.to_thread.run_sync(LanceBackend.load, place, found[0].metric)
-                seen = await anyio.to_thread.run_sync(look, backend, dataset[0])
-            except (FileNotFoundError, CorruptState) as error:
-                if await self._heads.load(name) != store:
-                    continue
-                hint = f"make it anew: lakehouse lance drop {name}, then lakehouse lance migrate {name}"
-                return Refusal("unavailable", f"the Lance store of {name!r} can't be read: {error}", hint)
-            return found[0], dataset[0], store, seen
+            backend = await anyio.to_thread.run_sync(LanceBackend.load, place, found[0].metric)
+            return found[0], dataset[0], store, await anyio.to_thread.run_sync(look, backend, dataset[0])
+
+        try:
+            return await self._heads.reading(name, read)
+        except (FileNotFoundError, CorruptState) as error:
+            hint = f"make it anew: lakehouse lance drop {name}, then lakehouse lance migrate {name}"
+            return Refusal("unavailable", f"the Lance store of {name!r} can't be read: {error}", hint)
 
     async def _no_store(self, name: IndexName) -> Refusal:
         if await self._registry.load(IndexDocument, name) is None:

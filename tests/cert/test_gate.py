@@ -21,7 +21,7 @@ from actors.gate.phase import Phase
 from actors.tensors.shard_writer import write_arrays
 from benchmarks.small_adapters import TARGETS, load, peft_mix, save_random, tiny_llama, train_adapter
 from schemas.events.gate import ExportGate
-from schemas.gate import AdapterWeight, ExportManifest
+from schemas.gate import AdapterWeight, ExportManifest, MixSource
 from tests.unit.gate_adapters import read_all
 
 pytestmark = [  # PEFT asks transformers by an old name, and says what it does of itself
@@ -65,6 +65,24 @@ def logits(model: Any, seed: int = 0) -> np.ndarray:
 
 def merge(adapters: dict[str, Path], weights: dict[str, float], rank: int | None = None) -> Merge:
     return Merge([Weighted(each, weights[each.name]) for each in open_adapters(adapters)], rank)
+
+
+def ordered(
+    asked: ExportGate, source: MixSource, folders: dict[str, Path], weights: list[float], base: Path, text: Path
+) -> ExportOrder:
+    return ExportOrder(
+        asked=asked,
+        folders=folders,
+        mix=[AdapterWeight(name, weight) for name, weight in zip(folders, weights, strict=True)],
+        source=source,
+        scales=[1.0] * len(folders),
+        run=None,
+        model="small",
+        base=base,
+        base_sha256=None,
+        text=text,
+        created=1.0,
+    )
 
 
 def with_adapter(base: Path, folder: Path) -> Any:
@@ -194,19 +212,8 @@ def test_the_loss_of_a_cut_is_that_of_the_cut_model(lm: Path, tmp_path: Path) ->
         name: save_random(lm, tmp_path / name, seed, r=4, lora_alpha=32, target_modules=TARGETS)
         for seed, name in enumerate(("one", "two"))
     }
-    order = ExportOrder(
-        asked=ExportGate("p", "base", prompts=40, tokens=32, rank=1, max_error=1.0),
-        folders=two,
-        mix=[AdapterWeight("one", 0.7), AdapterWeight("two", 0.4)],
-        source="explicit",
-        run=None,
-        model="small",
-        base=lm,
-        base_sha256=None,
-        scales=[1.0, 1.0],
-        text=lm / "held-out.txt",
-        created=1.0,
-    )
+    asked = ExportGate("p", "base", prompts=40, tokens=32, rank=1, max_error=1.0)
+    order = ordered(asked, "explicit", two, [0.7, 0.4], lm, lm / "held-out.txt")
     (tmp_path / "out").mkdir()
     (told,) = [each for each in export_job(order, tmp_path / "out") if isinstance(each, ExportManifest)]
     assert told.evaluation is not None
@@ -230,18 +237,8 @@ def test_a_loss_that_isn_t_finite_is_refused(lm: Path, tmp_path: Path) -> None:
     weights = read_all(base)
     (norm,) = [name for name in weights if name.endswith("ln_f.weight")]
     write_arrays(base / "model.safetensors", {**weights, norm: np.full_like(weights[norm], np.nan)}, {"format": "pt"})
-    order = ExportOrder(
-        asked=ExportGate("p", "peft", prompts=16, tokens=8),
-        folders=two,
-        mix=[AdapterWeight("a", 0.5), AdapterWeight("b", 0.5)],
-        source="uniform",
-        run=None,
-        model="small",
-        base=base,
-        base_sha256=None,
-        scales=[1.0, 1.0],
-        text=lm / "held-out.txt",
-        created=1.0,
+    order = ordered(
+        ExportGate("p", "peft", prompts=16, tokens=8), "uniform", two, [0.5, 0.5], base, lm / "held-out.txt"
     )
     with pytest.raises(Unfit, match=r"the loss of base on held-out\.txt isn't finite: the weights of base"):
         list(export_job(order, tmp_path / "out"))
@@ -256,19 +253,8 @@ def test_weights_found_by_loss_are_no_worse_than_what_they_began_with(lm: Path, 
     noise = save_random(lm, tmp_path / "noise", 1, r=8, lora_alpha=64, target_modules=TARGETS)
     rest = tmp_path / "rest.txt"
     rest.write_text("\n\n".join(texts[60:140]), encoding="utf-8")
-    order = ExportOrder(
-        asked=ExportGate("p", "peft", weights="static_loss", prompts=80, tokens=48),
-        folders={"good": good, "noise": noise},
-        mix=[AdapterWeight("good", 0.5), AdapterWeight("noise", 0.5)],
-        source="static_loss",
-        scales=[1.0, 1.0],
-        run=None,
-        model="small",
-        base=lm,
-        base_sha256=None,
-        text=rest,
-        created=1.0,
-    )
+    asked = ExportGate("p", "peft", weights="static_loss", prompts=80, tokens=48)
+    order = ordered(asked, "static_loss", {"good": good, "noise": noise}, [0.5, 0.5], lm, rest)
     out = tmp_path / "out"
     out.mkdir()
     said = list(export_job(order, out))
