@@ -5,10 +5,10 @@ from schemas.events.base import CommandRefused, Message, Refusal, tag_of
 
 
 def unheard(command: Message, refusal: Refusal) -> CommandRefused:
-    return CommandRefused(tag_of(type(command)), refusal.status, refusal.reason, refusal.hint, about(command))
+    return CommandRefused(tag_of(type(command)), refusal.status, refusal.reason, refusal.hint, _about(command))
 
 
-def about(command: Message) -> str:
+def _about(command: Message) -> str:
     """What a command names: the index that is to be dropped, the profile that is to be made."""
     for field in ("index", "dataset", "name", "profile", "model"):
         value = getattr(command, field, None)
